@@ -1,0 +1,251 @@
+//! Flow keys, flow values, buckets and the bucket hash: all that both sides of the flow table
+//! must agree on, and no access to the table itself.
+
+use crate::limits::BUCKET_WAYS;
+
+/// Nanoseconds to ticks: one tick is 2^26 ns, 67.1 ms. A 32-bit count wraps after nine years, and
+/// comparisons are made modulo that.
+pub const TICK_SHIFT: u32 = 26;
+
+/// A hit renews its slot only when that moves the expiry by at least this much: 16 ticks, 1.07 s.
+/// A busy flow dirties its cache line about once a second.
+pub const REFRESH_TICKS: u32 = 16;
+
+/// Ticks in `seconds`, rounded up.
+pub const fn ticks(seconds: u32) -> u32 {
+    ((seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as u32
+}
+
+/// Index of an inner map of the table of flow tables.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowTable {
+    /// TCP flows that showed a second packet. Nothing live is ever evicted.
+    Tcp = 0,
+    /// UDP flows that showed a second packet.
+    Udp = 1,
+    /// TCP flows of which only SYNs were seen; evicts freely.
+    TcpHalfOpen = 2,
+    /// UDP flows of one packet; evicts freely.
+    UdpHalfOpen = 3,
+}
+
+impl FlowTable {
+    /// Every table, indexed by its number.
+    pub const ALL: [FlowTable; 4] = [
+        FlowTable::Tcp,
+        FlowTable::Udp,
+        FlowTable::TcpHalfOpen,
+        FlowTable::UdpHalfOpen,
+    ];
+
+    /// The name in dumps.
+    pub const fn label(self) -> &'static str {
+        match self {
+            FlowTable::Tcp => "tcp",
+            FlowTable::Udp => "udp",
+            FlowTable::TcpHalfOpen => "tcp-half-open",
+            FlowTable::UdpHalfOpen => "udp-half-open",
+        }
+    }
+}
+
+/// One bucket: eight slots of sixteen bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Bucket {
+    /// The slots, searched in this order by every CPU.
+    pub slots: [Slot; BUCKET_WAYS],
+}
+
+/// One flow, or a free place: key 0 (client 0.0.0.0:0 of no service) is never a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// See [`FlowKey`].
+    pub key: u64,
+    /// See [`FlowValue`].
+    pub value: u64,
+}
+
+const _: () = {
+    assert!(core::mem::size_of::<Slot>() == 16);
+    assert!(core::mem::size_of::<Bucket>() == 128);
+};
+
+/// Client address, client port and service id in one word. The protocol is the service's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey(pub u64);
+
+impl FlowKey {
+    /// Packs a key. Address and port in network byte order.
+    #[inline(always)]
+    pub const fn new(client_be: u32, port_be: u16, service: u16) -> Self {
+        Self((client_be as u64) << 32 | (port_be as u64) << 16 | service as u64)
+    }
+
+    /// Client address, network byte order.
+    pub const fn client_be(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Client port, network byte order.
+    pub const fn port_be(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// Service id.
+    pub const fn service(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+/// Backend id in bits 0-15, flags in 16-23, expiry tick in 32-63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowValue(pub u64);
+
+impl FlowValue {
+    /// A writer owns the slot; its key and value are not to be believed.
+    const BUSY: u64 = 1 << 16;
+    /// The client sent FIN or RST: a new SYN is a new connection.
+    const CLOSING: u64 = 1 << 17;
+
+    /// A flow of `backend` until `expires`.
+    #[inline(always)]
+    pub const fn new(backend: u16, expires: u32, closing: bool) -> Self {
+        let flag = if closing { Self::CLOSING } else { 0 };
+        Self((expires as u64) << 32 | flag | backend as u64)
+    }
+
+    /// The mark of a writer who claimed the slot at tick `now`.
+    #[inline(always)]
+    pub const fn busy(now: u32) -> Self {
+        Self((now as u64) << 32 | Self::BUSY)
+    }
+
+    /// Backend id.
+    #[inline(always)]
+    pub const fn backend(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Expiry tick.
+    #[inline(always)]
+    pub const fn expires(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Whether a writer owns the slot.
+    #[inline(always)]
+    pub const fn is_busy(self) -> bool {
+        self.0 & Self::BUSY != 0
+    }
+
+    /// Whether the client began to close.
+    #[inline(always)]
+    pub const fn is_closing(self) -> bool {
+        self.0 & Self::CLOSING != 0
+    }
+
+    /// Whether the slot may be claimed for another flow at tick `now`.
+    #[inline(always)]
+    pub const fn is_free(self, now: u32) -> bool {
+        self.0 == 0 || (!self.is_busy() && now.wrapping_sub(self.expires()) < 1 << 31)
+    }
+}
+
+/// The word that the bucket index is taken from, over the packet's own fields, so that it can be
+/// computed before the service is known. Multiply-xorshift with secret multipliers: an attacker
+/// who knows the code but not the secrets cannot aim at one bucket.
+#[inline(always)]
+pub const fn hash(
+    secret: [u64; 2],
+    client_be: u32,
+    port_be: u16,
+    vip_be: u32,
+    vport_be: u16,
+) -> u64 {
+    let client = (client_be as u64) << 16 | port_be as u64;
+    let vip = (vip_be as u64) << 16 | vport_be as u64;
+    let mut word = client ^ vip.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ secret[0];
+    word = word.wrapping_mul(secret[1] | 1);
+    word ^= word >> 32;
+    word = word.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    word ^ word >> 32
+}
+
+/// Bucket index of a [`hash`].
+#[inline(always)]
+pub const fn bucket(hash: u64, mask: u32) -> u32 {
+    hash as u32 & mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ticks_round_up() {
+        assert_eq!(ticks(0), 0);
+        assert_eq!(ticks(1), 15);
+        assert_eq!(ticks(900), 13_412);
+    }
+
+    #[test]
+    fn expiry_survives_the_wrap_of_the_clock() {
+        let value = FlowValue::new(7, 5, false);
+        assert!(
+            !value.is_free(u32::MAX - 10),
+            "16 ticks to go, over the wrap"
+        );
+        assert!(value.is_free(5));
+        assert!(value.is_free(100));
+    }
+
+    #[test]
+    fn a_busy_slot_is_never_free() {
+        assert!(!FlowValue::busy(100).is_free(100));
+        assert!(!FlowValue::busy(100).is_free(1000));
+        assert!(FlowValue(0).is_free(0));
+    }
+
+    proptest! {
+        #[test]
+        fn key_parts_come_back(client: u32, port: u16, service: u16) {
+            let key = FlowKey::new(client, port, service);
+            prop_assert_eq!((key.client_be(), key.port_be(), key.service()), (client, port, service));
+        }
+
+        #[test]
+        fn value_parts_come_back(backend: u16, expires: u32, closing: bool) {
+            let value = FlowValue::new(backend, expires, closing);
+            prop_assert_eq!(
+                (value.backend(), value.expires(), value.is_closing(), value.is_busy()),
+                (backend, expires, closing, false)
+            );
+        }
+    }
+
+    /// Consecutive ports of one client, the commonest input, must fill buckets as a random function
+    /// would: 32,768 flows in 32,768 buckets leave 1/e of them empty, and none overfull.
+    #[test]
+    fn consecutive_ports_spread() {
+        extern crate std;
+        let secret = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
+        let mut fill = std::vec![0u8; 32_768];
+        for port in 0..32_768u16 {
+            let word = hash(
+                secret,
+                0x0a01_0f01,
+                port.to_be(),
+                0x320f_010a,
+                80u16.to_be(),
+            );
+            fill[bucket(word, 32_767) as usize] += 1;
+        }
+        let empty = fill.iter().filter(|n| **n == 0).count();
+        assert!((10_000..14_000).contains(&empty), "{empty} empty buckets");
+        assert!(fill.iter().all(|n| *n <= 9));
+    }
+}

@@ -1,0 +1,50 @@
+//! From a backend id to the interface that the frame leaves by.
+
+use aya_ebpf::bindings::xdp_action;
+use lb_common::{Backend, BackendFlags, Reason};
+
+use crate::{
+    maps::{BACKENDS, DEVICES},
+    packet::Packet,
+};
+
+/// How the frame leaves.
+pub enum Forward {
+    /// By the interface it came in on.
+    Transmit,
+    /// By the interface of this index.
+    Redirect(u32),
+}
+
+/// The precomputed answer for a backend.
+#[inline(always)]
+pub fn element(backend: u16) -> Result<&'static Backend, Reason> {
+    BACKENDS.get(u32::from(backend)).ok_or(Reason::NotReady)
+}
+
+/// Where the frame has to go. Decided before anything is written to it.
+#[inline(always)]
+pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason> {
+    let flags = backend.flags();
+    if flags & BackendFlags::LOCAL != 0 {
+        return Err(Reason::Local);
+    }
+    if flags & BackendFlags::RESOLVED == 0 {
+        return Err(Reason::NeighbourUnknown);
+    }
+    let ifindex = backend.ifindex as u32;
+    if ifindex == packet.ingress_ifindex() {
+        Ok(Forward::Transmit)
+    } else {
+        Ok(Forward::Redirect(ifindex))
+    }
+}
+
+/// The action for [`Forward::Redirect`]. The daemon puts an interface into the device map before
+/// any backend names it.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> u32 {
+    DEVICES
+        .redirect(ifindex, 0)
+        .unwrap_or(xdp_action::XDP_ABORTED)
+}

@@ -1,0 +1,73 @@
+//! Every BPF map, with BTF key and value types, so that libbpf tools read them too.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, PerCpuArray},
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use lb_common::{
+    Backend, BackendCounters, Control, Reason, RingChunk, Service, ServiceKey,
+    flow::{Bucket, TICK_SHIFT},
+    limits::{GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
+    reason::REASON_COUNT,
+    table::Cursor,
+};
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// Inner flow tables are created by the daemon in the size it wants; BPF_F_INNER_MAP lets sizes
+/// differ.
+const INNER: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
+
+#[btf_map]
+static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+
+/// Both generations of every service.
+#[btf_map]
+pub static SERVICES: HashMap<ServiceKey, Service, { (MAX_SERVICES * GENERATIONS) as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static RINGS: Array<
+    RingChunk,
+    { (RING_CHUNKS_PER_GENERATION * GENERATIONS) as usize },
+    MMAPABLE,
+> = Array::new();
+
+#[btf_map]
+pub static CURSORS: Array<Cursor, { MAX_SERVICES as usize }, MMAPABLE> = Array::new();
+
+/// Indexed by [`FlowTable`](lb_common::flow::FlowTable).
+#[btf_map]
+pub static FLOWS: ArrayOfMaps<Array<Bucket, 1, INNER>, 4> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
+
+#[btf_map]
+pub static BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
+
+/// The control element, once the daemon has filled it.
+#[inline(always)]
+pub fn control() -> Result<&'static Control, Reason> {
+    match CONTROL.get(0) {
+        Some(control) if control.ready != 0 => Ok(control),
+        _ => Err(Reason::NotReady),
+    }
+}
+
+/// The clock of flow expiry. The coarse clock costs nothing measurable and goes on when the daemon
+/// does not.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper takes no argument and always succeeds.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+}

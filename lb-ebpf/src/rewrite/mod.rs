@@ -1,0 +1,3 @@
+//! What forwarding writes to a frame.
+
+pub mod direct;
