@@ -53,7 +53,7 @@ pub struct Cursor {
     pub reserved: [u64; 7],
 }
 
-/// The answer for a backend, precomputed by user space. Three aligned words, each stored whole, so
+/// The answer for a backend, precomputed by user space. Aligned words, each stored whole, so
 /// a reader never sees half of a changed MAC address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,10 @@ pub struct Backend {
     pub source: u64,
     /// Interface that leads to the backend.
     pub ifindex: u64,
+    /// Whose element this is: for dumps, and for a daemon that takes over pinned maps. IPv4 address
+    /// (network byte order as a number) in bits 0-31, service id in 32-47, [`Self::SORRY`] and
+    /// [`Self::HOST`] in 48 and 49. 0 when never used.
+    pub identity: u64,
 }
 
 /// Bits of [`Backend::flags`].
@@ -80,14 +84,26 @@ impl BackendFlags {
 }
 
 impl Backend {
+    /// Bit of [`Self::identity`]: the service's sorry server.
+    pub const SORRY: u64 = 1 << 48;
+    /// Bit of [`Self::identity`]: another host, as opposed to this one.
+    pub const HOST: u64 = 1 << 49;
+
     /// Assembles an element.
-    pub const fn new(destination: [u8; 6], source: [u8; 6], ifindex: u32, flags: u8) -> Self {
+    pub const fn new(
+        destination: [u8; 6],
+        source: [u8; 6],
+        ifindex: u32,
+        flags: u8,
+        identity: u64,
+    ) -> Self {
         let d = destination;
         let s = source;
         Self {
             destination: u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], flags, 0]),
             source: u64::from_ne_bytes([s[0], s[1], s[2], s[3], s[4], s[5], 0, 0]),
             ifindex: ifindex as u64,
+            identity,
         }
     }
 
@@ -129,7 +145,7 @@ const _: () = {
     assert!(size_of::<Service>() == 16 && align_of::<Service>() == 4);
     assert!(size_of::<RingChunk>() == 64);
     assert!(size_of::<Cursor>() == 64);
-    assert!(size_of::<Backend>() == 24 && align_of::<Backend>() == 8);
+    assert!(size_of::<Backend>() == 32 && align_of::<Backend>() == 8);
     assert!(size_of::<BackendCounters>() == 32);
 };
 

@@ -20,39 +20,39 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// differ.
 const INNER: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
 
-#[btf_map]
+#[btf_map(name = "control")]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 
 /// Both generations of every service.
-#[btf_map]
+#[btf_map(name = "services")]
 pub static SERVICES: HashMap<ServiceKey, Service, { (MAX_SERVICES * GENERATIONS) as usize }> =
     HashMap::new();
 
-#[btf_map]
+#[btf_map(name = "backends")]
 pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
-#[btf_map]
+#[btf_map(name = "rings")]
 pub static RINGS: Array<
     RingChunk,
     { (RING_CHUNKS_PER_GENERATION * GENERATIONS) as usize },
     MMAPABLE,
 > = Array::new();
 
-#[btf_map]
+#[btf_map(name = "cursors")]
 pub static CURSORS: Array<Cursor, { MAX_SERVICES as usize }, MMAPABLE> = Array::new();
 
 /// Indexed by [`FlowTable`](lb_common::flow::FlowTable).
-#[btf_map]
+#[btf_map(name = "flows")]
 pub static FLOWS: ArrayOfMaps<Array<Bucket, 1, INNER>, 4> = ArrayOfMaps::new();
 
-#[btf_map]
+#[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
 
-#[btf_map]
+#[btf_map(name = "backend_stats")]
 pub static BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }> =
     PerCpuArray::new();
 
-#[btf_map]
+#[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
 
 /// The control element, once the daemon has filled it.

@@ -1,0 +1,145 @@
+//! Documents of the API. Pure.
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::dataplane::{
+    Attachment, BackendSnapshot, ServiceSnapshot, Snapshot as DataPlaneSnapshot, TableInfo,
+};
+use crate::model::VrrpState;
+
+/// `GET`: a [`Status`].
+pub const STATUS: &str = "/v1/status";
+/// `GET`: a list of [`TableInfo`].
+pub const MAPS: &str = "/v1/maps";
+/// `GET`: a [`MapDump`]; the map's name is the last segment.
+pub const MAP: &str = "/v1/maps/{name}";
+/// `POST`: a [`Reload`]; with `?dry_run=true` nothing changes.
+pub const RELOAD: &str = "/v1/reload";
+
+/// Everything there is to know at a glance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Name of this director.
+    pub router_id: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Configuration file.
+    pub config: String,
+    /// Last change of the data plane.
+    pub generation: Generation,
+    /// VRRP instances.
+    pub instances: Vec<InstanceStatus>,
+    /// Health of checked real servers.
+    pub checks: Vec<CheckStatus>,
+    /// The data plane with its services.
+    pub data_plane: DataPlaneSnapshot,
+    /// What needs an operator's attention, most important first.
+    pub problems: Vec<String>,
+}
+
+/// A switch of the data plane's configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Generation {
+    /// Its number.
+    pub number: u64,
+    /// What made it necessary.
+    pub reason: String,
+    /// Seconds since 1970.
+    pub at: u64,
+}
+
+/// A VRRP instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Its name.
+    pub name: String,
+    /// Interface.
+    pub interface: String,
+    /// Virtual router id.
+    pub virtual_router_id: u8,
+    /// Priority.
+    pub priority: u8,
+    /// Present state.
+    pub state: VrrpState,
+    /// Why it is in that state.
+    pub reason: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Generation of the data plane when the state was entered.
+    pub generation: u64,
+    /// Virtual addresses.
+    pub addresses: Vec<String>,
+    /// Advertisement interval, milliseconds.
+    pub advert_interval_ms: u64,
+    /// Master-down or advertisement timer: milliseconds until it fires.
+    pub timer_ms: Option<u64>,
+    /// Source of adverts.
+    pub source: Option<String>,
+    /// The last other router heard.
+    pub peer: Option<Peer>,
+    /// Adverts sent.
+    pub sent: u64,
+    /// Adverts believed.
+    pub received: u64,
+    /// Adverts that could not be sent.
+    pub send_errors: u64,
+    /// Adverts not believed, by reason.
+    pub rejected: Vec<(String, u64)>,
+}
+
+/// Another router of the same VRID.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its address.
+    pub address: String,
+    /// Its priority.
+    pub priority: u8,
+    /// Milliseconds since its last advert.
+    pub heard_ms_ago: u64,
+}
+
+/// A checked real server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckStatus {
+    /// Service, as `TCP 10.1.15.50:80`.
+    pub service: String,
+    /// Real server.
+    pub backend: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Error of the attempt that made it down.
+    pub cause: Option<String>,
+}
+
+/// A map's entries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MapDump {
+    /// Name of the map.
+    pub name: String,
+    /// Decoded entries.
+    pub entries: Vec<serde_json::Value>,
+}
+
+/// Result of a reload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reload {
+    /// What changed.
+    pub changes: Vec<String>,
+    /// Sections whose change waits for a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong.
+    pub error: String,
+    /// Whether the configuration is at fault.
+    pub invalid_config: bool,
+}

@@ -1,0 +1,163 @@
+//! The daemon's side of the socket. Every request becomes a message to the daemon, which answers
+//! between two of its events.
+
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Path as Segment, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+use super::proto::{self, Failure, MapDump, Reload, Status, TableInfo};
+
+/// Requests that may wait for the daemon; more are refused with 503.
+const QUEUE: usize = 64;
+
+/// What the daemon is asked.
+pub enum Request {
+    /// Everything.
+    Status(oneshot::Sender<Status>),
+    /// The kernel tables.
+    Maps(oneshot::Sender<Vec<TableInfo>>),
+    /// One kernel table.
+    Map(String, oneshot::Sender<Option<MapDump>>),
+    /// Read the configuration again; a dry run only says what would change.
+    Reload {
+        /// Whether to change nothing.
+        dry_run: bool,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Reload, Failure>>,
+    },
+}
+
+/// The socket cannot be used.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// Somebody listens on it.
+    #[error("another lbd answers on {0}; stop it, or give this one its own `socket` in [runtime]")]
+    InUse(String),
+    /// Anything else.
+    #[error("cannot listen on {path}: {source}")]
+    Listen {
+        /// The socket.
+        path: String,
+        /// What failed.
+        source: io::Error,
+    },
+}
+
+/// The listening socket; its file goes with it.
+pub struct Server {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens on `path`, replacing a socket that nobody answers on any more.
+    pub async fn start(path: &Path) -> Result<(Self, mpsc::Receiver<Request>), SocketError> {
+        let failed = |source| SocketError::Listen { path: path.display().to_string(), source };
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(SocketError::InUse(path.display().to_string()));
+        }
+        if path.symlink_metadata().is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Who may write here may change what the load balancer does.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        let (requests, inbox) = mpsc::channel(QUEUE);
+        let router = Router::new()
+            .route(proto::STATUS, get(status))
+            .route(proto::MAPS, get(maps))
+            .route(proto::MAP, get(map))
+            .route(proto::RELOAD, post(reload))
+            .with_state(requests);
+        let task = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the API has stopped");
+            }
+        });
+        Ok((Self { path: path.to_owned(), task }, inbox))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+type Daemon = State<mpsc::Sender<Request>>;
+
+async fn status(State(daemon): Daemon) -> Response {
+    match ask(&daemon, Request::Status).await {
+        Some(status) => Json(status).into_response(),
+        None => busy(),
+    }
+}
+
+async fn maps(State(daemon): Daemon) -> Response {
+    match ask(&daemon, Request::Maps).await {
+        Some(maps) => Json(maps).into_response(),
+        None => busy(),
+    }
+}
+
+async fn map(State(daemon): Daemon, Segment(name): Segment<String>) -> Response {
+    match ask(&daemon, |answer| Request::Map(name.clone(), answer)).await {
+        Some(Some(dump)) => Json(dump).into_response(),
+        Some(None) => failure(StatusCode::NOT_FOUND, format!("there is no map `{name}`"), false),
+        None => busy(),
+    }
+}
+
+#[derive(Deserialize)]
+struct ReloadQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn reload(State(daemon): Daemon, Query(query): Query<ReloadQuery>) -> Response {
+    match ask(&daemon, |answer| Request::Reload { dry_run: query.dry_run, answer }).await {
+        Some(Ok(reload)) => Json(reload).into_response(),
+        Some(Err(error)) => {
+            failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, error.invalid_config)
+        }
+        None => busy(),
+    }
+}
+
+async fn ask<T>(
+    daemon: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    daemon.try_send(request(answer)).ok()?;
+    answered.await.ok()
+}
+
+fn busy() -> Response {
+    failure(StatusCode::SERVICE_UNAVAILABLE, "lbd is busy or shutting down".to_owned(), false)
+}
+
+fn failure(status: StatusCode, error: String, invalid_config: bool) -> Response {
+    (status, Json(Failure { error, invalid_config })).into_response()
+}

@@ -1,0 +1,68 @@
+//! What a reload changes, in words for the log.
+
+use crate::model::Config;
+
+/// One line per difference between the running and the new configuration.
+pub fn changes(old: &Config, new: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    for instance in &new.instances {
+        match old.instances.iter().find(|i| i.name == instance.name) {
+            None => lines.push(format!("VRRP instance {} added", instance.name)),
+            Some(before) if before != instance => lines.push(format!("VRRP instance {} changed", instance.name)),
+            Some(_) => {}
+        }
+    }
+    for instance in &old.instances {
+        if !new.instances.iter().any(|i| i.name == instance.name) {
+            lines.push(format!("VRRP instance {} removed", instance.name));
+        }
+    }
+    for service in &new.services {
+        let Some(before) = old.services.iter().find(|s| s.id == service.id) else {
+            lines.push(format!("service {} added", service.id));
+            continue;
+        };
+        for backend in &service.backends {
+            match before.backends.iter().find(|b| b.address == backend.address) {
+                None => lines.push(format!("{}: real server {} added", service.id, backend.address)),
+                Some(b) if b.weight != backend.weight => lines.push(format!(
+                    "{}: weight of {} {} -> {}",
+                    service.id, backend.address, b.weight, backend.weight
+                )),
+                Some(_) => {}
+            }
+        }
+        for backend in &before.backends {
+            if !service.backends.iter().any(|b| b.address == backend.address) {
+                lines.push(format!("{}: real server {} removed", service.id, backend.address));
+            }
+        }
+        let settings = |s: &crate::model::VirtualService| {
+            (s.scheduler, s.instance.clone(), s.sorry, s.check.clone())
+        };
+        if settings(before) != settings(service) {
+            lines.push(format!("{}: settings changed", service.id));
+        }
+    }
+    for service in &old.services {
+        if !new.services.iter().any(|s| s.id == service.id) {
+            lines.push(format!("service {} removed", service.id));
+        }
+    }
+    lines
+}
+
+/// The sections whose change a running daemon cannot take over.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let mut sections = Vec::new();
+    if old.runtime != new.runtime {
+        sections.push("runtime");
+    }
+    if old.dataplane.interfaces != new.dataplane.interfaces
+        || old.dataplane.allow_generic != new.dataplane.allow_generic
+        || old.dataplane.flow_slots != new.dataplane.flow_slots
+    {
+        sections.push("dataplane");
+    }
+    sections
+}

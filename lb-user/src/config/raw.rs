@@ -1,0 +1,212 @@
+//! The file as written: every key optional, every value with its place.
+
+use std::{ops::Range, time::Duration};
+
+use toml::de::DeTable;
+
+use super::{
+    diagnostic::Diagnostic,
+    reader::{At, Fields},
+};
+
+/// The whole file.
+#[derive(Default)]
+pub struct Raw {
+    pub router_id: Option<At<String>>,
+    pub runtime: Option<At<RawRuntime>>,
+    pub dataplane: Option<At<RawDataplane>>,
+    pub instances: Vec<At<RawInstance>>,
+    pub services: Vec<At<RawService>>,
+}
+
+#[derive(Default)]
+pub struct RawRuntime {
+    pub socket: Option<At<String>>,
+    pub pin_path: Option<At<String>>,
+    pub script_user: Option<At<String>>,
+}
+
+#[derive(Default)]
+pub struct RawDataplane {
+    pub interfaces: Option<At<Vec<At<String>>>>,
+    pub allow_generic: Option<At<bool>>,
+    pub flow_slots: Option<At<i64>>,
+    pub tcp_timeout: Option<At<Duration>>,
+    pub tcp_closing_timeout: Option<At<Duration>>,
+    pub tcp_half_open_timeout: Option<At<Duration>>,
+    pub udp_timeout: Option<At<Duration>>,
+}
+
+pub struct RawInstance {
+    pub name: Option<At<String>>,
+    pub interface: Option<At<String>>,
+    pub virtual_router_id: Option<At<i64>>,
+    pub priority: Option<At<i64>>,
+    pub advert_interval: Option<At<Duration>>,
+    pub preempt: Option<At<bool>>,
+    pub source_address: Option<At<String>>,
+    pub multicast_group: Option<At<String>>,
+    pub password: Option<At<String>>,
+    pub addresses: Option<At<Vec<At<String>>>>,
+    pub notify_master: Option<At<Vec<String>>>,
+    pub notify_backup: Option<At<Vec<String>>>,
+    pub notify_fault: Option<At<Vec<String>>>,
+    pub notify_stop: Option<At<Vec<String>>>,
+    pub notify: Option<At<Vec<String>>>,
+    pub notify_timeout: Option<At<Duration>>,
+}
+
+pub struct RawService {
+    pub address: Option<At<String>>,
+    pub protocol: Option<At<String>>,
+    pub scheduler: Option<At<String>>,
+    pub forward: Option<At<String>>,
+    pub vrrp: Option<At<String>>,
+    pub sorry_server: Option<At<String>>,
+    pub check: Option<At<RawCheck>>,
+    pub backends: Vec<At<RawBackend>>,
+}
+
+pub struct RawCheck {
+    pub kind: Option<At<String>>,
+    pub port: Option<At<i64>>,
+    pub path: Option<At<String>>,
+    pub host: Option<At<String>>,
+    pub status: Option<At<i64>>,
+    pub interval: Option<At<Duration>>,
+    pub connect_timeout: Option<At<Duration>>,
+    pub retries: Option<At<i64>>,
+    pub delay_before_retry: Option<At<Duration>>,
+}
+
+pub struct RawBackend {
+    pub address: Option<At<String>>,
+    pub weight: Option<At<i64>>,
+}
+
+/// Reads the file as far as it can be read.
+pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    let mut errors: Vec<Diagnostic> = syntax.iter().map(syntax_error).collect();
+    if !errors.is_empty() {
+        // What follows a syntax error is guesswork; complaints about it would mislead.
+        return (Raw::default(), errors);
+    }
+    let mut fields = Fields::new("the file", no_place(), document.get_ref(), &mut errors);
+    let raw = Raw {
+        router_id: fields.string("router_id"),
+        runtime: fields.table("runtime", runtime),
+        dataplane: fields.table("dataplane", dataplane),
+        instances: fields.tables("vrrp", instance),
+        services: fields.tables("service", service),
+    };
+    fields.finish();
+    (raw, errors)
+}
+
+fn no_place() -> Range<usize> {
+    0..0
+}
+
+fn syntax_error(error: &toml::de::Error) -> Diagnostic {
+    Diagnostic {
+        span: error.span().unwrap_or_else(no_place),
+        message: format!("not valid TOML: {}", error.message().replace('\n', ", ")),
+        help: None,
+    }
+}
+
+fn runtime(fields: &mut Fields<'_, '_>) -> RawRuntime {
+    RawRuntime {
+        socket: fields.string("socket"),
+        pin_path: fields.string("pin_path"),
+        script_user: fields.string("script_user"),
+    }
+}
+
+fn dataplane(fields: &mut Fields<'_, '_>) -> RawDataplane {
+    RawDataplane {
+        interfaces: fields.strings("interfaces"),
+        allow_generic: fields.boolean("allow_generic"),
+        flow_slots: fields.integer("flow_slots"),
+        tcp_timeout: fields.duration("tcp_timeout"),
+        tcp_closing_timeout: fields.duration("tcp_closing_timeout"),
+        tcp_half_open_timeout: fields.duration("tcp_half_open_timeout"),
+        udp_timeout: fields.duration("udp_timeout"),
+    }
+}
+
+fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
+    let raw = RawInstance {
+        name: fields.string("name"),
+        interface: fields.string("interface"),
+        virtual_router_id: fields.integer("virtual_router_id"),
+        priority: fields.integer("priority"),
+        advert_interval: fields.duration("advert_interval"),
+        preempt: fields.boolean("preempt"),
+        source_address: fields.string("source_address"),
+        multicast_group: fields.string("multicast_group"),
+        password: fields.string("password"),
+        addresses: fields.strings("addresses"),
+        notify_master: fields.command("notify_master"),
+        notify_backup: fields.command("notify_backup"),
+        notify_fault: fields.command("notify_fault"),
+        notify_stop: fields.command("notify_stop"),
+        notify: fields.command("notify"),
+        notify_timeout: fields.duration("notify_timeout"),
+    };
+    for (key, present, help) in [
+        ("name", fields.was_given("name"), "a name such as \"VI_1\", used in logs and scripts"),
+        ("interface", fields.was_given("interface"), "the interface that speaks VRRP"),
+        ("virtual_router_id", fields.was_given("virtual_router_id"), "1 to 255, the same on all directors of the pair"),
+        ("addresses", fields.was_given("addresses"), "the virtual addresses, such as [\"10.1.15.50/16\"]"),
+    ] {
+        if !present {
+            fields.missing(key, help);
+        }
+    }
+    raw
+}
+
+fn service(fields: &mut Fields<'_, '_>) -> RawService {
+    let raw = RawService {
+        address: fields.string("address"),
+        protocol: fields.string("protocol"),
+        scheduler: fields.string("scheduler"),
+        forward: fields.string("forward"),
+        vrrp: fields.string("vrrp"),
+        sorry_server: fields.string("sorry_server"),
+        check: fields.table("check", check),
+        backends: fields.tables("backend", backend),
+    };
+    if !fields.was_given("address") {
+        fields.missing("address", "VIP and port, such as \"10.1.15.50:80\"");
+    }
+    raw
+}
+
+fn check(fields: &mut Fields<'_, '_>) -> RawCheck {
+    let raw = RawCheck {
+        kind: fields.string("type"),
+        port: fields.integer("port"),
+        path: fields.string("path"),
+        host: fields.string("host"),
+        status: fields.integer("status"),
+        interval: fields.duration("interval"),
+        connect_timeout: fields.duration("connect_timeout"),
+        retries: fields.integer("retries"),
+        delay_before_retry: fields.duration("delay_before_retry"),
+    };
+    if !fields.was_given("type") {
+        fields.missing("type", "\"http\" or \"tcp\"");
+    }
+    raw
+}
+
+fn backend(fields: &mut Fields<'_, '_>) -> RawBackend {
+    let raw = RawBackend { address: fields.string("address"), weight: fields.integer("weight") };
+    if !fields.was_given("address") {
+        fields.missing("address", "the real server's own address, such as \"10.1.15.45\"");
+    }
+    raw
+}

@@ -1,0 +1,184 @@
+//! Virtual addresses on interfaces and their announcement.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    model::{Config, Instance, Prefix},
+    net::{
+        announce::Announcer,
+        interfaces::{Interface, Interfaces},
+        netlink::Netlink,
+    },
+};
+
+/// After becoming master, addresses are announced at once and again after these times: an
+/// announcement can be lost, and switches may still be learning.
+const REPEATS: [Duration; 4] = [
+    Duration::from_millis(0),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// A master announces its addresses this often: whoever missed the others learns it from this.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// What a master holds.
+struct Held {
+    interface: String,
+    ifindex: u32,
+    prefixes: Vec<Prefix>,
+    /// When to announce next, and how many of the repeats are done.
+    next: Instant,
+    repeats: usize,
+}
+
+/// Virtual addresses that are on interfaces because of us.
+pub struct Addresses {
+    netlink: Netlink,
+    announcer: Announcer,
+    held: BTreeMap<String, Held>,
+}
+
+impl Addresses {
+    /// Needs CAP_NET_RAW.
+    pub fn new(netlink: Netlink) -> io::Result<Self> {
+        Ok(Self { netlink, announcer: Announcer::open()?, held: BTreeMap::new() })
+    }
+
+    /// Removes virtual addresses that a daemon that died left behind. The owner of an address
+    /// (priority 255) keeps it: it is the interface's real one.
+    pub async fn remove_leftovers(&self, config: &Config, interfaces: &Interfaces) {
+        for instance in config.instances.iter().filter(|i| i.priority != 255) {
+            let Some(interface) = interfaces.by_name(&instance.interface) else { continue };
+            for prefix in instance.addresses.iter().filter(|p| interface.addresses.contains(p)) {
+                tracing::warn!(address = %prefix, interface = interface.name, "removing a virtual address left from before");
+                self.delete(interface.ifindex, *prefix).await;
+            }
+        }
+    }
+
+    /// Puts a master's addresses in place and announces them.
+    pub async fn hold(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        let Some(interface) = interfaces.by_name(&instance.interface) else { return };
+        let prefixes = instance.addresses.clone();
+        for prefix in &prefixes {
+            self.add(interface.ifindex, *prefix).await;
+        }
+        let held = Held {
+            interface: interface.name.clone(),
+            ifindex: interface.ifindex,
+            prefixes,
+            next: Instant::now() + REPEATS[1],
+            repeats: 1,
+        };
+        self.send(&held, interface);
+        self.held.insert(instance.name.clone(), held);
+    }
+
+    /// Takes addresses away that an instance held, except those that another holds by now, and
+    /// those of an owner.
+    pub async fn release(&mut self, name: &str, owner: bool) {
+        let Some(held) = self.held.remove(name) else { return };
+        if owner {
+            return;
+        }
+        for prefix in held.prefixes {
+            let elsewhere = self.held.values().any(|h| h.ifindex == held.ifindex && h.prefixes.contains(&prefix));
+            if !elsewhere {
+                self.delete(held.ifindex, prefix).await;
+            }
+        }
+    }
+
+    /// Follows a changed address list of an instance that stays master.
+    pub async fn update(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        let Some(held) = self.held.get(&instance.name) else { return };
+        if held.prefixes == instance.addresses {
+            return;
+        }
+        let (ifindex, before) = (held.ifindex, held.prefixes.clone());
+        self.hold(instance, interfaces).await;
+        for prefix in before {
+            if !self.held.values().any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix)) {
+                self.delete(ifindex, prefix).await;
+            }
+        }
+    }
+
+    /// Takes every held address away.
+    pub async fn remove_all(&mut self) {
+        let names: Vec<String> = self.held.keys().cloned().collect();
+        for name in names {
+            self.release(&name, false).await;
+        }
+    }
+
+    /// Announces an instance's addresses now.
+    pub fn announce(&mut self, name: &str, interfaces: &Interfaces) {
+        if let Some(held) = self.held.get_mut(name) {
+            held.repeats = 1;
+            held.next = Instant::now() + REPEATS[1];
+        }
+        if let Some(held) = self.held.get(name)
+            && let Some(interface) = interfaces.by_name(&held.interface)
+        {
+            self.send(held, interface);
+        }
+    }
+
+    /// Sends the announcements that are due.
+    pub fn tick(&mut self, interfaces: &Interfaces) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (name, held) in &mut self.held {
+            if held.next > now {
+                continue;
+            }
+            held.repeats += 1;
+            let wait = match REPEATS.get(held.repeats) {
+                Some(next) => *next - REPEATS[held.repeats - 1],
+                None => REFRESH,
+            };
+            held.next = now + wait;
+            due.push(name.clone());
+        }
+        for held in due.iter().filter_map(|name| self.held.get(name)) {
+            if let Some(interface) = interfaces.by_name(&held.interface) {
+                self.send(held, interface);
+            }
+        }
+    }
+
+    /// Puts back a held address that somebody else removed.
+    pub async fn restore(&self, ifindex: u32, prefix: Prefix) {
+        let ours = self.held.values().any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix));
+        if ours {
+            tracing::warn!(address = %prefix, "a virtual address was removed by somebody else; putting it back");
+            self.add(ifindex, prefix).await;
+        }
+    }
+
+    fn send(&self, held: &Held, interface: &Interface) {
+        for prefix in &held.prefixes {
+            if let Err(error) = self.announcer.announce(held.ifindex, interface.mac, prefix.address) {
+                tracing::warn!(address = %prefix.address, interface = held.interface, %error, "cannot announce an address");
+            }
+        }
+    }
+
+    async fn add(&self, ifindex: u32, prefix: Prefix) {
+        if let Err(error) = self.netlink.add_address(ifindex, prefix).await {
+            tracing::error!(error = super::with_sources(&error), "cannot put a virtual address in place");
+        }
+    }
+
+    async fn delete(&self, ifindex: u32, prefix: Prefix) {
+        if let Err(error) = self.netlink.delete_address(ifindex, prefix).await {
+            tracing::error!(error = super::with_sources(&error), "cannot take a virtual address away");
+        }
+    }
+}

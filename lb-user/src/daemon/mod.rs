@@ -1,0 +1,358 @@
+//! The composition root: the only part that knows all subsystems. It turns what one reports into
+//! what the others must do, in one task, one event at a time.
+
+mod addresses;
+mod events;
+mod neighbours;
+mod reload;
+mod roles;
+mod views;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use thiserror::Error;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
+
+use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles};
+use crate::{
+    api::server::{Request, Server, SocketError},
+    config::{self, ConfigError},
+    dataplane::{DataPlane, DataPlaneError, plan, xdp::Xdp},
+    health::{
+        driver::{Change, Checks},
+        plan::Subject,
+        state::Health,
+    },
+    model::{Config, Instance, Target, VrrpState},
+    net::{
+        interfaces::Interfaces,
+        netlink::{Events, Netlink, NetlinkError},
+    },
+    notify::{NoSuchUser, Notifier},
+    vrrp::driver::{Driver, Link, Report, Setup},
+};
+
+/// Housekeeping: neighbours are looked after, late announcements sent.
+const TICK: Duration = Duration::from_secs(1);
+/// Expired flows are swept this often: 0.5 % of the shortest default time-out.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long scripts of the shut-down may run on.
+const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
+
+/// Why the daemon cannot run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    ReadConfig {
+        /// The file.
+        path: String,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The file is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An interface is missing.
+    #[error("interface {0} does not exist; `ip link` lists those that do")]
+    NoInterface(String),
+    /// The script account is missing.
+    #[error(transparent)]
+    NoSuchUser(#[from] NoSuchUser),
+    /// The API cannot listen.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel's network stack does not answer.
+    #[error("{}", crate::daemon::with_sources(.0))]
+    Netlink(#[from] NetlinkError),
+    /// The data plane cannot start.
+    #[error(transparent)]
+    DataPlane(#[from] DataPlaneError),
+    /// Something of the operating system failed.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What failed.
+        source: io::Error,
+    },
+}
+
+/// An error with its sources, in one line.
+pub(crate) fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}
+
+/// Reads and validates a configuration file.
+pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| DaemonError::ReadConfig { path: name.clone(), source })?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(config::parse(&name, &text, &host)?)
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(path: &Path) -> Result<(), DaemonError> {
+    let config = load_config(path)?;
+    let signals = Signals::new().map_err(|source| DaemonError::System { what: "handle signals", source })?;
+    let (mut daemon, inputs) = Daemon::start(path.to_owned(), config).await?;
+    tracing::info!(
+        router_id = daemon.config.router_id,
+        config = %path.display(),
+        "lbd {} is running",
+        env!("CARGO_PKG_VERSION")
+    );
+    daemon.serve(inputs, signals).await
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Everything that can wake the daemon.
+struct Inputs {
+    reports: mpsc::Receiver<Report>,
+    changes: mpsc::Receiver<Change>,
+    requests: mpsc::Receiver<Request>,
+    net: Events,
+}
+
+/// What is known of a checked real server.
+struct HealthRecord {
+    health: Health,
+    since: SystemTime,
+    cause: Option<String>,
+}
+
+/// What is known of an instance besides what the VRRP thread knows.
+struct InstanceRecord {
+    state: VrrpState,
+    generation: u64,
+}
+
+/// The last switch of the data plane's configuration.
+struct Switch {
+    generation: u64,
+    reason: String,
+    at: SystemTime,
+}
+
+struct Daemon {
+    path: PathBuf,
+    config: Config,
+    started: Instant,
+    netlink: Netlink,
+    interfaces: Interfaces,
+    addresses: Addresses,
+    neighbours: Neighbours,
+    roles: Roles,
+    vrrp: Option<Driver>,
+    instances: BTreeMap<String, InstanceRecord>,
+    checks: Checks,
+    health: HashMap<Subject, HealthRecord>,
+    data_plane: Box<dyn DataPlane>,
+    switch: Switch,
+    notifier: Notifier,
+    server: Option<Server>,
+}
+
+impl Daemon {
+    /// Checks everything that can be refused before anything is changed, then starts the parts.
+    async fn start(path: PathBuf, config: Config) -> Result<(Self, Inputs), DaemonError> {
+        let notifier = Notifier::new(&config.runtime.script_user)?;
+        let (netlink, net) = Netlink::connect()?;
+        let mut interfaces = Interfaces::default();
+        let mut neighbours = Neighbours::default();
+        for event in netlink.dump().await? {
+            interfaces.apply(&event);
+            neighbours.learn(&event);
+        }
+        require_interfaces(&config, &interfaces)?;
+        let addresses = Addresses::new(netlink.clone())
+            .map_err(|source| DaemonError::System { what: "open a packet socket (root or CAP_NET_RAW is needed)", source })?;
+        let (server, requests) = Server::start(&config.runtime.socket).await?;
+        let data_plane = Xdp::start(&config.dataplane, &config.runtime)?;
+        let (vrrp, reports) = Driver::start()
+            .map_err(|source| DaemonError::System { what: "start the VRRP thread", source })?;
+        let (checks, changes) = Checks::new();
+        let mut daemon = Self {
+            path,
+            started: Instant::now(),
+            netlink,
+            interfaces,
+            addresses,
+            neighbours,
+            roles: Roles::default(),
+            vrrp: Some(vrrp),
+            instances: BTreeMap::new(),
+            checks,
+            health: HashMap::new(),
+            data_plane: Box::new(data_plane),
+            switch: Switch { generation: 0, reason: "start".to_owned(), at: SystemTime::now() },
+            notifier,
+            server: Some(server),
+            config,
+        };
+        if let Err(error) = daemon.first_configuration().await {
+            let _ = daemon.data_plane.detach();
+            return Err(error);
+        }
+        Ok((daemon, Inputs { reports, changes, requests, net }))
+    }
+
+    async fn first_configuration(&mut self) -> Result<(), DaemonError> {
+        self.addresses.remove_leftovers(&self.config, &self.interfaces).await;
+        self.follow_instances();
+        self.apply("start")?;
+        self.find_neighbours().await;
+        self.start_checks();
+        let setups = self.setups();
+        if let Some(vrrp) = &self.vrrp {
+            vrrp.configure(setups).await;
+        }
+        Ok(())
+    }
+
+    async fn serve(&mut self, mut inputs: Inputs, mut signals: Signals) -> Result<(), DaemonError> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // A transition waits for nothing else.
+                biased;
+                Some(report) = inputs.reports.recv() => self.on_report(report).await,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                Some(event) = inputs.net.next() => self.on_net(event).await,
+                Some(change) = inputs.changes.recv() => self.on_health(change),
+                _ = signals.hangup.recv() => self.on_hangup().await,
+                Some(request) = inputs.requests.recv() => self.on_request(request).await,
+                _ = tick.tick() => self.on_tick().await,
+                _ = sweep.tick() => self.data_plane.sweep(),
+            }
+        }
+        self.stop(inputs.reports).await
+    }
+
+    /// Priority 0, data plane off, addresses gone, program detached, scripts.
+    async fn stop(&mut self, mut reports: mpsc::Receiver<Report>) -> Result<(), DaemonError> {
+        tracing::info!("stopping");
+        if let Some(vrrp) = self.vrrp.take() {
+            vrrp.stop().await;
+        }
+        while let Some(report) = reports.recv().await {
+            self.on_report(report).await;
+        }
+        self.addresses.remove_all().await;
+        let detached = self.data_plane.detach();
+        self.server = None;
+        let idle = Notifier::new(&self.config.runtime.script_user)?;
+        std::mem::replace(&mut self.notifier, idle).finish(SCRIPTS_AT_STOP).await;
+        tracing::info!("stopped");
+        Ok(detached?)
+    }
+
+    /// Makes the data plane hold what configuration and health demand.
+    fn apply(&mut self, reason: &str) -> Result<(), DataPlaneError> {
+        let plan = plan::build(&self.config, self.roles.indexes(), |service, target| match target {
+            Target::Local => true,
+            Target::Host(address) => self
+                .health
+                .get(&(service.id, address))
+                .is_none_or(|record| record.health == Health::Up),
+        });
+        let generation = self.data_plane.apply(&plan)?;
+        if generation != self.switch.generation {
+            tracing::info!(generation, reason, "data plane switched to a new generation");
+            self.switch = Switch { generation, reason: reason.to_owned(), at: SystemTime::now() };
+        }
+        Ok(())
+    }
+
+    /// Gives every configured instance a role and a record, and forgets the others.
+    fn follow_instances(&mut self) {
+        let names: Vec<String> = self.config.instances.iter().map(|i| i.name.clone()).collect();
+        for freed in self.roles.follow(&names) {
+            self.data_plane.set_role(freed, false);
+        }
+        self.instances.retain(|name, _| names.contains(name));
+        for name in names {
+            self.instances.entry(name).or_insert(InstanceRecord { state: VrrpState::Init, generation: 0 });
+        }
+    }
+
+    fn start_checks(&mut self) {
+        let jobs = crate::health::plan::jobs(&self.config);
+        self.health.retain(|subject, _| jobs.iter().any(|job| job.subject == *subject));
+        for job in &jobs {
+            self.health.entry(job.subject).or_insert_with(|| HealthRecord {
+                health: Health::Up,
+                since: SystemTime::now(),
+                cause: None,
+            });
+        }
+        let health = &self.health;
+        self.checks.configure(&jobs, |subject| health.get(subject).map_or(Health::Up, |r| r.health));
+    }
+
+    /// Every instance with the present condition of its interface.
+    fn setups(&self) -> Vec<Setup> {
+        self.config
+            .instances
+            .iter()
+            .map(|instance| Setup { instance: instance.clone(), link: self.link_of(instance) })
+            .collect()
+    }
+
+    fn link_of(&self, instance: &Instance) -> Link {
+        let is_virtual = |address| {
+            self.config.instances.iter().any(|i| i.priority != 255 && i.addresses.iter().any(|p| p.address == address))
+        };
+        match self.interfaces.by_name(&instance.interface) {
+            Some(interface) if interface.up => interface
+                .source(instance.source, is_virtual)
+                .map_or(Link::Down, |source| Link::Up { ifindex: interface.ifindex, source }),
+            Some(_) | None => Link::Down,
+        }
+    }
+}
+
+fn require_interfaces(config: &Config, interfaces: &Interfaces) -> Result<(), DaemonError> {
+    let named = config.instances.iter().map(|i| &i.interface).chain(&config.dataplane.interfaces);
+    for name in named {
+        if interfaces.by_name(name).is_none() {
+            return Err(DaemonError::NoInterface(name.clone()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! What forwards packets, behind one interface.
+//!
+//! `plan` is pure: from configuration and health to what the data plane should hold. An
+//! implementation makes it so: `xdp` with BPF maps.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::model::{FlowTimeouts, Neighbour, Scheduler, ServiceId, Target};
+
+pub mod plan;
+pub mod xdp;
+
+pub use plan::Plan;
+
+/// Something that forwards packets of virtual services.
+pub trait DataPlane: Send {
+    /// Makes `plan` the live configuration by one atomic switch. Applying what is live already
+    /// changes nothing. Returns the number of the live generation.
+    fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError>;
+
+    /// Serves the services of a role, or passes their packets to the kernel.
+    fn set_role(&mut self, role: u16, serving: bool);
+
+    /// Tells where a host on a connected network is; `None` when that is not known.
+    fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>);
+
+    /// Follows changed flow time-outs; they hold from each flow's next packet on.
+    fn set_timeouts(&self, timeouts: &FlowTimeouts);
+
+    /// What is live now, with counters.
+    fn snapshot(&mut self) -> Snapshot;
+
+    /// Names and sizes of the kernel tables.
+    fn tables(&self) -> Vec<TableInfo>;
+
+    /// The decoded entries of a kernel table; `None` when there is no such table.
+    fn dump(&self, table: &str) -> Option<Vec<serde_json::Value>>;
+
+    /// Frees flow slots that nobody uses any more and counts the others.
+    fn sweep(&mut self);
+
+    /// Stops forwarding and removes everything from the kernel.
+    fn detach(&mut self) -> Result<(), DataPlaneError>;
+}
+
+/// Why the data plane did not do what was asked. Every message ends in what to do.
+#[derive(Debug, Error)]
+pub enum DataPlaneError {
+    /// The interface does not exist.
+    #[error("interface {0} does not exist; `ip link` lists those that do")]
+    NoInterface(String),
+    /// Not enough rights.
+    #[error("no permission to {0}; run lbd as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON")]
+    NoPermission(&'static str),
+    /// Another daemon holds the pins.
+    #[error("another lbd is running with the pins in {0}; stop it, or give this one its own `pin_path`")]
+    PinsInUse(String),
+    /// The pin directory is unusable.
+    #[error("cannot use {path} for pins: {source}; it must lie on a bpffs (`mount -t bpf bpf /sys/fs/bpf`)")]
+    PinPath {
+        /// The directory.
+        path: String,
+        /// What failed.
+        source: std::io::Error,
+    },
+    /// The kernel refused the program or its maps.
+    #[error("the kernel refuses the XDP program: {0}")]
+    Load(String),
+    /// The driver refused native XDP.
+    #[error("interface {interface} refuses native XDP ({reason}); set `allow_generic = true` in [dataplane] to accept slower generic XDP, or use another interface")]
+    NoNativeXdp {
+        /// The interface.
+        interface: String,
+        /// The kernel's words.
+        reason: String,
+    },
+    /// The interface cannot run the program in any permitted mode.
+    #[error("cannot attach the XDP program to {interface}: {reason}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The kernel's words.
+        reason: String,
+    },
+    /// A table is full.
+    #[error("no room for another {0}; identifiers of removed ones become free after their flows' time-out")]
+    Exhausted(&'static str),
+    /// A map could not be read or written.
+    #[error("cannot {what}: {reason}")]
+    Map {
+        /// What was tried.
+        what: String,
+        /// The kernel's words.
+        reason: String,
+    },
+}
+
+/// What is live, with counters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Implementation: "xdp".
+    pub kind: String,
+    /// Attached interfaces.
+    pub interfaces: Vec<Attachment>,
+    /// Number of the live generation; grows by one with each change.
+    pub generation: u64,
+    /// Slots of each table of promoted flows.
+    pub flow_slots: u32,
+    /// Live services.
+    pub services: Vec<ServiceSnapshot>,
+    /// Packets that passed to the kernel, by reason.
+    pub passed: Vec<(String, u64)>,
+}
+
+/// An interface that runs the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Interface name.
+    pub interface: String,
+    /// "native" or "generic".
+    pub mode: String,
+}
+
+/// A live service with its backends.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceSnapshot {
+    /// "TCP" or "UDP".
+    pub protocol: String,
+    /// VIP and port.
+    pub address: String,
+    /// Scheduler.
+    pub scheduler: Scheduler,
+    /// Whether this node serves it (its VRRP instance is MASTER).
+    pub serving: bool,
+    /// Backends in plan order.
+    pub backends: Vec<BackendSnapshot>,
+}
+
+/// A live backend with its counters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendSnapshot {
+    /// Its address, "local" for this host.
+    pub address: String,
+    /// Whether it is the sorry server.
+    pub sorry: bool,
+    /// Share of new connections.
+    pub weight: u32,
+    /// "up", "draining" or "down".
+    pub state: String,
+    /// MAC address, when known.
+    pub mac: Option<String>,
+    /// TCP flows that showed a second packet and did not begin to close.
+    pub active: u64,
+    /// All other flows.
+    pub inactive: u64,
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Bytes forwarded, from the IP header on.
+    pub bytes: u64,
+}
+
+/// A kernel table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TableInfo {
+    /// Name in the kernel and in the pin directory.
+    pub name: String,
+    /// Map type.
+    pub kind: String,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// Kernel id, as bpftool shows it.
+    pub id: u32,
+}
+
+/// Identifies a backend over generations: the same host in the same service.
+pub type BackendKey = (ServiceId, Target, bool);

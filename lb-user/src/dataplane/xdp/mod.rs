@@ -1,0 +1,617 @@
+//! The XDP data plane: BPF maps filled so that the program finds every answer ready.
+//!
+//! Two generations of services and rings lie side by side. [`Xdp::apply`] writes the one that is
+//! not live and then stores its number in the control element; packets see the old configuration
+//! or the new one, never a mixture. Backends belong to no generation: their elements change in
+//! place, word by word, and their ids stay reserved while flows may hold them.
+
+mod dump;
+mod flows;
+mod ids;
+mod image;
+mod mapped;
+mod object;
+mod pins;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem::offset_of,
+    net::Ipv4Addr,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Pod,
+    maps::{
+        ArrayOfMaps, DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuValues,
+    },
+    programs::{TestRun, TestRunOptions},
+};
+use lb_common::{
+    Backend, BackendCounters, BackendFlags, Control, Reason, RingChunk, Service, ServiceKey,
+    control::Timeouts,
+    flow,
+    limits::{
+        GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_ROLES, MAX_SERVICES,
+        RING_CHUNKS_PER_GENERATION,
+    },
+    reason::REASON_COUNT,
+    table::Cursor,
+};
+
+use self::{
+    flows::Flows,
+    ids::Ids,
+    image::Image,
+    mapped::MappedArray,
+    object::{Object, map_error},
+    pins::Pins,
+};
+pub use self::object::pin_pass;
+use super::{
+    BackendKey, BackendSnapshot, DataPlane, DataPlaneError, Plan, ServiceSnapshot, Snapshot,
+    TableInfo,
+    plan::{BackendState, PlannedService},
+};
+use crate::model::{DataplaneConfig, FlowTimeouts, Neighbour, Runtime, ServiceId, Target};
+
+macro_rules! pods {
+    ($($name:ident($inner:ty);)*) => { $(
+        #[repr(transparent)]
+        #[derive(Clone, Copy)]
+        struct $name($inner);
+        // SAFETY: the wrapped type is `repr(C)`, made of integers, and asserted to be unpadded.
+        unsafe impl Pod for $name {}
+    )* };
+}
+
+pods! {
+    PodKey(ServiceKey);
+    PodService(Service);
+    PodCounters(BackendCounters);
+}
+
+/// After this time no packet is in the program any more that began before it.
+const GRACE: Duration = Duration::from_secs(1);
+/// An identifier rests at least this long; longer if a flow time-out is longer.
+const MIN_REST: Duration = Duration::from_secs(900);
+
+/// Key size, value size and capacity that a map must have.
+fn shape(name: &str) -> Option<(u32, u32, u32)> {
+    let of = |key: usize, value: usize, entries: u32| Some((key as u32, value as u32, entries));
+    match name {
+        "control" => of(4, size_of::<Control>(), 1),
+        "services" => of(size_of::<ServiceKey>(), size_of::<Service>(), MAX_SERVICES * GENERATIONS),
+        "backends" => of(4, size_of::<Backend>(), MAX_BACKENDS),
+        "rings" => of(4, size_of::<RingChunk>(), RING_CHUNKS_PER_GENERATION * GENERATIONS),
+        "cursors" => of(4, size_of::<Cursor>(), MAX_SERVICES),
+        "flows" => of(4, 4, flow::FlowTable::ALL.len() as u32),
+        "devices" => of(4, 8, MAX_INTERFACES),
+        "backend_stats" => of(4, size_of::<BackendCounters>(), MAX_BACKENDS),
+        "reasons" => of(4, 8, REASON_COUNT),
+        _ => None,
+    }
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::ArrayOfMaps(data)
+        | Map::DevMapHash(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// The XDP data plane.
+pub struct Xdp {
+    object: Object,
+    tables: Vec<TableInfo>,
+    control: MappedArray<Control>,
+    services: BpfHash<MapData, PodKey, PodService>,
+    backends: MappedArray<Backend>,
+    rings: MappedArray<RingChunk>,
+    cursors: MappedArray<Cursor>,
+    devices: DevMapHash<MapData>,
+    stats: PerCpuArray<MapData, PodCounters>,
+    reasons: PerCpuArray<MapData, u64>,
+    flows: Flows,
+    epoch: Instant,
+    service_ids: Ids<ServiceId>,
+    backend_ids: Ids<BackendKey>,
+    neighbours: HashMap<Ipv4Addr, Neighbour>,
+    plan: Plan,
+    image: Option<Image>,
+    generation: u64,
+    switched: Option<Instant>,
+    /// Active and inactive flows by backend id, from the last sweep.
+    flow_counts: HashMap<u16, (u64, u64)>,
+}
+
+impl Xdp {
+    /// Loads the program and attaches it to the configured interfaces. Nothing is served before
+    /// a plan is applied and a role is set.
+    pub fn start(config: &DataplaneConfig, runtime: &Runtime) -> Result<Self, DataPlaneError> {
+        let pins = Pins::lock(&runtime.pin_path)?;
+        let fresh = pins.names().is_empty();
+        let mut object = Object::load(Some(pins))?;
+        let started = Self::open(&mut object, config).and_then(|parts| {
+            object.attach(config)?;
+            Ok(parts)
+        });
+        match started {
+            Ok(open) => Ok(open(object)),
+            Err(error) => {
+                // Nothing stays behind of a start that failed; what was there before it does.
+                if fresh {
+                    let _ = object.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Loads the program without attaching it anywhere, for [`Xdp::run`].
+    pub fn unattached(config: &DataplaneConfig) -> Result<Self, DataPlaneError> {
+        let mut object = Object::load(None)?;
+        let open = Self::open(&mut object, config)?;
+        Ok(open(object))
+    }
+
+    /// Maps and prepares everything; what is returned only needs the object.
+    fn open(
+        object: &mut Object,
+        config: &DataplaneConfig,
+    ) -> Result<impl FnOnce(Object) -> Self + use<>, DataPlaneError> {
+        let mut tables = Vec::new();
+        let mut take = |name: &str| {
+            let map = object.take_map(name)?;
+            if let Some(info) = map_data(&map).and_then(|data| data.info().ok()) {
+                tables.push(dump::describe(name, &info));
+            }
+            Ok::<Map, DataPlaneError>(map)
+        };
+        let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
+        let control = mapped(take("control")?, 1)?;
+        let services = BpfHash::try_from(take("services")?).map_err(fails("open map services"))?;
+        let backends: MappedArray<Backend> = mapped(take("backends")?, MAX_BACKENDS)?;
+        let rings = mapped(take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
+        let cursors = mapped(take("cursors")?, MAX_SERVICES)?;
+        let mut outer: ArrayOfMaps<MapData> = take("flows")?.try_into().map_err(fails("open map flows"))?;
+        let devices = take("devices")?.try_into().map_err(fails("open map devices"))?;
+        let stats = take("backend_stats")?.try_into().map_err(fails("open map backend_stats"))?;
+        let reasons = take("reasons")?.try_into().map_err(fails("open map reasons"))?;
+        let flows = Flows::open(&mut outer, config.flow_slots)?;
+        prepare_control(&control, &flows, &config.timeouts);
+        let timeouts = [config.timeouts.tcp, config.timeouts.udp, config.timeouts.tcp_closing];
+        let rest = timeouts.into_iter().fold(MIN_REST, Duration::max);
+        let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
+        let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
+        adopt(&services, &backends, &mut service_ids, &mut backend_ids);
+        Ok(move |object| Self {
+            object,
+            tables,
+            control,
+            services,
+            backends,
+            rings,
+            cursors,
+            devices,
+            stats,
+            reasons,
+            flows,
+            epoch: Instant::now(),
+            service_ids,
+            backend_ids,
+            neighbours: HashMap::new(),
+            plan: Plan::default(),
+            image: None,
+            generation: 0,
+            switched: None,
+            flow_counts: HashMap::new(),
+        })
+    }
+
+    /// Runs the program once on `frame` as if it came in on interface `ifindex`, and returns the
+    /// XDP action with the frame as it left. Counters and flows move as for a real packet.
+    pub fn run(&mut self, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>), DataPlaneError> {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let words = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let context: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let mut out = vec![0xa5; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (ifindex != 0).then_some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let result = self.object.program()?.test_run(options).map_err(|e| map_error("run the program", &e))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    fn live(&self) -> u32 {
+        self.control.half_word(0, offset_of!(Control, live)).load(Ordering::Acquire)
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Gives every service and backend of the plan its id, and fresh ones clean counters.
+    fn assign_ids(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
+        let now = self.now();
+        for service in &plan.services {
+            self.service_ids
+                .assign(service.id, now)
+                .map_err(|_| DataPlaneError::Exhausted("service"))?;
+            for key in keys(service) {
+                let (id, fresh) = self
+                    .backend_ids
+                    .assign(key, now)
+                    .map_err(|_| DataPlaneError::Exhausted("real server"))?;
+                if fresh {
+                    self.zero_counters(id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_counters(&mut self, id: u16) -> Result<(), DataPlaneError> {
+        let fails = |e: &dyn std::fmt::Display| map_error("clear a backend's counters", e);
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| fails(&e))?;
+        let zeros = PerCpuValues::try_from(vec![PodCounters(BackendCounters::default()); cpus])
+            .map_err(|e| fails(&e))?;
+        self.stats.set(u32::from(id), zeros, 0).map_err(|e| fails(&e))
+    }
+
+    fn backend_id(&self, key: &BackendKey) -> u16 {
+        self.backend_ids.get(key).unwrap_or_default()
+    }
+
+    /// Writes a backend's element as state and neighbour are now.
+    fn write_backend(&mut self, key: &BackendKey, state: BackendState) {
+        let (service, target, sorry) = *key;
+        let id = self.backend_id(key);
+        let service_id = self.service_ids.get(&service).unwrap_or_default();
+        let mut flags = if state == BackendState::Down { 0 } else { BackendFlags::ALIVE };
+        let mut identity = u64::from(service_id) << 32 | if sorry { Backend::SORRY } else { 0 };
+        let mut neighbour = None;
+        match target {
+            Target::Local => flags |= BackendFlags::LOCAL,
+            Target::Host(address) => {
+                identity |= Backend::HOST | u64::from(u32::from(address));
+                neighbour = self.neighbours.get(&address).copied();
+            }
+        }
+        let element = match neighbour {
+            Some(Neighbour::ThisHost) => {
+                Backend::new([0; 6], [0; 6], 0, flags | BackendFlags::LOCAL, identity)
+            }
+            Some(Neighbour::Host { mac, ifindex, source_mac }) => {
+                // The device is known to the kernel before any packet is sent to it.
+                if let Err(error) = self.devices.insert(ifindex, ifindex, None, 0) {
+                    tracing::error!(ifindex, %error, "cannot register an interface for redirection");
+                }
+                Backend::new(mac, source_mac, ifindex, flags | BackendFlags::RESOLVED, identity)
+            }
+            None => Backend::new([0; 6], [0; 6], 0, flags, identity),
+        };
+        if self.backends.load(usize::from(id)) != element {
+            self.backends.store(usize::from(id), &element);
+        }
+    }
+
+    /// Fills the generation that is not live.
+    fn write_generation(&mut self, image: &Image, spare: u32) -> Result<(), DataPlaneError> {
+        let first = (spare * RING_CHUNKS_PER_GENERATION) as usize;
+        for (index, chunk) in image.chunks.iter().enumerate() {
+            if self.rings.load(first + index) != *chunk {
+                self.rings.store(first + index, chunk);
+            }
+        }
+        let wanted: BTreeMap<[u8; 8], (ServiceKey, Service)> =
+            image.placed(spare).map(|(key, service)| (key_bytes(key), (key, service))).collect();
+        let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
+        let present: Vec<ServiceKey> = self
+            .services
+            .keys()
+            .filter_map(|key| key.ok().map(|pod| pod.0))
+            .filter(|key| u32::from(key.generation) == spare)
+            .collect();
+        for key in present {
+            if !wanted.contains_key(&key_bytes(key)) {
+                self.services.remove(&PodKey(key)).map_err(fails("remove a service"))?;
+            }
+        }
+        for (key, service) in wanted.into_values() {
+            let same = self.services.get(&PodKey(key), 0).is_ok_and(|pod| pod.0 == service);
+            if !same {
+                self.services.insert(PodKey(key), PodService(service), 0).map_err(fails("write a service"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no packet can still be reading the generation that was live before.
+    fn wait_for_readers(&self) {
+        if self.switched.is_some_and(|at| at.elapsed() < GRACE) {
+            const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+            // SAFETY: membarrier takes no pointers. The global command is synchronize_rcu(), and
+            // XDP programs run in RCU read-side critical sections.
+            let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+            if result != 0 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn counters(&self, id: u16) -> BackendCounters {
+        let Ok(values) = self.stats.get(&u32::from(id), 0) else { return BackendCounters::default() };
+        values.iter().fold(BackendCounters::default(), |sum, PodCounters(one)| BackendCounters {
+            connections: sum.connections + one.connections,
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+            reserved: 0,
+        })
+    }
+
+    fn passed(&self) -> Vec<(String, u64)> {
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let count = self.reasons.get(&(*reason as u32), 0).map_or(0, |values| values.iter().sum());
+                (reason.label().to_owned(), count)
+            })
+            .collect()
+    }
+
+    fn service_snapshot(&self, service: &PlannedService) -> ServiceSnapshot {
+        let role = offset_of!(Control, roles) + usize::from(service.role);
+        let backends = service
+            .backends
+            .iter()
+            .zip(keys(service))
+            .map(|(backend, key)| {
+                let id = self.backend_id(&key);
+                let element = self.backends.load(usize::from(id));
+                let counters = self.counters(id);
+                let (active, inactive) = self.flow_counts.get(&id).copied().unwrap_or_default();
+                let resolved = element.flags() & BackendFlags::RESOLVED != 0;
+                BackendSnapshot {
+                    address: match backend.target {
+                        Target::Local => "local".to_owned(),
+                        Target::Host(address) => address.to_string(),
+                    },
+                    sorry: backend.sorry,
+                    weight: backend.weight,
+                    state: backend.state.label().to_owned(),
+                    mac: resolved.then(|| dump::mac(element.destination_mac())),
+                    active,
+                    inactive,
+                    connections: counters.connections,
+                    packets: counters.packets,
+                    bytes: counters.bytes,
+                }
+            })
+            .collect();
+        ServiceSnapshot {
+            protocol: service.id.protocol.to_string(),
+            address: service.id.address.to_string(),
+            scheduler: service.scheduler,
+            serving: self.control.byte(0, role).load(Ordering::Relaxed) != 0,
+            backends,
+        }
+    }
+}
+
+impl DataPlane for Xdp {
+    fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
+        if self.image.is_some() && self.plan == *plan {
+            return Ok(self.generation);
+        }
+        self.assign_ids(plan)?;
+        let image = Image::build(
+            plan,
+            |s| self.service_ids.get(&plan.services[s].id).unwrap_or_default(),
+            |s, b| {
+                let service = &plan.services[s];
+                let backend = &service.backends[b];
+                self.backend_id(&(service.id, backend.target, backend.sorry))
+            },
+        );
+        // Those that may be chosen exist before anybody can choose them.
+        let states: Vec<(BackendKey, BackendState)> = plan
+            .services
+            .iter()
+            .flat_map(|service| keys(service).zip(service.backends.iter().map(|b| b.state)))
+            .collect();
+        for (key, state) in states.iter().filter(|(_, state)| *state != BackendState::Down) {
+            self.write_backend(key, *state);
+        }
+        if self.image.as_ref() != Some(&image) {
+            let spare = 1 - (self.live() & 1);
+            self.wait_for_readers();
+            self.write_generation(&image, spare)?;
+            self.control.half_word(0, offset_of!(Control, live)).store(spare, Ordering::Release);
+            self.switched = Some(Instant::now());
+            self.generation += 1;
+            self.image = Some(image);
+        }
+        // Those that nobody chooses any more let go of their flows afterwards.
+        for (key, state) in states.iter().filter(|(_, state)| *state == BackendState::Down) {
+            self.write_backend(key, *state);
+        }
+        let now = self.now();
+        let wanted: std::collections::HashSet<BackendKey> = states.iter().map(|(key, _)| *key).collect();
+        for (_, id) in self.backend_ids.retain(|key| wanted.contains(key), now) {
+            let mut element = self.backends.load(usize::from(id));
+            let clear = Backend::new(element.destination_mac(), element.source_mac(), 0, 0, 0);
+            element.destination = clear.destination;
+            self.backends.store(usize::from(id), &element);
+        }
+        self.service_ids.retain(|id| plan.services.iter().any(|s| s.id == *id), now);
+        self.plan = plan.clone();
+        Ok(self.generation)
+    }
+
+    fn set_role(&mut self, role: u16, serving: bool) {
+        let index = usize::from(role);
+        if (1..MAX_ROLES).contains(&index) {
+            let byte = self.control.byte(0, offset_of!(Control, roles) + index);
+            byte.store(u8::from(serving), Ordering::Release);
+        }
+    }
+
+    fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>) {
+        let known = match neighbour {
+            Some(neighbour) => self.neighbours.insert(address, neighbour) == Some(neighbour),
+            None => self.neighbours.remove(&address).is_none(),
+        };
+        if known {
+            return;
+        }
+        let touched: Vec<(BackendKey, BackendState)> = self
+            .plan
+            .services
+            .iter()
+            .flat_map(|service| keys(service).zip(service.backends.iter().map(|b| b.state)))
+            .filter(|((_, target, _), _)| *target == Target::Host(address))
+            .collect();
+        for (key, state) in touched {
+            self.write_backend(&key, state);
+        }
+    }
+
+    fn set_timeouts(&self, timeouts: &FlowTimeouts) {
+        store_timeouts(&self.control, timeouts);
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        self.sweep();
+        Snapshot {
+            kind: "xdp".to_owned(),
+            interfaces: self.object.attachments(),
+            generation: self.generation,
+            flow_slots: self.flows.slots(),
+            services: self.plan.services.iter().map(|s| self.service_snapshot(s)).collect(),
+            passed: self.passed(),
+        }
+    }
+
+    fn tables(&self) -> Vec<TableInfo> {
+        self.tables.clone()
+    }
+
+    fn dump(&self, table: &str) -> Option<Vec<serde_json::Value>> {
+        dump::entries(self, table)
+    }
+
+    fn sweep(&mut self) {
+        let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
+        self.flows.sweep(flows::now(), |flow| {
+            let count = counts.entry(flow.value.backend()).or_default();
+            if flow.is_active() {
+                count.0 += 1;
+            } else {
+                count.1 += 1;
+            }
+        });
+        self.flow_counts = counts;
+    }
+
+    fn detach(&mut self) -> Result<(), DataPlaneError> {
+        for role in 0..MAX_ROLES {
+            self.control.byte(0, offset_of!(Control, roles) + role).store(0, Ordering::Release);
+        }
+        self.object.remove().map_err(|e| map_error("remove the pins", &e))
+    }
+}
+
+fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {
+    service.backends.iter().map(|backend| (service.id, backend.target, backend.sorry))
+}
+
+fn key_bytes(key: ServiceKey) -> [u8; 8] {
+    let address = key.address_be.to_ne_bytes();
+    let port = key.port_be.to_ne_bytes();
+    [address[0], address[1], address[2], address[3], port[0], port[1], key.protocol, key.generation]
+}
+
+fn mapped<T: Copy>(map: Map, length: u32) -> Result<MappedArray<T>, DataPlaneError> {
+    let data = map_data(&map).ok_or_else(|| map_error("map an array", &"not an array"))?;
+    MappedArray::new(data.fd(), length).map_err(|e| map_error("map an array", &e))
+}
+
+/// Fills the control element. Whatever an earlier daemon served, this one serves nothing yet.
+fn prepare_control(control: &MappedArray<Control>, flows: &Flows, timeouts: &FlowTimeouts) {
+    let ready = control.half_word(0, offset_of!(Control, ready));
+    if ready.load(Ordering::Acquire) == 0 {
+        for index in 0..2 {
+            control.word(0, offset_of!(Control, hash_secret) + index * 8).store(secret(), Ordering::Relaxed);
+        }
+    }
+    for role in 1..MAX_ROLES {
+        control.byte(0, offset_of!(Control, roles) + role).store(0, Ordering::Relaxed);
+    }
+    for (index, mask) in flows.masks().into_iter().enumerate() {
+        control.half_word(0, offset_of!(Control, bucket_mask) + index * 4).store(mask, Ordering::Relaxed);
+    }
+    store_timeouts(control, timeouts);
+    control.byte(0, offset_of!(Control, roles)).store(1, Ordering::Relaxed);
+    ready.store(1, Ordering::Release);
+}
+
+fn store_timeouts(control: &MappedArray<Control>, timeouts: &FlowTimeouts) {
+    let base = offset_of!(Control, timeouts);
+    for (offset, timeout) in [
+        (offset_of!(Timeouts, tcp), timeouts.tcp),
+        (offset_of!(Timeouts, tcp_closing), timeouts.tcp_closing),
+        (offset_of!(Timeouts, tcp_half_open), timeouts.tcp_half_open),
+        (offset_of!(Timeouts, udp), timeouts.udp),
+    ] {
+        let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
+        control.half_word(0, base + offset).store(flow::ticks(seconds), Ordering::Relaxed);
+    }
+}
+
+/// A secret word from the kernel.
+fn secret() -> u64 {
+    let mut bytes = [0; 8];
+    // Cannot fail for eight bytes once the kernel's pool is initialised, long before any daemon
+    // starts; a hash with a known secret would still be correct.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
+}
+
+/// Learns from pinned maps which ids flows may hold.
+fn adopt(
+    services: &BpfHash<MapData, PodKey, PodService>,
+    backends: &MappedArray<Backend>,
+    service_ids: &mut Ids<ServiceId>,
+    backend_ids: &mut Ids<BackendKey>,
+) {
+    let mut by_id = HashMap::new();
+    for (key, service) in services.iter().flatten() {
+        if let Some(id) = dump::service_id(key.0) {
+            service_ids.restore(id, service.0.id);
+            by_id.insert(service.0.id, id);
+        }
+    }
+    for index in 1..backends.len() {
+        let element = backends.load(index);
+        let Some(service) = by_id.get(&((element.identity >> 32) as u16)) else { continue };
+        let sorry = element.identity & Backend::SORRY != 0;
+        let target = if element.identity & Backend::HOST == 0 {
+            Target::Local
+        } else {
+            Target::Host(Ipv4Addr::from(element.identity as u32))
+        };
+        backend_ids.restore((*service, target, sorry), index as u16);
+    }
+}
+

@@ -1,0 +1,281 @@
+//! The program's life in the kernel: loading, pinning, attaching, taking over from an earlier
+//! daemon, and going away.
+
+use std::{error::Error, fmt::Display, io, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+    programs::{
+        Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+
+use super::pins::Pins;
+use crate::{
+    dataplane::{Attachment, DataPlaneError},
+    model::DataplaneConfig,
+};
+
+/// The compiled program, with every map definition.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
+
+/// Every map of the object, as pinned.
+pub const MAPS: [&str; 9] = [
+    "control", "services", "backends", "rings", "cursors", "flows", "devices", "backend_stats", "reasons",
+];
+
+/// A loaded object with its links.
+pub struct Object {
+    ebpf: Ebpf,
+    pins: Option<Pins>,
+    links: Vec<(Attachment, PinnedLink)>,
+}
+
+impl Object {
+    /// Loads the program; with `pins`, takes over maps that an earlier daemon left there.
+    pub fn load(pins: Option<Pins>) -> Result<Self, DataPlaneError> {
+        match Self::try_load(pins.as_ref()) {
+            Ok(ebpf) => Ok(Self { ebpf, pins, links: Vec::new() }),
+            Err(first) => {
+                // Pinned maps of another version do not fit; a fresh start does.
+                let Some(pins) = pins.filter(|pins| !pins.names().is_empty()) else {
+                    return Err(first);
+                };
+                tracing::warn!(error = %first, "what an earlier lbd left pinned does not fit; starting afresh");
+                pins.clear().map_err(|e| map_error("remove old pins", &e))?;
+                let ebpf = Self::try_load(Some(&pins))?;
+                Ok(Self { ebpf, pins: Some(pins), links: Vec::new() })
+            }
+        }
+    }
+
+    fn try_load(pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> {
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = pins {
+            for name in MAPS {
+                loader.map_pin_path(name, pins.path(name));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|e| refused(&e))?;
+        for (name, map) in ebpf.maps() {
+            if let Some(problem) = misfit(name, map) {
+                return Err(DataPlaneError::Load(problem));
+            }
+        }
+        program(&mut ebpf)?.load().map_err(|e| refused(&e))?;
+        Ok(ebpf)
+    }
+
+    /// Runs the program on every configured interface.
+    pub fn attach(&mut self, config: &DataplaneConfig) -> Result<(), DataPlaneError> {
+        for interface in &config.interfaces {
+            let link = self.attach_one(interface, config.allow_generic)?;
+            self.links.push(link);
+        }
+        self.drop_stale_links();
+        Ok(())
+    }
+
+    fn attach_one(
+        &mut self,
+        interface: &str,
+        allow_generic: bool,
+    ) -> Result<(Attachment, PinnedLink), DataPlaneError> {
+        let Some(pins) = &self.pins else {
+            return Err(DataPlaneError::Load("an object without pins is not attached".to_owned()));
+        };
+        for (mode, _) in MODES {
+            let path = pins.path(&link_name(mode, interface));
+            if path.exists() {
+                match take_over(program(&mut self.ebpf)?, &path) {
+                    Ok(link) => {
+                        tracing::info!(interface, mode, "took over the XDP link of an earlier lbd");
+                        return Ok((attachment(interface, mode), link));
+                    }
+                    Err(error) => {
+                        tracing::warn!(interface, error, "cannot take over the XDP link of an earlier lbd");
+                        let _ = std::fs::remove_file(&path);
+                    }
+                }
+            }
+        }
+        let mut refusal = String::new();
+        for (mode, flag) in MODES {
+            if mode == "generic" && !allow_generic {
+                break;
+            }
+            match program(&mut self.ebpf)?.attach(interface, flag) {
+                Ok(id) => {
+                    if mode == "generic" {
+                        tracing::warn!(interface, refusal, "native XDP refused; using generic XDP, which is slower");
+                    }
+                    let path = pins.path(&link_name(mode, interface));
+                    let link = program(&mut self.ebpf)?.take_link(id).map_err(|e| refused(&e))?;
+                    let link = FdLink::try_from(link)
+                        .map_err(|e| map_error("use BPF links (Linux 5.9 or later is needed)", &e))?
+                        .pin(&path)
+                        .map_err(|e| map_error("pin the XDP link", &e))?;
+                    return Ok((attachment(interface, mode), link));
+                }
+                Err(error) => refusal = self.explain(interface, &error)?,
+            }
+        }
+        if allow_generic {
+            return Err(DataPlaneError::Attach { interface: interface.to_owned(), reason: refusal });
+        }
+        Err(DataPlaneError::NoNativeXdp { interface: interface.to_owned(), reason: refusal })
+    }
+
+    /// The kernel's refusal in words, or an error that no other mode could cure.
+    fn explain(
+        &self,
+        interface: &str,
+        error: &aya::programs::ProgramError,
+    ) -> Result<String, DataPlaneError> {
+        if matches!(error, aya::programs::ProgramError::UnknownInterface { .. }) {
+            return Err(DataPlaneError::NoInterface(interface.to_owned()));
+        }
+        match errno(error) {
+            Some(libc::EPERM | libc::EACCES) => Err(DataPlaneError::NoPermission("attach an XDP program")),
+            Some(libc::EBUSY | libc::EEXIST) => Err(DataPlaneError::Attach {
+                interface: interface.to_owned(),
+                reason: format!(
+                    "another XDP program is attached; `ip link set dev {interface} xdp off` removes it"
+                ),
+            }),
+            _ => Ok(chain(error)),
+        }
+    }
+
+    /// Removes links of interfaces that are not configured any more.
+    fn drop_stale_links(&self) {
+        let Some(pins) = &self.pins else { return };
+        for name in pins.names().iter().filter(|name| name.starts_with("link-")) {
+            let live = self.links.iter().any(|(a, _)| *name == link_name(&a.mode, &a.interface));
+            if !live {
+                let _ = std::fs::remove_file(pins.path(name));
+            }
+        }
+    }
+
+    /// Attached interfaces.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.links.iter().map(|(attachment, _)| attachment.clone()).collect()
+    }
+
+    /// Takes a map out.
+    pub fn take_map(&mut self, name: &str) -> Result<Map, DataPlaneError> {
+        self.ebpf
+            .take_map(name)
+            .ok_or_else(|| DataPlaneError::Load(format!("the object has no map `{name}`")))
+    }
+
+    /// The loaded program, for test runs.
+    pub fn program(&mut self) -> Result<&mut Xdp, DataPlaneError> {
+        program(&mut self.ebpf)
+    }
+
+    /// Detaches from every interface and removes every pin.
+    pub fn remove(&mut self) -> io::Result<()> {
+        for (_, link) in self.links.drain(..) {
+            drop(link.unpin()?);
+        }
+        self.pins.as_ref().map_or(Ok(()), Pins::remove_all)
+    }
+}
+
+/// In the order of preference.
+const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
+
+fn link_name(mode: &str, interface: &str) -> String {
+    // bpffs forbids dots in names, and interface names may have them.
+    format!("link-{mode}-{}", interface.replace('.', "_"))
+}
+
+fn attachment(interface: &str, mode: &str) -> Attachment {
+    Attachment { interface: interface.to_owned(), mode: mode.to_owned() }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
+    named_program(ebpf, "lbd")
+}
+
+fn named_program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, DataPlaneError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| DataPlaneError::Load(format!("the object has no XDP program `{name}`")))
+}
+
+/// Puts the new program behind the old link: no packet sees an interface without one.
+fn take_over(program: &mut Xdp, path: &Path) -> Result<PinnedLink, String> {
+    let old = PinnedLink::from_pin(path).map_err(|e| chain(&e))?;
+    let link = XdpLink::try_from(FdLink::from(old)).map_err(|e| chain(&e))?;
+    let id = program.attach_to_link(link).map_err(|e| chain(&e))?;
+    let link = program.take_link(id).map_err(|e| chain(&e))?;
+    // The pin is the old one; this handle keeps it company.
+    drop(FdLink::try_from(link).map_err(|e| chain(&e))?);
+    PinnedLink::from_pin(path).map_err(|e| chain(&e))
+}
+
+/// Whether a pinned map has another shape than the program expects.
+fn misfit(name: &str, map: &Map) -> Option<String> {
+    let (key, value, entries) = super::shape(name)?;
+    let data: &MapData = super::map_data(map)?;
+    let info = data.info().ok()?;
+    let found = (info.key_size(), info.value_size(), info.max_entries());
+    (found != (key, value, entries)).then(|| {
+        format!("map {name} has key, value and capacity {found:?} instead of {:?}", (key, value, entries))
+    })
+}
+
+/// Pins the program that the far end of a veth pair needs (see the lab) at `path`.
+pub fn pin_pass(path: &Path) -> Result<(), DataPlaneError> {
+    let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| refused(&e))?;
+    let pass = named_program(&mut ebpf, "pass")?;
+    pass.load().map_err(|e| refused(&e))?;
+    pass.pin(path).map_err(|e| map_error("pin the pass program", &e))
+}
+
+fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
+    match errno(error) {
+        Some(libc::EPERM | libc::EACCES) if !chain(error).contains("verifier") => {
+            DataPlaneError::NoPermission("load BPF maps and programs")
+        }
+        _ => DataPlaneError::Load(chain(error)),
+    }
+}
+
+/// A [`DataPlaneError::Map`].
+pub fn map_error(what: &str, reason: &dyn Display) -> DataPlaneError {
+    DataPlaneError::Map { what: what.to_owned(), reason: reason.to_string() }
+}
+
+/// The error number at the bottom of an error's chain.
+fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(number);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error with its sources, in one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        next = error.source();
+    }
+    text
+}

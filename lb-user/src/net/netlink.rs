@@ -1,0 +1,238 @@
+//! Route netlink: interfaces, addresses, neighbours and routes, read, followed and changed.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteType},
+};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use thiserror::Error;
+
+use super::interfaces::NetEvent;
+use crate::model::Prefix;
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Open(#[source] io::Error),
+    /// A request failed.
+    #[error("cannot {what}")]
+    Request {
+        /// What was asked.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+/// Where the kernel would send a packet for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// The address is this host's.
+    Local,
+    /// Directly, on this interface.
+    OnLink(u32),
+    /// Through a router, or nowhere: not reachable by direct return.
+    NotOnLink,
+}
+
+/// A connection to the kernel's route netlink.
+#[derive(Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// Unsolicited messages, as they come.
+pub struct Events {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, netlink_sys::SocketAddr)>,
+}
+
+impl Netlink {
+    /// Connects and subscribes to links, IPv4 addresses and neighbours.
+    pub fn connect() -> Result<(Self, Events), NetlinkError> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Neigh,
+        ])
+        .map_err(NetlinkError::Open)?;
+        tokio::spawn(connection);
+        Ok((Self { handle }, Events { messages }))
+    }
+
+    /// Everything there is now, as the events that would have told of it.
+    pub async fn dump(&self) -> Result<Vec<NetEvent>, NetlinkError> {
+        let mut events = Vec::new();
+        let links: Vec<_> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("list interfaces"))?;
+        events.extend(links.iter().filter_map(link));
+        let addresses: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
+        events.extend(addresses.iter().filter_map(|message| address(message, true)));
+        let neighbours: Vec<_> =
+            self.handle.neighbours().get().execute().try_collect().await.map_err(failed("list neighbours"))?;
+        events.extend(neighbours.iter().filter_map(|message| neighbour(message, true)));
+        Ok(events)
+    }
+
+    /// Adds an address; that it is there already is fine.
+    pub async fn add_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
+        self.handle
+            .address()
+            .add(ifindex, IpAddr::V4(prefix.address), prefix.length)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(&format!("add address {prefix}")))
+    }
+
+    /// Removes an address; that it is not there, or its interface is gone, is fine.
+    pub async fn delete_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
+        let mut request = self.handle.address().add(ifindex, IpAddr::V4(prefix.address), prefix.length);
+        let message = request.message_mut().clone();
+        match self.handle.address().del(message).execute().await {
+            Err(rtnetlink::Error::NetlinkError(error))
+                if [libc::EADDRNOTAVAIL, libc::ENODEV].contains(&error.raw_code().abs()) =>
+            {
+                Ok(())
+            }
+            other => other.map_err(failed(&format!("remove address {prefix}"))),
+        }
+    }
+
+    /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
+    pub async fn use_neighbour(&self, ifindex: u32, address: Ipv4Addr) -> Result<(), NetlinkError> {
+        self.handle
+            .neighbours()
+            .add(ifindex, IpAddr::V4(address))
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed(&format!("resolve neighbour {address}")))
+    }
+
+    /// Where the kernel would send a packet for `address`.
+    pub async fn path_to(&self, address: Ipv4Addr) -> Path {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let mut answers = Box::pin(self.handle.route().get(query).execute());
+        let Ok(Some(route)) = answers.try_next().await else { return Path::NotOnLink };
+        if route.header.kind == RouteType::Local {
+            return Path::Local;
+        }
+        let mut path = Path::NotOnLink;
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(_)) | RouteAttribute::Via(_) => {
+                    return Path::NotOnLink;
+                }
+                RouteAttribute::Oif(ifindex) => path = Path::OnLink(*ifindex),
+                _ => {}
+            }
+        }
+        path
+    }
+}
+
+impl Events {
+    /// The next event; `None` when the connection has ended.
+    pub async fn next(&mut self) -> Option<NetEvent> {
+        loop {
+            let (message, _) = self.messages.next().await?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(inner) => {
+                    if let Some(event) = event(&inner) {
+                        return Some(event);
+                    }
+                }
+                NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => return Some(NetEvent::Lost),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+    let what = what.to_owned();
+    move |source| NetlinkError::Request { what, source }
+}
+
+fn event(message: &RouteNetlinkMessage) -> Option<NetEvent> {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => link(message),
+        RouteNetlinkMessage::DelLink(message) => {
+            // A bridge port that leaves its bridge is also told of as a deleted link.
+            (message.header.interface_family == AddressFamily::Unspec)
+                .then_some(NetEvent::LinkGone { ifindex: message.header.index })
+        }
+        RouteNetlinkMessage::NewAddress(message) => address(message, true),
+        RouteNetlinkMessage::DelAddress(message) => address(message, false),
+        RouteNetlinkMessage::NewNeighbour(message) => neighbour(message, true),
+        RouteNetlinkMessage::DelNeighbour(message) => neighbour(message, false),
+        _ => None,
+    }
+}
+
+fn link(message: &LinkMessage) -> Option<NetEvent> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let mut name = None;
+    let mut mac = [0; 6];
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+    Some(NetEvent::Link { ifindex: message.header.index, name: name?, up, mac })
+}
+
+fn address(message: &AddressMessage, present: bool) -> Option<NetEvent> {
+    // On point-to-point links `Address` is the peer's; `Local` is ours wherever it is given.
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    let local = of(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+    let any = of(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None });
+    let IpAddr::V4(address) = local.or(any)? else { return None };
+    let prefix = Prefix { address, length: message.header.prefix_len };
+    Some(NetEvent::Address { ifindex: message.header.index, prefix, present })
+}
+
+fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    let valid = match message.header.state {
+        NeighbourState::Reachable
+        | NeighbourState::Stale
+        | NeighbourState::Delay
+        | NeighbourState::Probe
+        | NeighbourState::Permanent
+        | NeighbourState::Noarp => present,
+        // Incomplete, failed, none, and whatever a later kernel adds.
+        _ => false,
+    };
+    let mac = mac.filter(|_| valid);
+    Some(NetEvent::Neighbour { ifindex: message.header.ifindex, address: address?, mac })
+}

@@ -1,0 +1,3 @@
+//! Schedulers that user space prepares for the program. Pure.
+
+pub mod ring;

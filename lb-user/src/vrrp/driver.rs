@@ -1,0 +1,543 @@
+//! The thread that runs every VRRP instance: waits for packets, deadlines and commands, feeds the
+//! machines, sends adverts, and reports everything else to the daemon.
+//!
+//! It never waits for the daemon: commands come through a queue and an eventfd, reports leave
+//! through a bounded channel, and a full channel drops the report and counts it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsFd, OwnedFd},
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use super::{
+    fsm::{Effect, Event, Machine, Reason, Settings},
+    packet::{self, AdvertPacket, Rejection},
+    socket::{Buffer, VrrpSocket},
+};
+use crate::model::{Instance, VrrpState};
+
+/// Reports that may wait for the daemon. A transition makes one; a daemon that is a thousand
+/// transitions behind is not there any more.
+const REPORT_QUEUE: usize = 1024;
+/// Packets read from one socket before the deadlines are looked at again.
+const RECEIVE_BURST: usize = 64;
+
+/// An instance and the present condition of its interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// As configured.
+    pub instance: Instance,
+    /// Present condition of its interface.
+    pub link: Link,
+}
+
+/// The condition of an instance's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Absent, down, without carrier or without an address.
+    Down,
+    /// Usable.
+    Up {
+        /// Interface index.
+        ifindex: u32,
+        /// Primary address: the source of adverts.
+        source: Ipv4Addr,
+    },
+}
+
+/// What the daemon learns.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// An instance entered a state.
+    Entered {
+        /// Instance name.
+        instance: String,
+        /// The new state.
+        state: VrrpState,
+        /// Why.
+        reason: Reason,
+    },
+    /// The addresses of a master must be announced again.
+    Announce {
+        /// Instance name.
+        instance: String,
+    },
+    /// Something odd was heard for the first time.
+    Odd {
+        /// Interface it was heard on.
+        interface: String,
+        /// Description with the peer's address.
+        what: String,
+    },
+    /// Adverts cannot be sent or received.
+    Trouble {
+        /// Instance name.
+        instance: String,
+        /// What failed.
+        error: String,
+    },
+}
+
+/// Present state of an instance, for `lbctl vrrp`.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Instance name.
+    pub name: String,
+    /// Current state.
+    pub state: VrrpState,
+    /// Why it was entered.
+    pub reason: String,
+    /// When it was entered.
+    pub since: SystemTime,
+    /// Until the timer fires.
+    pub timer: Option<Duration>,
+    /// Source of adverts, when the interface has one.
+    pub source: Option<Ipv4Addr>,
+    /// The last other router heard, with its priority and how long ago.
+    pub peer: Option<(Ipv4Addr, u8, Duration)>,
+    /// Adverts sent.
+    pub sent: u64,
+    /// Adverts believed.
+    pub received: u64,
+    /// Adverts that could not be sent.
+    pub send_errors: u64,
+    /// Adverts not believed, by reason; those that no instance could be named for are counted at
+    /// every instance of the interface.
+    pub rejected: Vec<(Rejection, u64)>,
+}
+
+enum Command {
+    Configure(Vec<Setup>, oneshot::Sender<()>),
+    Link(String, Link),
+    Snapshot(oneshot::Sender<Vec<Snapshot>>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The running thread.
+pub struct Driver {
+    commands: mpsc::Sender<Command>,
+    wake: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Driver {
+    /// Starts the thread, without instances.
+    pub fn start() -> io::Result<(Self, async_mpsc::Receiver<Report>)> {
+        let (commands, inbox) = mpsc::channel();
+        let (reports, outbox) = async_mpsc::channel(REPORT_QUEUE);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake_in_thread = wake.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name("vrrp".to_owned())
+            .spawn(move || Loop::new(inbox, reports, wake_in_thread).run())?;
+        Ok((Self { commands, wake, thread: Some(thread) }, outbox))
+    }
+
+    /// Makes these the running instances. An instance whose identity on the wire is unchanged goes
+    /// on without missing an advert; one that is gone says priority 0.
+    pub async fn configure(&self, setups: Vec<Setup>) {
+        let (done, finished) = oneshot::channel();
+        self.send(Command::Configure(setups, done));
+        let _ = finished.await;
+    }
+
+    /// Tells what became of an interface.
+    pub fn link(&self, interface: &str, link: Link) {
+        self.send(Command::Link(interface.to_owned(), link));
+    }
+
+    /// Present state of every instance.
+    pub async fn snapshot(&self) -> Vec<Snapshot> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Snapshot(answer));
+        answered.await.unwrap_or_default()
+    }
+
+    /// Stops every instance: masters say priority 0.
+    pub async fn stop(mut self) {
+        let (done, finished) = oneshot::channel();
+        self.send(Command::Stop(done));
+        let _ = finished.await;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn send(&self, command: Command) {
+        // Both fail only when the thread is gone, and then there is nobody to tell.
+        let _ = self.commands.send(command);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+struct Runner {
+    instance: Instance,
+    machine: Machine,
+    packet: AdvertPacket,
+    link: Link,
+    reason: Reason,
+    since: SystemTime,
+    peer: Option<(Ipv4Addr, u8, Instant)>,
+    sent: u64,
+    received: u64,
+    send_errors: u64,
+    noted_addresses: bool,
+    rejected: BTreeMap<Rejection, u64>,
+}
+
+struct Loop {
+    inbox: mpsc::Receiver<Command>,
+    reports: async_mpsc::Sender<Report>,
+    wake: OwnedFd,
+    epoch: Instant,
+    runners: Vec<Runner>,
+    sockets: BTreeMap<String, VrrpSocket>,
+}
+
+impl Loop {
+    fn new(
+        inbox: mpsc::Receiver<Command>,
+        reports: async_mpsc::Sender<Report>,
+        wake: OwnedFd,
+    ) -> Self {
+        Self {
+            inbox,
+            reports,
+            wake,
+            epoch: Instant::now(),
+            runners: Vec::new(),
+            sockets: BTreeMap::new(),
+        }
+    }
+
+    fn run(mut self) {
+        let mut buffer = Buffer::new();
+        loop {
+            self.wait();
+            let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            while let Ok(command) = self.inbox.try_recv() {
+                match command {
+                    Command::Configure(setups, done) => {
+                        self.configure(setups);
+                        let _ = done.send(());
+                    }
+                    Command::Link(interface, link) => self.set_link(&interface, link),
+                    Command::Snapshot(answer) => {
+                        let _ = answer.send(self.runners.iter().map(|r| self.snapshot(r)).collect());
+                    }
+                    Command::Stop(done) => {
+                        self.configure(Vec::new());
+                        let _ = done.send(());
+                        return;
+                    }
+                }
+            }
+            self.receive(&mut buffer);
+            self.run_timers();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Until a packet, a command or the next deadline.
+    fn wait(&self) {
+        let timeout = self
+            .runners
+            .iter()
+            .filter_map(|runner| runner.machine.deadline())
+            .min()
+            .map(|deadline| deadline.saturating_sub(self.now()))
+            .and_then(|wait| Timespec::try_from(wait).ok());
+        let mut fds = Vec::with_capacity(1 + self.sockets.len());
+        fds.push(PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN));
+        for socket in self.sockets.values() {
+            fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+        }
+        // EINTR and the like only make the round come early.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    fn configure(&mut self, setups: Vec<Setup>) {
+        let mut old = std::mem::take(&mut self.runners);
+        let mut starting = Vec::new();
+        for setup in setups {
+            let kept = old.iter().position(|r| same_on_the_wire(&r.instance, &setup.instance));
+            if let Some(index) = kept {
+                let mut runner = old.swap_remove(index);
+                runner.adopt(setup.instance, self.now());
+                self.runners.push(runner);
+            } else {
+                starting.push(setup);
+            }
+        }
+        // Those that end speak before those that begin: an address may move between them.
+        for mut runner in old {
+            self.feed(&mut runner, Event::Stop);
+        }
+        for setup in starting {
+            let mut runner = Runner::new(setup);
+            self.open(&mut runner);
+            let event = match runner.link {
+                Link::Up { .. } => Event::Start,
+                Link::Down => Event::LinkDown,
+            };
+            self.feed(&mut runner, event);
+            self.runners.push(runner);
+        }
+        let runners = &self.runners;
+        self.sockets.retain(|name, _| runners.iter().any(|r| r.instance.interface == *name));
+    }
+
+    fn set_link(&mut self, interface: &str, link: Link) {
+        let mut runners = std::mem::take(&mut self.runners);
+        for runner in runners.iter_mut().filter(|r| r.instance.interface == interface) {
+            if runner.link == link {
+                continue;
+            }
+            let was_up = matches!(runner.link, Link::Up { .. });
+            match link {
+                Link::Down => {
+                    // The farewell needs the old socket, should the interface still carry it.
+                    self.feed(runner, Event::LinkDown);
+                    runner.link = link;
+                }
+                Link::Up { .. } => {
+                    runner.link = link;
+                    runner.refresh(self.now());
+                    self.open(runner);
+                    if !was_up {
+                        self.feed(runner, Event::LinkUp);
+                    }
+                }
+            }
+        }
+        self.runners = runners;
+    }
+
+    /// Opens the interface's socket where it is missing or belongs to an earlier interface of the
+    /// same name.
+    fn open(&mut self, runner: &mut Runner) {
+        let Link::Up { ifindex, .. } = runner.link else { return };
+        let name = &runner.instance.interface;
+        let result = match self.sockets.get_mut(name) {
+            Some(socket) if socket.ifindex() == ifindex => socket.join(runner.instance.group),
+            Some(_) | None => VrrpSocket::open(name, ifindex).and_then(|mut socket| {
+                socket.join(runner.instance.group)?;
+                self.sockets.insert(name.clone(), socket);
+                Ok(())
+            }),
+        };
+        if let Err(error) = result {
+            let error = format!("cannot open a VRRP socket on {name}: {error}");
+            self.report(Report::Trouble { instance: runner.instance.name.clone(), error });
+        }
+    }
+
+    fn run_timers(&mut self) {
+        let mut runners = std::mem::take(&mut self.runners);
+        for runner in &mut runners {
+            if runner.machine.deadline().is_some_and(|deadline| deadline <= self.now()) {
+                self.feed(runner, Event::Timer);
+            }
+        }
+        self.runners = runners;
+    }
+
+    fn receive(&mut self, buffer: &mut Buffer) {
+        let mut runners = std::mem::take(&mut self.runners);
+        for (interface, socket) in &self.sockets {
+            for _ in 0..RECEIVE_BURST {
+                // An error here (interface gone, say) also arrives as a link event.
+                let Ok(Some(packet)) = socket.receive(buffer) else { break };
+                self.packet(interface, packet, &mut runners);
+            }
+        }
+        self.runners = runners;
+    }
+
+    fn packet(&self, interface: &str, bytes: &[u8], runners: &mut [Runner]) {
+        let here = |r: &&mut Runner| r.instance.interface == interface;
+        let received = match packet::decode(bytes) {
+            Ok(received) => received,
+            Err(rejection) => {
+                for runner in runners.iter_mut().filter(here) {
+                    self.reject(runner, rejection, bytes);
+                }
+                return;
+            }
+        };
+        let Some(index) = runners
+            .iter()
+            .position(|r| r.instance.interface == interface && r.instance.vrid == received.vrid)
+        else {
+            // Other routers of the segment are no news.
+            for runner in runners.iter_mut().filter(here) {
+                *runner.rejected.entry(Rejection::WrongVrid).or_default() += 1;
+            }
+            return;
+        };
+        let runner = &mut runners[index];
+        match received.check(&runner.instance) {
+            Err(rejection) => self.reject(runner, rejection, bytes),
+            Ok(advert) => {
+                runner.received += 1;
+                runner.peer = Some((advert.source, advert.priority, Instant::now()));
+                if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
+                    let what = format!(
+                        "{}: {} advertises other virtual addresses than are configured here",
+                        runner.instance.name, advert.source
+                    );
+                    self.report(Report::Odd { interface: interface.to_owned(), what });
+                }
+                let event = Event::Advert { priority: advert.priority, source: advert.source };
+                self.feed(runner, event);
+            }
+        }
+    }
+
+    /// Counts; tells the daemon only the first time.
+    fn reject(&self, runner: &mut Runner, rejection: Rejection, bytes: &[u8]) {
+        let count = runner.rejected.entry(rejection).or_default();
+        *count += 1;
+        if *count == 1 {
+            let source = bytes
+                .get(12..16)
+                .map_or_else(|| "an unknown sender".to_owned(), |b| Ipv4Addr::new(b[0], b[1], b[2], b[3]).to_string());
+            let what = format!(
+                "{}: ignoring an advert from {source}: {rejection}; further ones are only counted",
+                runner.instance.name
+            );
+            self.report(Report::Odd { interface: runner.instance.interface.clone(), what });
+        }
+    }
+
+    fn feed(&self, runner: &mut Runner, event: Event) {
+        for effect in runner.machine.handle(event, self.now()) {
+            match effect {
+                Effect::SendAdvert(priority) => self.send(runner, priority),
+                Effect::Announce => {
+                    self.report(Report::Announce { instance: runner.instance.name.clone() });
+                }
+                Effect::Enter(state, reason) => {
+                    runner.reason = reason;
+                    runner.since = SystemTime::now();
+                    let instance = runner.instance.name.clone();
+                    self.report(Report::Entered { instance, state, reason });
+                }
+            }
+        }
+    }
+
+    fn send(&self, runner: &mut Runner, priority: u8) {
+        let Some(socket) = self.sockets.get(&runner.instance.interface) else {
+            runner.send_errors += 1;
+            return;
+        };
+        match socket.send(runner.packet.bytes(priority), runner.instance.group) {
+            Ok(()) => runner.sent += 1,
+            Err(error) => {
+                runner.send_errors += 1;
+                if runner.send_errors == 1 {
+                    let instance = runner.instance.name.clone();
+                    let error = format!("cannot send an advert: {error}; further failures are only counted");
+                    self.report(Report::Trouble { instance, error });
+                }
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        let _ = self.reports.try_send(report);
+    }
+
+    fn snapshot(&self, runner: &Runner) -> Snapshot {
+        Snapshot {
+            name: runner.instance.name.clone(),
+            state: runner.machine.state(),
+            reason: runner.reason.to_string(),
+            since: runner.since,
+            timer: runner.machine.deadline().map(|d| d.saturating_sub(self.now())),
+            source: runner.source(),
+            peer: runner.peer.map(|(address, priority, at)| (address, priority, at.elapsed())),
+            sent: runner.sent,
+            received: runner.received,
+            send_errors: runner.send_errors,
+            rejected: runner.rejected.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        }
+    }
+}
+
+impl Runner {
+    fn new(setup: Setup) -> Self {
+        let source = source_of(setup.link);
+        Self {
+            machine: Machine::new(settings(&setup.instance, source)),
+            packet: AdvertPacket::new(&setup.instance, source),
+            instance: setup.instance,
+            link: setup.link,
+            reason: Reason::Started,
+            since: SystemTime::now(),
+            peer: None,
+            sent: 0,
+            received: 0,
+            send_errors: 0,
+            noted_addresses: false,
+            rejected: BTreeMap::new(),
+        }
+    }
+
+    fn source(&self) -> Option<Ipv4Addr> {
+        match self.link {
+            Link::Up { source, .. } => Some(source),
+            Link::Down => None,
+        }
+    }
+
+    /// Takes a changed configuration.
+    fn adopt(&mut self, instance: Instance, now: Duration) {
+        if self.instance != instance {
+            self.instance = instance;
+            self.noted_addresses = false;
+            self.refresh(now);
+        }
+    }
+
+    /// Follows a changed configuration or source address.
+    fn refresh(&mut self, now: Duration) {
+        let source = source_of(self.link);
+        self.packet = AdvertPacket::new(&self.instance, source);
+        self.machine.reconfigure(settings(&self.instance, source), now);
+    }
+}
+
+fn source_of(link: Link) -> Ipv4Addr {
+    match link {
+        Link::Up { source, .. } => source,
+        Link::Down => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
+fn settings(instance: &Instance, source: Ipv4Addr) -> Settings {
+    Settings {
+        priority: instance.priority,
+        interval: instance.advert_interval,
+        preempt: instance.preempt,
+        source,
+    }
+}
+
+/// Whether a running instance can become the other without leaving its state.
+fn same_on_the_wire(old: &Instance, new: &Instance) -> bool {
+    let identity = |i: &Instance| (i.name.clone(), i.interface.clone(), i.vrid, i.group);
+    identity(old) == identity(new)
+}

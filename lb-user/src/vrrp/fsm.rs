@@ -1,0 +1,336 @@
+//! The VRRP state machine of one instance. Pure: it is handed the time and returns what to do.
+//!
+//! ```text
+//!              Start                Timer / Start as owner
+//!   INIT ───────────────► BACKUP ─────────────────────────► MASTER
+//!    ▲ ▲                   │  ▲    higher priority heard      │ │
+//!    │ │ Stop              │  └──────────────────────────────┘ │
+//!    │ └───────────────────┤                                   │
+//!    │        LinkDown     ▼  LinkUp: as Start        LinkDown │
+//!    │      ┌──────────► FAULT ◄───────────────────────────────┤
+//!    └──────┴──────────────────────────────────────────────────┘ Stop
+//! ```
+//! RFC 3768 section 6.4, with two deliberate additions. A master that hears a lower priority
+//! announces its addresses again, as RFC 9568 section 6.4.3 asks: after a partition heals, switches
+//! and clients may still point at the other one. And a master that yields sends one last advert of
+//! its own: the winner usually has not heard it yet, and without that advert nobody would announce.
+
+use std::{cmp::Ordering, net::Ipv4Addr, time::Duration};
+
+use crate::model::VrrpState;
+
+/// A point on the caller's monotonic clock.
+pub type Instant = Duration;
+
+/// What the machine must know of its instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// 1-255.
+    pub priority: u8,
+    /// Advertisement interval.
+    pub interval: Duration,
+    /// Whether a lower master is replaced.
+    pub preempt: bool,
+    /// Our primary address, which breaks ties.
+    pub source: Ipv4Addr,
+}
+
+impl Settings {
+    /// RFC 3768 section 6.1: (256 - priority) / 256 seconds.
+    pub fn skew(&self) -> Duration {
+        Duration::from_secs(1) * (256 - u32::from(self.priority)) / 256
+    }
+
+    /// RFC 3768 section 6.1: three intervals and the skew.
+    pub fn master_down(&self) -> Duration {
+        3 * self.interval + self.skew()
+    }
+
+    fn is_owner(&self) -> bool {
+        self.priority == 255
+    }
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The instance starts.
+    Start,
+    /// The instance ends.
+    Stop,
+    /// A valid advert arrived.
+    Advert {
+        /// Its priority.
+        priority: u8,
+        /// Its sender.
+        source: Ipv4Addr,
+    },
+    /// The [deadline](Machine::deadline) has come.
+    Timer,
+    /// The interface cannot be used.
+    LinkDown,
+    /// The interface can be used again.
+    LinkUp,
+}
+
+/// Why a state was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The instance started.
+    Started,
+    /// Priority 255.
+    Owner,
+    /// No advert for the master-down time.
+    MasterSilent,
+    /// The master said that it stops (priority 0).
+    MasterStopped,
+    /// No advert yet from a lower master that we replace.
+    Preempted,
+    /// An advert of higher priority, or equal with a higher address.
+    HigherPriority {
+        /// Its priority.
+        priority: u8,
+        /// Its sender.
+        source: Ipv4Addr,
+    },
+    /// The interface went down or lost its address.
+    LinkDown,
+    /// The interface came back.
+    LinkUp,
+    /// The instance stopped.
+    Stopped,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Reason::Started => f.write_str("started"),
+            Reason::Owner => f.write_str("owner of the addresses (priority 255)"),
+            Reason::MasterSilent => f.write_str("no advert from a master"),
+            Reason::MasterStopped => f.write_str("the master stopped (priority 0)"),
+            Reason::Preempted => f.write_str("the master has a lower priority"),
+            Reason::HigherPriority { priority, source } => {
+                write!(f, "{source} is master with priority {priority}")
+            }
+            Reason::LinkDown => f.write_str("the interface is down"),
+            Reason::LinkUp => f.write_str("the interface is up again"),
+            Reason::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// What to do, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send an advert with this priority.
+    SendAdvert(u8),
+    /// Announce the addresses again.
+    Announce,
+    /// Tell the daemon: it acts on addresses, data plane and scripts.
+    Enter(VrrpState, Reason),
+}
+
+/// At most three effects per event: nothing is allocated on the advert path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    list: [Option<Effect>; 3],
+}
+
+impl Effects {
+    fn of<const N: usize>(effects: [Effect; N]) -> Self {
+        const { assert!(N <= 3) };
+        let mut list = [None; 3];
+        for (place, effect) in list.iter_mut().zip(effects) {
+            *place = Some(effect);
+        }
+        Self { list }
+    }
+}
+
+impl IntoIterator for Effects {
+    type Item = Effect;
+    type IntoIter = std::iter::Flatten<std::array::IntoIter<Option<Effect>, 3>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.list.into_iter().flatten()
+    }
+}
+
+/// One instance.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    settings: Settings,
+    state: VrrpState,
+    deadline: Option<Instant>,
+    /// What the running master-down timer means when it ends.
+    waiting_for: Reason,
+}
+
+impl Machine {
+    /// A machine in INIT.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, state: VrrpState::Init, deadline: None, waiting_for: Reason::MasterSilent }
+    }
+
+    /// Current state.
+    pub fn state(&self) -> VrrpState {
+        self.state
+    }
+
+    /// When [`Event::Timer`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Current settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Takes new settings without leaving the state. A waiting backup keeps what it already waited:
+    /// its timer moves by the difference of the master-down times.
+    pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
+        let (old, new) = (self.settings.master_down(), settings.master_down());
+        match (self.state, self.deadline) {
+            (VrrpState::Backup, Some(deadline)) => {
+                self.deadline = Some((deadline + new).saturating_sub(old).max(now));
+            }
+            (VrrpState::Master, Some(deadline)) => {
+                self.deadline = Some(deadline.min(now + settings.interval));
+            }
+            (VrrpState::Init | VrrpState::Fault | VrrpState::Backup | VrrpState::Master, _) => {}
+        }
+        self.settings = settings;
+    }
+
+    /// Handles `event` at `now`.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Effects {
+        match (self.state, event) {
+            (VrrpState::Init, Event::Start) => self.begin(Reason::Started, now),
+            (VrrpState::Fault, Event::LinkUp) => self.begin(Reason::LinkUp, now),
+
+            (VrrpState::Backup, Event::Timer) => self.become_master(self.waiting_for, now),
+            (VrrpState::Backup, Event::Advert { priority, .. }) => {
+                self.advert_in_backup(priority, now);
+                Effects::default()
+            }
+
+            (VrrpState::Master, Event::Timer) => {
+                self.deadline = Some(now + self.settings.interval);
+                Effects::of([Effect::SendAdvert(self.settings.priority)])
+            }
+            (VrrpState::Master, Event::Advert { priority, source }) => {
+                self.advert_in_master(priority, source, now)
+            }
+
+            (VrrpState::Backup, Event::LinkDown) => {
+                self.leave(VrrpState::Fault);
+                Effects::of([Effect::Enter(VrrpState::Fault, Reason::LinkDown)])
+            }
+            (VrrpState::Master, Event::LinkDown) => {
+                self.leave(VrrpState::Fault);
+                Effects::of([
+                    Effect::SendAdvert(0),
+                    Effect::Enter(VrrpState::Fault, Reason::LinkDown),
+                ])
+            }
+            (VrrpState::Init, Event::LinkDown) => {
+                self.leave(VrrpState::Fault);
+                Effects::of([Effect::Enter(VrrpState::Fault, Reason::LinkDown)])
+            }
+
+            (VrrpState::Backup | VrrpState::Fault, Event::Stop) => {
+                self.leave(VrrpState::Init);
+                Effects::of([Effect::Enter(VrrpState::Init, Reason::Stopped)])
+            }
+            (VrrpState::Master, Event::Stop) => {
+                self.leave(VrrpState::Init);
+                Effects::of([
+                    Effect::SendAdvert(0),
+                    Effect::Enter(VrrpState::Init, Reason::Stopped),
+                ])
+            }
+
+            (VrrpState::Init, Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp)
+            | (VrrpState::Backup, Event::Start | Event::LinkUp)
+            | (VrrpState::Master, Event::Start | Event::LinkUp)
+            | (
+                VrrpState::Fault,
+                Event::Start | Event::Advert { .. } | Event::Timer | Event::LinkDown,
+            ) => Effects::default(),
+        }
+    }
+
+    /// RFC 3768 section 6.4.1: the owner is master at once, everybody else listens first.
+    fn begin(&mut self, reason: Reason, now: Instant) -> Effects {
+        if self.settings.is_owner() {
+            return self.become_master(Reason::Owner, now);
+        }
+        self.listen(now);
+        Effects::of([Effect::Enter(VrrpState::Backup, reason)])
+    }
+
+    fn listen(&mut self, now: Instant) {
+        self.state = VrrpState::Backup;
+        self.waiting_for = Reason::MasterSilent;
+        self.deadline = Some(now + self.settings.master_down());
+    }
+
+    /// The advert goes first, so that the old master lets go of the addresses before we announce
+    /// them.
+    fn become_master(&mut self, reason: Reason, now: Instant) -> Effects {
+        self.state = VrrpState::Master;
+        self.deadline = Some(now + self.settings.interval);
+        Effects::of([
+            Effect::SendAdvert(self.settings.priority),
+            Effect::Enter(VrrpState::Master, reason),
+        ])
+    }
+
+    fn leave(&mut self, state: VrrpState) {
+        self.state = state;
+        self.deadline = None;
+    }
+
+    /// RFC 3768 section 6.4.2. A lower priority does not reset the timer, which then runs out and
+    /// preempts.
+    fn advert_in_backup(&mut self, priority: u8, now: Instant) {
+        if priority == 0 {
+            self.waiting_for = Reason::MasterStopped;
+            self.deadline = Some(now + self.settings.skew());
+        } else if priority >= self.settings.priority || !self.settings.preempt {
+            self.waiting_for = Reason::MasterSilent;
+            self.deadline = Some(now + self.settings.master_down());
+        } else if self.waiting_for == Reason::MasterSilent {
+            self.waiting_for = Reason::Preempted;
+        }
+    }
+
+    /// RFC 3768 section 6.4.3.
+    fn advert_in_master(&mut self, priority: u8, source: Ipv4Addr, now: Instant) -> Effects {
+        let own = (self.settings.priority, self.settings.source);
+        if priority == 0 {
+            self.deadline = Some(now + self.settings.interval);
+            return Effects::of([Effect::SendAdvert(self.settings.priority)]);
+        }
+        match (priority, source).cmp(&own) {
+            Ordering::Greater => {
+                self.listen(now);
+                let reason = Reason::HigherPriority { priority, source };
+                Effects::of([
+                    Effect::SendAdvert(self.settings.priority),
+                    Effect::Enter(VrrpState::Backup, reason),
+                ])
+            }
+            Ordering::Less => {
+                self.deadline = Some(now + self.settings.interval);
+                Effects::of([Effect::SendAdvert(self.settings.priority), Effect::Announce])
+            }
+            // Our own advert, looped back by the network.
+            Ordering::Equal => Effects::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
