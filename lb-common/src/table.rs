@@ -160,6 +160,7 @@ mod tests {
             [7, 8, 9, 10, 11, 12],
             42,
             BackendFlags::ALIVE,
+            99,
         );
         assert_eq!(backend.destination_mac(), [1, 2, 3, 4, 5, 6]);
         assert_eq!(backend.source_mac(), [7, 8, 9, 10, 11, 12]);

@@ -17,12 +17,6 @@ pub struct At<T> {
     pub span: Range<usize>,
 }
 
-impl<T> At<T> {
-    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> At<U> {
-        At { value: f(self.value), span: self.span }
-    }
-}
-
 /// The keys of one table that were not taken yet.
 pub struct Fields<'d, 'i> {
     name: &'static str,

@@ -1,0 +1,20 @@
+//! A laboratory of network namespaces: hosts on a switch, real servers, directors, and the means
+//! to talk to them, break them and watch them.
+//!
+//! Everything a laboratory makes is written to a state directory first, so that a later run can
+//! remove what an interrupted one left behind.
+
+pub mod binaries;
+pub mod director;
+pub mod guide;
+pub mod http;
+pub mod network;
+pub mod process;
+pub mod registry;
+pub mod server;
+pub mod wait;
+
+pub use director::Director;
+pub use guide::Guide;
+pub use network::{Lab, Node};
+pub use process::Process;
