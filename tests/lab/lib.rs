@@ -12,6 +12,7 @@ pub mod network;
 pub mod process;
 pub mod registry;
 pub mod server;
+pub mod steps;
 pub mod wait;
 
 pub use director::Director;
