@@ -1,1 +1,80 @@
-fn main() {}
+//! `cargo xtask`: everything that is done to this project, by one name each.
+//!
+//! Depends on none of the project's crates: it builds and runs them.
+
+mod apt;
+mod ebpf;
+mod run;
+mod setup;
+mod test;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, test and demonstrate lbd")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing on this machine (as root, by apt), or say how.
+    Setup,
+    /// Compile the XDP program that the daemon embeds.
+    BuildEbpf,
+    /// Run the deployment guide's cluster in network namespaces and show what it does.
+    Demo {
+        /// Also write what was seen to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Run every test, or those whose name contains FILTER.
+    Test {
+        /// Part of a test's name.
+        filter: Option<String>,
+    },
+    /// What continuous integration runs: the same as `test`.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::everything(),
+        Command::BuildEbpf => ebpf::build().map(|_| ()),
+        Command::Demo { json } => demo(json),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Ci => test::run(None),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(json: Option<PathBuf>) -> Result<()> {
+    if !run::is_root() {
+        bail!(
+            "the demonstration makes network namespaces and needs root: \
+             sudo --preserve-env=PATH,HOME cargo xtask demo"
+        );
+    }
+    // Relative to where the command was given, not to where the demonstration runs.
+    let json = json.map(std::path::absolute).transpose()?;
+    setup::everything()?;
+    ebpf::build()?;
+    run::stage("building lbd, lbctl and the demonstration", || {
+        run::cargo(&["build", "--quiet", "--package", "lb-user", "--package", "lb-tests", "--bins"])
+    })?;
+    let mut command = std::process::Command::new(run::target().join("debug/lbd-demo"));
+    if let Some(json) = json {
+        command.arg("--json").arg(json);
+    }
+    run::through_interrupts(&mut command)
+}

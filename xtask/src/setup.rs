@@ -1,0 +1,40 @@
+//! What a fresh machine lacks.
+
+use anyhow::Result;
+
+use crate::{apt, ebpf, run};
+
+/// Programs of the laboratory, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 9] = [
+    ("nginx", "nginx"),
+    ("keepalived", "keepalived"),
+    ("ethtool", "ethtool"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("mount", "mount"),
+    ("gcc", "gcc"),
+    ("git", "git"),
+];
+
+/// Everything that `demo` and `test` need.
+pub fn everything() -> Result<()> {
+    laboratory()?;
+    ebpf::toolchain().map(|_| ())
+}
+
+/// Programs that the tests run.
+fn laboratory() -> Result<()> {
+    let mut missing: Vec<String> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| run::find_program(program).is_none())
+        .map(|(_, package)| (*package).to_owned())
+        .collect();
+    missing.dedup();
+    if missing.is_empty() { Ok(()) } else { apt::install(&missing) }
+}
+
+/// Programs that are missing, for a run that goes on without them.
+pub fn missing_programs() -> Vec<&'static str> {
+    PROGRAMS.iter().map(|(program, _)| *program).filter(|p| run::find_program(p).is_none()).collect()
+}

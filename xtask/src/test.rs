@@ -1,0 +1,130 @@
+//! Every test, with one closing line.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, run, setup};
+
+/// What test runs reported.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Formatting and lints, then unit tests, then those that need root. With a filter only tests.
+pub fn run(filter: Option<&str>) -> Result<()> {
+    let root = run::is_root();
+    if root {
+        setup::everything()?;
+    }
+    ebpf::build()?;
+    let mut tally = Tally::default();
+    if filter.is_none() {
+        tally.check("formatting", || run::cargo(&["fmt", "--all", "--check"]));
+        tally.check("lints", || {
+            let common = ["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"];
+            run::cargo(&[&common[..], &["--", "--deny", "warnings"]].concat())
+        });
+        tally.check("lints of the XDP program", lint_ebpf);
+    }
+    let unit = ["test", "--workspace", "--exclude", "lb-ebpf", "--lib", "--bins", "--test", "rules"];
+    tally.tests("unit tests and rules", &unit, filter, &[])?;
+    // The daemon and lbctl that the system tests start.
+    run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
+    let system = ["test", "--package", "lb-tests", "--test", "cases"];
+    let missing = setup::missing_programs();
+    if root && missing.is_empty() {
+        tally.tests("packet, namespace and interoperability tests", &system, filter, &["--test-threads=3"])?;
+    } else {
+        let count = count_tests(&system, filter)?;
+        let why = if root { format!("missing: {}", missing.join(", ")) } else { "they need root".to_owned() };
+        println!("==> skipping {count} packet, namespace and interoperability tests: {why}");
+        tally.skipped += count;
+    }
+    println!("\n{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    if tally.failed > 0 {
+        bail!("{} failed", tally.failed);
+    }
+    Ok(())
+}
+
+impl Tally {
+    /// A check counts as one test; the others still run when it fails.
+    fn check(&mut self, what: &str, work: impl FnOnce() -> Result<()>) {
+        match run::stage(what, work) {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                eprintln!("{error:#}");
+                self.failed += 1;
+            }
+        }
+    }
+
+    /// Runs tests, shows their output, and counts what it says.
+    fn tests(&mut self, what: &str, cargo: &[&str], filter: Option<&str>, harness: &[&str]) -> Result<()> {
+        run::stage(what, || {
+            let mut command = run::cargo_command(cargo);
+            command.arg("--no-fail-fast").args(filter).arg("--").args(harness);
+            let mut child = command.stdout(Stdio::piped()).spawn().context("cargo test")?;
+            let stdout = child.stdout.take().context("no output")?;
+            for line in BufReader::new(stdout).lines() {
+                let line = line?;
+                println!("{line}");
+                self.count(&line);
+            }
+            let status = child.wait()?;
+            if !status.success() && self.failed == 0 {
+                // It did not even compile, or died without a verdict.
+                self.failed += 1;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes a line such as `test result: ok. 10 passed; 0 failed; 1 ignored; ...`.
+    fn count(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let number = |word: &str| -> u64 {
+            let before = result.split(word).next().unwrap_or_default();
+            before.trim_end().rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        self.passed += number(" passed");
+        self.failed += number(" failed");
+        self.skipped += number(" ignored");
+    }
+}
+
+fn count_tests(cargo: &[&str], filter: Option<&str>) -> Result<u64> {
+    let mut command = run::cargo_command(cargo);
+    command.arg("--quiet").args(filter).args(["--", "--list"]);
+    let list = run::output(&mut command).context("the system tests do not compile")?;
+    Ok(list.lines().filter(|line| line.ends_with(": test")).count() as u64)
+}
+
+/// The XDP program's lints, compiled for this machine: the BPF compiler has no clippy.
+fn lint_ebpf() -> Result<()> {
+    let arguments = ["clippy", "--quiet", "--package", "lb-ebpf", "--profile", "bpf", "--", "--deny", "warnings"];
+    let mut command = run::cargo_command(&arguments);
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", run::target().join("bpf/lint"));
+    run::run(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted() {
+        let mut tally = Tally::default();
+        tally.count("test result: ok. 10 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out");
+        tally.count("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured");
+        tally.count("test name ... ok");
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (13, 1, 2));
+    }
+}
