@@ -9,6 +9,8 @@ fn main() {
     if object.exists() {
         println!("cargo::rustc-env=LBD_EBPF_OBJECT={}", object.display());
     } else {
-        println!("cargo::error=the XDP program is not built yet; run `cargo xtask build-ebpf` first");
+        println!(
+            "cargo::error=the XDP program is not built yet; run `cargo xtask build-ebpf` first"
+        );
     }
 }

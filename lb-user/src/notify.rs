@@ -1,12 +1,7 @@
 //! Notify scripts in keepalived's conventions: in order and one at a time per instance, without a
 //! shell, as an unprivileged account, killed with their process group when they take too long.
 
-use std::{
-    collections::HashMap,
-    io,
-    process::Stdio,
-    time::Duration,
-};
+use std::{collections::HashMap, io, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -31,7 +26,9 @@ const STDERR_LIMIT: u64 = 1024;
 
 /// The account named in the configuration does not exist.
 #[derive(Debug, Error)]
-#[error("there is no account `{0}` for notify scripts; create it or set `script_user` in [runtime]")]
+#[error(
+    "there is no account `{0}` for notify scripts; create it or set `script_user` in [runtime]"
+)]
 pub struct NoSuchUser(String);
 
 /// Runs scripts.
@@ -49,11 +46,20 @@ impl Notifier {
     /// A notifier whose scripts run as `user`. Without root they run as whoever we are.
     pub fn new(user: &str) -> Result<Self, NoSuchUser> {
         if !rustix::process::geteuid().is_root() {
-            return Ok(Self { account: None, queues: HashMap::new() });
+            return Ok(Self {
+                account: None,
+                queues: HashMap::new(),
+            });
         }
-        let found = User::from_name(user).ok().flatten().ok_or_else(|| NoSuchUser(user.to_owned()))?;
+        let found = User::from_name(user)
+            .ok()
+            .flatten()
+            .ok_or_else(|| NoSuchUser(user.to_owned()))?;
         let account = Some((found.uid.as_raw(), found.gid.as_raw()));
-        Ok(Self { account, queues: HashMap::new() })
+        Ok(Self {
+            account,
+            queues: HashMap::new(),
+        })
     }
 
     /// Queues the scripts of a transition: the state's own, then the general one.
@@ -64,7 +70,10 @@ impl Notifier {
                 let (queue, calls) = mpsc::channel(QUEUE);
                 (queue, tokio::spawn(run_queue(calls, account)))
             });
-            let call = Call { command, limit: instance.notify.timeout };
+            let call = Call {
+                command,
+                limit: instance.notify.timeout,
+            };
             if let Err(error) = queue.try_send(call) {
                 tracing::error!(instance = instance.name, %error, "dropping a notify script");
             }
@@ -74,7 +83,10 @@ impl Notifier {
     /// Waits for what is queued, at most `limit`.
     pub async fn finish(self, limit: Duration) {
         let tasks: Vec<JoinHandle<()>> = self.queues.into_values().map(|(_, task)| task).collect();
-        if timeout(limit, futures::future::join_all(tasks)).await.is_err() {
+        if timeout(limit, futures::future::join_all(tasks))
+            .await
+            .is_err()
+        {
             tracing::warn!("leaving notify scripts that are still running");
         }
     }
@@ -91,7 +103,13 @@ fn commands(instance: &Instance, state: VrrpState) -> Vec<Vec<String>> {
         VrrpState::Init => (&scripts.stop, "STOP"),
     };
     let general = scripts.any.as_ref().map(|command| {
-        let arguments = ["INSTANCE", &instance.name, word, &instance.priority.to_string()].map(str::to_owned);
+        let arguments = [
+            "INSTANCE",
+            &instance.name,
+            word,
+            &instance.priority.to_string(),
+        ]
+        .map(str::to_owned);
         command.iter().cloned().chain(arguments).collect()
     });
     own.iter().cloned().chain(general).collect()
@@ -203,21 +221,38 @@ mod tests {
             ..NotifyScripts::default()
         });
         let lines = |state| -> Vec<String> {
-            commands(&instance, state).iter().map(|line| line.join(" ")).collect()
+            commands(&instance, state)
+                .iter()
+                .map(|line| line.join(" "))
+                .collect()
         };
         assert_eq!(
             lines(VrrpState::Master),
             ["/etc/master.sh one", "/etc/any.sh INSTANCE VI_1 MASTER 100"]
         );
-        assert_eq!(lines(VrrpState::Backup), ["/etc/any.sh INSTANCE VI_1 BACKUP 100"]);
-        assert_eq!(lines(VrrpState::Fault), ["/etc/any.sh INSTANCE VI_1 FAULT 100"]);
-        assert_eq!(lines(VrrpState::Init), ["/etc/any.sh INSTANCE VI_1 STOP 100"]);
+        assert_eq!(
+            lines(VrrpState::Backup),
+            ["/etc/any.sh INSTANCE VI_1 BACKUP 100"]
+        );
+        assert_eq!(
+            lines(VrrpState::Fault),
+            ["/etc/any.sh INSTANCE VI_1 FAULT 100"]
+        );
+        assert_eq!(
+            lines(VrrpState::Init),
+            ["/etc/any.sh INSTANCE VI_1 STOP 100"]
+        );
     }
 
     #[tokio::test]
     async fn a_script_that_hangs_is_killed_with_its_children() {
-        let command = ["sh", "-c", "sleep 1000 & echo $! >&2; wait"].map(str::to_owned).to_vec();
-        let call = Call { command, limit: Duration::from_millis(300) };
+        let command = ["sh", "-c", "sleep 1000 & echo $! >&2; wait"]
+            .map(str::to_owned)
+            .to_vec();
+        let call = Call {
+            command,
+            limit: Duration::from_millis(300),
+        };
         let began = Instant::now();
         assert!(matches!(run(&call, None).await.unwrap(), Outcome::Killed));
         assert!(began.elapsed() < Duration::from_secs(10));
@@ -225,13 +260,24 @@ mod tests {
 
     #[tokio::test]
     async fn failures_are_told_with_status_and_stderr() {
-        let command = ["sh", "-c", "echo no such thing >&2; exit 3"].map(str::to_owned).to_vec();
-        let call = Call { command, limit: Duration::from_secs(10) };
+        let command = ["sh", "-c", "echo no such thing >&2; exit 3"]
+            .map(str::to_owned)
+            .to_vec();
+        let call = Call {
+            command,
+            limit: Duration::from_secs(10),
+        };
         let Outcome::Failed(status, stderr) = run(&call, None).await.unwrap() else {
             panic!("must fail");
         };
-        assert_eq!((status.as_str(), stderr.as_str()), ("exit status: 3", "no such thing"));
-        let missing = Call { command: vec!["/no/such/file".into()], limit: Duration::from_secs(1) };
+        assert_eq!(
+            (status.as_str(), stderr.as_str()),
+            ("exit status: 3", "no such thing")
+        );
+        let missing = Call {
+            command: vec!["/no/such/file".into()],
+            limit: Duration::from_secs(1),
+        };
         assert!(run(&missing, None).await.is_err());
     }
 }

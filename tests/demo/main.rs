@@ -45,8 +45,19 @@ fn main() -> ExitCode {
     };
     let passed = outcomes.len() == STEPS.len() && outcomes.iter().all(|o| o.error.is_none());
     print_table(&outcomes);
-    println!("\n{}", if passed { "Every step saw what it should." } else { "The demonstration FAILED." });
-    if write_json(json_file, passed, &outcomes) && passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "\n{}",
+        if passed {
+            "Every step saw what it should."
+        } else {
+            "The demonstration FAILED."
+        }
+    );
+    if write_json(json_file, passed, &outcomes) && passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn demonstrate() -> Result<Vec<Outcome>> {
@@ -59,17 +70,28 @@ fn demonstrate() -> Result<Vec<Outcome>> {
         println!("[{}/{}] {} ...", index + 1, STEPS.len(), step.title);
         let began = Instant::now();
         let mut seen = Seen::default();
-        let error = (step.run)(&mut guide, &mut seen).err().map(|error| format!("{error:#}"));
+        let error = (step.run)(&mut guide, &mut seen)
+            .err()
+            .map(|error| format!("{error:#}"));
         let took = began.elapsed();
         match &error {
             None => println!("      ok after {:.1} s", took.as_secs_f64()),
             Some(error) => {
                 println!("      FAILED after {:.1} s: {error}", took.as_secs_f64());
-                println!("--- log of node1\n{}--- log of node2\n{}", guide.node1.log(), guide.node2.log());
+                println!(
+                    "--- log of node1\n{}--- log of node2\n{}",
+                    guide.node1.log(),
+                    guide.node2.log()
+                );
             }
         }
         let failed = error.is_some();
-        outcomes.push(Outcome { step, seen, error, took });
+        outcomes.push(Outcome {
+            step,
+            seen,
+            error,
+            took,
+        });
         if failed {
             // Later steps need the normal state that this one did not restore.
             break;
@@ -82,8 +104,17 @@ fn demonstrate() -> Result<Vec<Outcome>> {
 fn print_table(outcomes: &[Outcome]) {
     println!();
     for (index, outcome) in outcomes.iter().enumerate() {
-        let verdict = if outcome.error.is_none() { "ok" } else { "FAILED" };
-        println!("{}. {:<62} {verdict:>6} {:>6.1} s", index + 1, outcome.step.title, outcome.took.as_secs_f64());
+        let verdict = if outcome.error.is_none() {
+            "ok"
+        } else {
+            "FAILED"
+        };
+        println!(
+            "{}. {:<62} {verdict:>6} {:>6.1} s",
+            index + 1,
+            outcome.step.title,
+            outcome.took.as_secs_f64()
+        );
         for (what, value) in &outcome.seen.0 {
             match value {
                 Value::String(text) => println!("     {what}: {text}"),

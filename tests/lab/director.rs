@@ -63,7 +63,13 @@ impl Director {
     pub fn launch(&mut self, lab: &Lab) -> Result<()> {
         let config = self.config.to_string_lossy().into_owned();
         let lbd = binaries::find("lbd")?;
-        self.process = Some(Process::start(lab, &self.node, "lbd", &lbd, &["--config", &config])?);
+        self.process = Some(Process::start(
+            lab,
+            &self.node,
+            "lbd",
+            &lbd,
+            &["--config", &config],
+        )?);
         Ok(())
     }
 
@@ -104,7 +110,11 @@ impl Director {
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let output = self.lbctl(arguments)?;
         let stderr = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "lbctl {arguments:?}: {}: {stderr}", output.status);
+        ensure!(
+            output.status.success(),
+            "lbctl {arguments:?}: {}: {stderr}",
+            output.status
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -115,7 +125,8 @@ impl Director {
 
     /// `lbctl --json map dump NAME`.
     pub fn dump(&self, map: &str) -> Result<MapDump> {
-        let mut dumps: Vec<MapDump> = serde_json::from_str(&self.ctl(&["--json", "map", "dump", map])?)?;
+        let mut dumps: Vec<MapDump> =
+            serde_json::from_str(&self.ctl(&["--json", "map", "dump", map])?)?;
         dumps.pop().context("no dump")
     }
 
@@ -123,32 +134,50 @@ impl Director {
     pub fn state(&self, instance: &str) -> Result<VrrpState> {
         let status = self.status()?;
         let found = status.instances.iter().find(|i| i.name == instance);
-        Ok(found.with_context(|| format!("no instance {instance}"))?.state)
+        Ok(found
+            .with_context(|| format!("no instance {instance}"))?
+            .state)
     }
 
     /// Waits until a VRRP instance is in a state.
     pub fn wait_for(&self, instance: &str, state: VrrpState) -> Result<()> {
         let what = format!("{} is {state} of {instance}", self.node.name);
-        wait::until_true(&what, Duration::from_secs(15), || Ok(self.state(instance)? == state))
+        wait::until_true(&what, Duration::from_secs(15), || {
+            Ok(self.state(instance)? == state)
+        })
     }
 
     /// The first service.
     pub fn service(&self) -> Result<ServiceSnapshot> {
-        self.status()?.data_plane.services.into_iter().next().context("no service")
+        self.status()?
+            .data_plane
+            .services
+            .into_iter()
+            .next()
+            .context("no service")
     }
 
     /// Waits until the first service's backends have these states, the sorry server included.
     pub fn wait_for_backends(&self, states: &[&str]) -> Result<()> {
         let what = format!("backends of {} are {states:?}", self.node.name);
         wait::until_true(&what, Duration::from_secs(15), || {
-            Ok(self.service()?.backends.iter().map(|b| b.state.as_str()).eq(states.iter().copied()))
+            Ok(self
+                .service()?
+                .backends
+                .iter()
+                .map(|b| b.state.as_str())
+                .eq(states.iter().copied()))
         })
     }
 
     /// Packets that passed to the kernel for `reason`.
     pub fn passed(&self, reason: &str) -> Result<u64> {
         let status = self.status()?;
-        let found = status.data_plane.passed.iter().find(|(label, _)| label == reason);
+        let found = status
+            .data_plane
+            .passed
+            .iter()
+            .find(|(label, _)| label == reason);
         Ok(found.with_context(|| format!("no reason {reason}"))?.1)
     }
 
@@ -159,7 +188,11 @@ impl Director {
             left.push("XDP program".to_owned());
         }
         let addresses = self.node.addresses()?;
-        left.extend(vips.iter().filter(|vip| addresses.iter().any(|a| a == *vip)).map(|vip| format!("address {vip}")));
+        left.extend(
+            vips.iter()
+                .filter(|vip| addresses.iter().any(|a| a == *vip))
+                .map(|vip| format!("address {vip}")),
+        );
         for path in [&self.pins, &self.socket] {
             if path.exists() {
                 left.push(path.display().to_string());

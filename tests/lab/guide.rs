@@ -50,7 +50,12 @@ pub struct Settings {
 impl Settings {
     /// The guide's settings for a priority.
     pub fn of(priority: u8) -> Self {
-        Self { priority, second: None, weights: [1, 1], notify_log: None }
+        Self {
+            priority,
+            second: None,
+            weights: [1, 1],
+            notify_log: None,
+        }
     }
 }
 
@@ -73,7 +78,10 @@ impl Guide {
         Ok(Self {
             rs1: WebServer::start(&lab, &rs1, "rs1")?,
             rs2: WebServer::start(&lab, &rs2, "rs2")?,
-            sorry: [WebServer::start(&lab, &node1, "sorry")?, WebServer::start(&lab, &node2, "sorry")?],
+            sorry: [
+                WebServer::start(&lab, &node1, "sorry")?,
+                WebServer::start(&lab, &node2, "sorry")?,
+            ],
             node1: Director::new(&lab, &node1, &config(&Settings::of(100)))?,
             node2: Director::new(&lab, &node2, &config(&Settings::of(98)))?,
             client,
@@ -103,7 +111,10 @@ impl Guide {
         fs::write(&log, "")?;
         fs::set_permissions(&log, fs::Permissions::from_mode(0o666))?;
         let script = log.with_extension("sh");
-        fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {}\n", log.display()))?;
+        fs::write(
+            &script,
+            format!("#!/bin/sh\necho \"$@\" >> {}\n", log.display()),
+        )?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
         Ok(log)
     }
@@ -111,7 +122,13 @@ impl Guide {
 
 /// A director's configuration.
 pub fn config(settings: &Settings) -> String {
-    let mut text = instance("VI_1", 20, settings.priority, VIP, settings.notify_log.as_ref());
+    let mut text = instance(
+        "VI_1",
+        20,
+        settings.priority,
+        VIP,
+        settings.notify_log.as_ref(),
+    );
     if let Some(priority) = settings.second {
         text += &instance("VI_2", 30, priority, VIP2, settings.notify_log.as_ref());
     }

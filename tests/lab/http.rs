@@ -21,7 +21,9 @@ pub fn get(address: Ipv4Addr, limit: Duration) -> Result<String> {
     let target = SocketAddr::from((address, 80));
     let mut stream = TcpStream::connect_timeout(&target, limit).context("connect")?;
     stream.set_read_timeout(Some(limit))?;
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(
+        format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes(),
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("read")?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
@@ -34,7 +36,11 @@ pub fn get(address: Ipv4Addr, limit: Duration) -> Result<String> {
 
 /// `count` requests from `node`, and the body of each; fails if one fails.
 pub fn get_many(node: &Node, address: Ipv4Addr, count: usize) -> Result<Vec<String>> {
-    node.within(|| (0..count).map(|_| get(address, Duration::from_secs(2))).collect())?
+    node.within(|| {
+        (0..count)
+            .map(|_| get(address, Duration::from_secs(2)))
+            .collect()
+    })?
 }
 
 /// Asks without pause from `node` and remembers when answers came.
@@ -69,7 +75,10 @@ impl Prober {
             let mut samples = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
                 let sent = Instant::now();
-                samples.push(Sample { sent, answered: get(address, LIMIT).is_ok() });
+                samples.push(Sample {
+                    sent,
+                    answered: get(address, LIMIT).is_ok(),
+                });
                 std::thread::sleep(PAUSE);
             }
             Ok(samples)
@@ -80,7 +89,9 @@ impl Prober {
     /// Stops asking.
     pub fn finish(self) -> Result<Vec<Sample>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|panic| anyhow::anyhow!("prober panicked: {panic:?}"))?
+        self.thread
+            .join()
+            .map_err(|panic| anyhow::anyhow!("prober panicked: {panic:?}"))?
     }
 }
 

@@ -37,14 +37,27 @@ pub struct Node {
 impl Lab {
     /// An empty switch. Needs root.
     pub fn new() -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "the laboratory needs root");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "the laboratory needs root"
+        );
         let registry = Registry::create()?;
         let switch = format!("{PREFIX}-{}-switch", registry.id());
         registry.note_namespace(&switch)?;
         host(&["netns", "add", &switch])?;
         for arguments in [
             &["link", "set", "lo", "up"][..],
-            &["link", "add", "br0", "type", "bridge", "mcast_snooping", "0", "forward_delay", "0"],
+            &[
+                "link",
+                "add",
+                "br0",
+                "type",
+                "bridge",
+                "mcast_snooping",
+                "0",
+                "forward_delay",
+                "0",
+            ],
             &["link", "set", "br0", "up"],
         ] {
             inside(&switch, "ip", arguments)?;
@@ -57,7 +70,11 @@ impl Lab {
         // A veth driver transmits from XDP only when its peer runs a program as well.
         let pass = bpffs.join("pass");
         lb_user::dataplane::xdp::pin_pass(&pass)?;
-        Ok(Self { registry, switch, pass })
+        Ok(Self {
+            registry,
+            switch,
+            pass,
+        })
     }
 
     /// Adds a host with `address`/16.
@@ -68,11 +85,28 @@ impl Lab {
         self.registry.note_namespace(&namespace)?;
         host(&["netns", "add", &namespace])?;
         let switch = &self.switch;
-        inside(switch, "ip", &["link", "add", &port, "type", "veth", "peer", "name", INTERFACE, "netns", &namespace])?;
+        inside(
+            switch,
+            "ip",
+            &[
+                "link", "add", &port, "type", "veth", "peer", "name", INTERFACE, "netns",
+                &namespace,
+            ],
+        )?;
         inside(switch, "ip", &["link", "set", &port, "master", "br0", "up"])?;
         let pinned = self.pass.to_str().context("path")?;
-        inside(switch, "ip", &["link", "set", "dev", &port, "xdpdrv", "pinned", pinned])?;
-        let node = Node { name: name.to_owned(), address, namespace, port, switch: switch.clone() };
+        inside(
+            switch,
+            "ip",
+            &["link", "set", "dev", &port, "xdpdrv", "pinned", pinned],
+        )?;
+        let node = Node {
+            name: name.to_owned(),
+            address,
+            namespace,
+            port,
+            switch: switch.clone(),
+        };
         let network = format!("{address}/16");
         node.ip(&["link", "set", "lo", "up"])?;
         node.ip(&["address", "add", &network, "dev", INTERFACE])?;
@@ -121,7 +155,8 @@ impl Node {
     /// Sets a sysctl of the host's network, in dotted form after `net.`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{}", key.replace('.', "/"));
-        self.run("sh", &["-c", &format!("echo {value} > {path}")]).map(|_| ())
+        self.run("sh", &["-c", &format!("echo {value} > {path}")])
+            .map(|_| ())
     }
 
     /// Runs `work` on a thread inside the host's network.
@@ -152,7 +187,11 @@ impl Node {
 
     /// Takes the port out of the bridge, or puts it back: frames vanish while the carrier stays.
     pub fn silently(&self, connected: bool) -> Result<()> {
-        let master: &[&str] = if connected { &["master", "br0"] } else { &["nomaster"] };
+        let master: &[&str] = if connected {
+            &["master", "br0"]
+        } else {
+            &["nomaster"]
+        };
         let arguments = [&["link", "set", self.port.as_str()], master].concat();
         inside(&self.switch, "ip", &arguments).map(|_| ())
     }
@@ -161,28 +200,40 @@ impl Node {
     pub fn mac(&self) -> Result<String> {
         let text = self.ip(&["-json", "link", "show", INTERFACE])?;
         let links: serde_json::Value = serde_json::from_str(&text)?;
-        Ok(links[0]["address"].as_str().context("no MAC address")?.to_owned())
+        Ok(links[0]["address"]
+            .as_str()
+            .context("no MAC address")?
+            .to_owned())
     }
 
     /// Interface index of the host's interface.
     pub fn ifindex(&self) -> Result<u32> {
         let text = self.ip(&["-json", "link", "show", INTERFACE])?;
         let links: serde_json::Value = serde_json::from_str(&text)?;
-        Ok(u32::try_from(links[0]["ifindex"].as_u64().context("no index")?)?)
+        Ok(u32::try_from(
+            links[0]["ifindex"].as_u64().context("no index")?,
+        )?)
     }
 
     /// IPv4 addresses of the host's interface.
     pub fn addresses(&self) -> Result<Vec<String>> {
         let text = self.ip(&["-json", "-4", "address", "show", INTERFACE])?;
         let links: serde_json::Value = serde_json::from_str(&text)?;
-        let list = links[0]["addr_info"].as_array().cloned().unwrap_or_default();
-        Ok(list.iter().filter_map(|a| a["local"].as_str().map(str::to_owned)).collect())
+        let list = links[0]["addr_info"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        Ok(list
+            .iter()
+            .filter_map(|a| a["local"].as_str().map(str::to_owned))
+            .collect())
     }
 
     /// The MAC address that the host has for `address`.
     pub fn neighbour(&self, address: &str) -> Result<Option<String>> {
         let text = self.ip(&["-json", "neigh", "show", address])?;
-        let list: serde_json::Value = serde_json::from_str(if text.trim().is_empty() { "[]" } else { &text })?;
+        let list: serde_json::Value =
+            serde_json::from_str(if text.trim().is_empty() { "[]" } else { &text })?;
         Ok(list[0]["lladdr"].as_str().map(str::to_owned))
     }
 
@@ -195,7 +246,10 @@ impl Node {
 fn entering(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     // Unlike `ip netns exec`, this leaves /sys and with it the bpffs alone.
-    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    command
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .arg("--")
+        .arg(program);
     command
 }
 
@@ -209,9 +263,16 @@ fn host(arguments: &[&str]) -> Result<String> {
 
 /// Runs a command and returns its standard output; anything but success is an error with its words.
 pub fn run(command: &mut Command) -> Result<String> {
-    let Output { status, stdout, stderr } = command.output().with_context(|| format!("{command:?}"))?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().with_context(|| format!("{command:?}"))?;
     if !status.success() {
-        bail!("{command:?}: {status}: {}", String::from_utf8_lossy(&stderr).trim());
+        bail!(
+            "{command:?}: {status}: {}",
+            String::from_utf8_lossy(&stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&stdout).into_owned())
 }

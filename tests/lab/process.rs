@@ -23,13 +23,24 @@ pub struct Process {
 
 impl Process {
     /// Starts `program` on `node`; output goes to `NODE-NAME.log` in the laboratory's directory.
-    pub fn start(lab: &Lab, node: &Node, name: &str, program: &Path, arguments: &[&str]) -> Result<Self> {
+    pub fn start(
+        lab: &Lab,
+        node: &Node,
+        name: &str,
+        program: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let program = program.to_str().context("path")?;
         Self::start_command(lab, node, name, node.command(program).args(arguments))
     }
 
     /// As [`Process::start`], for a prepared command.
-    pub fn start_command(lab: &Lab, node: &Node, name: &str, command: &mut Command) -> Result<Self> {
+    pub fn start_command(
+        lab: &Lab,
+        node: &Node,
+        name: &str,
+        command: &mut Command,
+    ) -> Result<Self> {
         let log = lab.directory().join(format!("{}-{name}.log", node.name));
         let output = File::options().create(true).append(true).open(&log)?;
         let child = command
@@ -65,7 +76,11 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            anyhow::ensure!(Instant::now() < end, "still running after {limit:?}:\n{}", self.log());
+            anyhow::ensure!(
+                Instant::now() < end,
+                "still running after {limit:?}:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }

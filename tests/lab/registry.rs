@@ -46,10 +46,18 @@ impl Registry {
                 eprintln!("lab: no clean-up on signals: {error}");
             }
         });
-        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let directory = Path::new(ROOT).join(&id);
-        fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-        fs::write(directory.join("owner"), identity(std::process::id()).unwrap_or_default())?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        fs::write(
+            directory.join("owner"),
+            identity(std::process::id()).unwrap_or_default(),
+        )?;
         live().push(directory.clone());
         Ok(Self { directory, id })
     }
@@ -81,7 +89,10 @@ impl Registry {
 
     fn note(&self, file: &str, line: &str) -> Result<()> {
         let path = self.directory.join(file);
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)?;
         writeln!(file, "{line}")?;
         Ok(())
     }
@@ -95,7 +106,8 @@ impl Drop for Registry {
 }
 
 fn live() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
-    LIVE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    LIVE.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// "pid start-time", from /proc/PID/stat: field 22, counted behind the name in parentheses.
@@ -138,12 +150,18 @@ fn remove(directory: &Path) {
 }
 
 fn quietly(program: &str, arguments: &[&str]) {
-    let _ = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let _ = Command::new(program)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Removes the laboratories of processes that are not there any more.
 pub fn remove_stale() {
-    let Ok(entries) = fs::read_dir(ROOT) else { return };
+    let Ok(entries) = fs::read_dir(ROOT) else {
+        return;
+    };
     for directory in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let owner = fs::read_to_string(directory.join("owner")).unwrap_or_default();
         if is_alive(&owner).is_none() {

@@ -30,7 +30,11 @@ impl WebServer {
         run_chmod(&directory.join("tmp"), 0o777)?;
         fs::write(directory.join("www/index.html"), format!("{page}\n"))?;
         fs::write(directory.join("nginx.conf"), config(&directory))?;
-        let mut server = Self { node: node.clone(), directory, process: None };
+        let mut server = Self {
+            node: node.clone(),
+            directory,
+            process: None,
+        };
         server.resume(lab)?;
         Ok(server)
     }
@@ -40,7 +44,13 @@ impl WebServer {
         let conf = self.directory.join("nginx.conf");
         let prefix = self.directory.to_string_lossy().into_owned();
         let arguments = ["-p", &prefix, "-c", &conf.to_string_lossy(), "-e", "stderr"];
-        self.process = Some(Process::start(lab, &self.node, "nginx", "/usr/sbin/nginx".as_ref(), &arguments)?);
+        self.process = Some(Process::start(
+            lab,
+            &self.node,
+            "nginx",
+            "/usr/sbin/nginx".as_ref(),
+            &arguments,
+        )?);
         let node = &self.node;
         wait::until_true("nginx answers", Duration::from_secs(10), || {
             node.within(|| crate::http::get([127, 0, 0, 1].into(), Duration::from_secs(1)).is_ok())
@@ -62,7 +72,9 @@ impl WebServer {
 
     /// Contents of everything uploaded.
     pub fn uploads(&self) -> Result<Vec<Vec<u8>>> {
-        fs::read_dir(self.directory.join("uploads"))?.map(|entry| Ok(fs::read(entry?.path())?)).collect()
+        fs::read_dir(self.directory.join("uploads"))?
+            .map(|entry| Ok(fs::read(entry?.path())?))
+            .collect()
     }
 }
 
@@ -99,10 +111,15 @@ http {{
 /// Makes `node` a real server for `vip` as the deployment guide does: the address on `lo`, and ARP
 /// silent about it.
 pub fn accept_vip(node: &Node, vip: &str) -> Result<()> {
-    for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2"), ("rp_filter", "0")] {
+    for (key, value) in [
+        ("arp_ignore", "1"),
+        ("arp_announce", "2"),
+        ("rp_filter", "0"),
+    ] {
         for interface in ["all", INTERFACE, "lo"] {
             node.sysctl(&format!("ipv4.conf.{interface}.{key}"), value)?;
         }
     }
-    node.ip(&["address", "add", &format!("{vip}/32"), "dev", "lo"]).map(|_| ())
+    node.ip(&["address", "add", &format!("{vip}/32"), "dev", "lo"])
+        .map(|_| ())
 }

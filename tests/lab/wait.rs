@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// Asks every 20 ms until `ask` has an answer; an error names `what` and the last thing seen.
-pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         let answer = ask();
@@ -23,6 +27,10 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Opt
 }
 
 /// As [`until`], for something that is true or not.
-pub fn until_true(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn until_true(
+    what: &str,
+    limit: Duration,
+    mut ask: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     until(what, limit, || Ok(ask()?.then_some(())))
 }

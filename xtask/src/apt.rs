@@ -13,10 +13,14 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 pub fn install(packages: &[String]) -> Result<()> {
     let list = packages.join(" ");
     if run::find_program("apt-get").is_none() {
-        bail!("missing: {list} (Debian's package names); install them with your system's package manager");
+        bail!(
+            "missing: {list} (Debian's package names); install them with your system's package manager"
+        );
     }
     if !run::is_root() {
-        bail!("missing packages; run:\n    sudo apt-get update && sudo apt-get install --no-install-recommends {list}");
+        bail!(
+            "missing packages; run:\n    sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
+        );
     }
     run::stage(&format!("installing {list}"), || {
         update()?;
@@ -28,7 +32,8 @@ pub fn install(packages: &[String]) -> Result<()> {
 
 /// Whether a package can be installed.
 pub fn is_available(package: &str) -> bool {
-    run::output(Command::new("apt-cache").args(["show", package])).is_some_and(|text| !text.is_empty())
+    run::output(Command::new("apt-cache").args(["show", package]))
+        .is_some_and(|text| !text.is_empty())
 }
 
 /// Refreshes the package lists.

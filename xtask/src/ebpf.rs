@@ -17,8 +17,10 @@ use crate::{apt, run};
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";
 /// Debian's names for a compiler and its BPF library, newest first.
-const PACKAGES: [[&str; 2]; 2] =
-    [["rustc-web", "libstd-rust-web-dev-bpf"], ["rustc", "libstd-rust-dev-bpf"]];
+const PACKAGES: [[&str; 2]; 2] = [
+    ["rustc-web", "libstd-rust-web-dev-bpf"],
+    ["rustc", "libstd-rust-dev-bpf"],
+];
 
 /// A compiler for the XDP program.
 pub struct Toolchain {
@@ -50,15 +52,30 @@ pub fn build() -> Result<PathBuf> {
 
 fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
     let folder = run::target().join("bpf");
-    let flags = ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Ctarget-cpu=v3", "-Cdebuginfo=2"];
+    let flags = [
+        "-Clinker=bpf-linker",
+        "-Clink-arg=--btf",
+        "-Ctarget-cpu=v3",
+        "-Cdebuginfo=2",
+    ];
     let mut command = run::cargo_command(&[
-        "build", "--quiet", "--locked", "--package", "lb-ebpf", "--profile", "bpf", "--target", TARGET,
+        "build",
+        "--quiet",
+        "--locked",
+        "--package",
+        "lb-ebpf",
+        "--profile",
+        "bpf",
+        "--target",
+        TARGET,
     ]);
     if toolchain.build_std {
         command.arg("-Zbuild-std=core");
     }
     let mut path = vec![tools().join("bin")];
-    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    path.extend(std::env::split_paths(
+        &std::env::var_os("PATH").unwrap_or_default(),
+    ));
     command
         .env("RUSTC", &toolchain.rustc)
         // aya-ebpf uses the unstable BPF assembly, on any channel.
@@ -87,22 +104,35 @@ fn find() -> Option<Toolchain> {
     });
     if let Some(rustc) = prebuilt {
         let llvm = llvm_version(&rustc)?;
-        return Some(Toolchain { rustc, build_std: false, llvm });
+        return Some(Toolchain {
+            rustc,
+            build_std: false,
+            llvm,
+        });
     }
-    let nightly = run::output(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"]))?;
+    let nightly =
+        run::output(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"]))?;
     let rustc = PathBuf::from(nightly.trim());
     let source = sysroot(&mut Command::new(&rustc))?.join("lib/rustlib/src/rust/library/core");
     let llvm = llvm_version(&rustc)?;
-    source.is_dir().then_some(Toolchain { rustc, build_std: true, llvm })
+    source.is_dir().then_some(Toolchain {
+        rustc,
+        build_std: true,
+        llvm,
+    })
 }
 
 fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
-    Some(PathBuf::from(run::output(rustc.args(["--print", "sysroot"]))?.trim()))
+    Some(PathBuf::from(
+        run::output(rustc.args(["--print", "sysroot"]))?.trim(),
+    ))
 }
 
 fn llvm_version(rustc: &Path) -> Option<u32> {
     let text = run::output(Command::new(rustc).current_dir("/").arg("-vV"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
     line.split('.').next()?.parse().ok()
 }
 
@@ -112,7 +142,10 @@ fn install_compiler() -> Result<()> {
         bail!("no Rust compiler with `core` for {TARGET}; run: {by_rustup}");
     }
     apt::update()?;
-    let Some(packages) = PACKAGES.iter().find(|names| names.iter().all(|name| apt::is_available(name))) else {
+    let Some(packages) = PACKAGES
+        .iter()
+        .find(|names| names.iter().all(|name| apt::is_available(name)))
+    else {
         bail!("this system has no package with `core` for {TARGET}; run: {by_rustup}");
     };
     apt::install(&packages.map(str::to_owned))
@@ -133,21 +166,32 @@ fn install_linker(toolchain: &Toolchain) -> Result<()> {
     if !prefix.join("include/llvm-c").is_dir() {
         apt::install(&[format!("llvm-{llvm}-dev")])?;
     }
-    run::stage(&format!("building bpf-linker {LINKER_VERSION} against LLVM {llvm}"), || {
-        let root = tools();
-        let feature = format!("llvm-{llvm}");
-        let arguments = [
-            "install", "--quiet", "bpf-linker", "--version", LINKER_VERSION, "--no-default-features",
-            "--features", &feature, "--force", "--root",
-        ];
-        let mut command = run::cargo_command(&arguments);
-        command
-            .arg(&root)
-            .current_dir("/")
-            .env("LLVM_PREFIX", &prefix)
-            .env("CARGO_TARGET_DIR", root.join("build"));
-        run::run(&mut command).context("bpf-linker does not build")?;
-        let _ = fs::remove_dir_all(root.join("build"));
-        Ok(fs::write(&stamp, "")?)
-    })
+    run::stage(
+        &format!("building bpf-linker {LINKER_VERSION} against LLVM {llvm}"),
+        || {
+            let root = tools();
+            let feature = format!("llvm-{llvm}");
+            let arguments = [
+                "install",
+                "--quiet",
+                "bpf-linker",
+                "--version",
+                LINKER_VERSION,
+                "--no-default-features",
+                "--features",
+                &feature,
+                "--force",
+                "--root",
+            ];
+            let mut command = run::cargo_command(&arguments);
+            command
+                .arg(&root)
+                .current_dir("/")
+                .env("LLVM_PREFIX", &prefix)
+                .env("CARGO_TARGET_DIR", root.join("build"));
+            run::run(&mut command).context("bpf-linker does not build")?;
+            let _ = fs::remove_dir_all(root.join("build"));
+            Ok(fs::write(&stamp, "")?)
+        },
+    )
 }

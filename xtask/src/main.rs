@@ -70,7 +70,15 @@ fn demo(json: Option<PathBuf>) -> Result<()> {
     setup::everything()?;
     ebpf::build()?;
     run::stage("building lbd, lbctl and the demonstration", || {
-        run::cargo(&["build", "--quiet", "--package", "lb-user", "--package", "lb-tests", "--bins"])
+        run::cargo(&[
+            "build",
+            "--quiet",
+            "--package",
+            "lb-user",
+            "--package",
+            "lb-tests",
+            "--bins",
+        ])
     })?;
     let mut command = std::process::Command::new(run::target().join("debug/lbd-demo"));
     if let Some(json) = json {

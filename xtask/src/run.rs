@@ -65,7 +65,10 @@ fn remind(what: String, began: Instant, done: Arc<AtomicBool>) -> std::thread::J
 pub fn cargo_command(arguments: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(arguments).current_dir(root()).env("CARGO_TARGET_DIR", target());
+    command
+        .args(arguments)
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target());
     command
 }
 
@@ -86,14 +89,23 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// A command's standard output, or `None` if it fails.
 pub fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Runs a command that cleans up after itself when interrupted: the interrupt that a terminal sends
 /// to both of us must not end us before it.
 pub fn through_interrupts(command: &mut Command) -> Result<()> {
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)))?;
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::new(AtomicBool::new(false)))?;
+    signal_hook::flag::register(
+        signal_hook::consts::SIGINT,
+        Arc::new(AtomicBool::new(false)),
+    )?;
+    signal_hook::flag::register(
+        signal_hook::consts::SIGHUP,
+        Arc::new(AtomicBool::new(false)),
+    )?;
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let pid = rustix::process::Pid::from_child(&child);
     // A termination is meant for us alone and is passed on.
@@ -123,5 +135,8 @@ pub fn through_interrupts(command: &mut Command) -> Result<()> {
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).map(|folder| folder.join(name)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(name))
+        .find(|p| p.is_file())
 }

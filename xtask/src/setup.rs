@@ -31,10 +31,18 @@ fn laboratory() -> Result<()> {
         .map(|(_, package)| (*package).to_owned())
         .collect();
     missing.dedup();
-    if missing.is_empty() { Ok(()) } else { apt::install(&missing) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        apt::install(&missing)
+    }
 }
 
 /// Programs that are missing, for a run that goes on without them.
 pub fn missing_programs() -> Vec<&'static str> {
-    PROGRAMS.iter().map(|(program, _)| *program).filter(|p| run::find_program(p).is_none()).collect()
+    PROGRAMS
+        .iter()
+        .map(|(program, _)| *program)
+        .filter(|p| run::find_program(p).is_none())
+        .collect()
 }

@@ -28,26 +28,54 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     if filter.is_none() {
         tally.check("formatting", || run::cargo(&["fmt", "--all", "--check"]));
         tally.check("lints", || {
-            let common = ["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"];
+            let common = [
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--exclude",
+                "lb-ebpf",
+                "--all-targets",
+            ];
             run::cargo(&[&common[..], &["--", "--deny", "warnings"]].concat())
         });
         tally.check("lints of the XDP program", lint_ebpf);
     }
-    let unit = ["test", "--workspace", "--exclude", "lb-ebpf", "--lib", "--bins", "--test", "rules"];
+    let unit = [
+        "test",
+        "--workspace",
+        "--exclude",
+        "lb-ebpf",
+        "--lib",
+        "--bins",
+        "--test",
+        "rules",
+    ];
     tally.tests("unit tests and rules", &unit, filter, &[])?;
     // The daemon and lbctl that the system tests start.
     run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
     let system = ["test", "--package", "lb-tests", "--test", "cases"];
     let missing = setup::missing_programs();
     if root && missing.is_empty() {
-        tally.tests("packet, namespace and interoperability tests", &system, filter, &["--test-threads=3"])?;
+        tally.tests(
+            "packet, namespace and interoperability tests",
+            &system,
+            filter,
+            &["--test-threads=3"],
+        )?;
     } else {
         let count = count_tests(&system, filter)?;
-        let why = if root { format!("missing: {}", missing.join(", ")) } else { "they need root".to_owned() };
+        let why = if root {
+            format!("missing: {}", missing.join(", "))
+        } else {
+            "they need root".to_owned()
+        };
         println!("==> skipping {count} packet, namespace and interoperability tests: {why}");
         tally.skipped += count;
     }
-    println!("\n{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    println!(
+        "\n{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
     if tally.failed > 0 {
         bail!("{} failed", tally.failed);
     }
@@ -67,11 +95,24 @@ impl Tally {
     }
 
     /// Runs tests, shows their output, and counts what it says.
-    fn tests(&mut self, what: &str, cargo: &[&str], filter: Option<&str>, harness: &[&str]) -> Result<()> {
+    fn tests(
+        &mut self,
+        what: &str,
+        cargo: &[&str],
+        filter: Option<&str>,
+        harness: &[&str],
+    ) -> Result<()> {
         run::stage(what, || {
             let mut command = run::cargo_command(cargo);
-            command.arg("--no-fail-fast").args(filter).arg("--").args(harness);
-            let mut child = command.stdout(Stdio::piped()).spawn().context("cargo test")?;
+            command
+                .arg("--no-fail-fast")
+                .args(filter)
+                .arg("--")
+                .args(harness);
+            let mut child = command
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cargo test")?;
             let stdout = child.stdout.take().context("no output")?;
             for line in BufReader::new(stdout).lines() {
                 let line = line?;
@@ -89,10 +130,17 @@ impl Tally {
 
     /// Takes a line such as `test result: ok. 10 passed; 0 failed; 1 ignored; ...`.
     fn count(&mut self, line: &str) {
-        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let Some(result) = line.strip_prefix("test result: ") else {
+            return;
+        };
         let number = |word: &str| -> u64 {
             let before = result.split(word).next().unwrap_or_default();
-            before.trim_end().rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+            before
+                .trim_end()
+                .rsplit(' ')
+                .next()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0)
         };
         self.passed += number(" passed");
         self.failed += number(" failed");
@@ -109,9 +157,21 @@ fn count_tests(cargo: &[&str], filter: Option<&str>) -> Result<u64> {
 
 /// The XDP program's lints, compiled for this machine: the BPF compiler has no clippy.
 fn lint_ebpf() -> Result<()> {
-    let arguments = ["clippy", "--quiet", "--package", "lb-ebpf", "--profile", "bpf", "--", "--deny", "warnings"];
+    let arguments = [
+        "clippy",
+        "--quiet",
+        "--package",
+        "lb-ebpf",
+        "--profile",
+        "bpf",
+        "--",
+        "--deny",
+        "warnings",
+    ];
     let mut command = run::cargo_command(&arguments);
-    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", run::target().join("bpf/lint"));
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", run::target().join("bpf/lint"));
     run::run(&mut command)
 }
 

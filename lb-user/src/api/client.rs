@@ -56,10 +56,12 @@ async fn exchange<T: DeserializeOwned>(
     path: &str,
 ) -> Result<T, ClientError> {
     let nonsense = |error: &dyn std::fmt::Display| ClientError::Nonsense(error.to_string());
-    let stream = UnixStream::connect(socket).await.map_err(|source| ClientError::Unreachable {
-        path: socket.display().to_string(),
-        source,
-    })?;
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| ClientError::Unreachable {
+            path: socket.display().to_string(),
+            source,
+        })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| nonsense(&e))?;
@@ -70,12 +72,22 @@ async fn exchange<T: DeserializeOwned>(
         .header(hyper::header::HOST, "lbd")
         .body(Empty::<Bytes>::new())
         .map_err(|e| nonsense(&e))?;
-    let answer = sender.send_request(request).await.map_err(|e| nonsense(&e))?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(|e| nonsense(&e))?;
     let status = answer.status();
-    let body = answer.into_body().collect().await.map_err(|e| nonsense(&e))?.to_bytes();
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(|e| nonsense(&e))?
+        .to_bytes();
     connection.abort();
     if status == StatusCode::OK {
         return serde_json::from_slice(&body).map_err(|e| nonsense(&e));
     }
-    Err(ClientError::Refused(serde_json::from_slice(&body).map_err(|e| nonsense(&e))?))
+    Err(ClientError::Refused(
+        serde_json::from_slice(&body).map_err(|e| nonsense(&e))?,
+    ))
 }

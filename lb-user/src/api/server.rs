@@ -69,11 +69,17 @@ pub struct Server {
 impl Server {
     /// Listens on `path`, replacing a socket that nobody answers on any more.
     pub async fn start(path: &Path) -> Result<(Self, mpsc::Receiver<Request>), SocketError> {
-        let failed = |source| SocketError::Listen { path: path.display().to_string(), source };
+        let failed = |source| SocketError::Listen {
+            path: path.display().to_string(),
+            source,
+        };
         if UnixStream::connect(path).await.is_ok() {
             return Err(SocketError::InUse(path.display().to_string()));
         }
-        if path.symlink_metadata().is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
+        if path
+            .symlink_metadata()
+            .is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()))
+        {
             std::fs::remove_file(path).map_err(failed)?;
         }
         if let Some(directory) = path.parent() {
@@ -94,7 +100,13 @@ impl Server {
                 tracing::error!(%error, "the API has stopped");
             }
         });
-        Ok((Self { path: path.to_owned(), task }, inbox))
+        Ok((
+            Self {
+                path: path.to_owned(),
+                task,
+            },
+            inbox,
+        ))
     }
 }
 
@@ -124,7 +136,11 @@ async fn maps(State(daemon): Daemon) -> Response {
 async fn map(State(daemon): Daemon, Segment(name): Segment<String>) -> Response {
     match ask(&daemon, |answer| Request::Map(name.clone(), answer)).await {
         Some(Some(dump)) => Json(dump).into_response(),
-        Some(None) => failure(StatusCode::NOT_FOUND, format!("there is no map `{name}`"), false),
+        Some(None) => failure(
+            StatusCode::NOT_FOUND,
+            format!("there is no map `{name}`"),
+            false,
+        ),
         None => busy(),
     }
 }
@@ -136,11 +152,18 @@ struct ReloadQuery {
 }
 
 async fn reload(State(daemon): Daemon, Query(query): Query<ReloadQuery>) -> Response {
-    match ask(&daemon, |answer| Request::Reload { dry_run: query.dry_run, answer }).await {
+    match ask(&daemon, |answer| Request::Reload {
+        dry_run: query.dry_run,
+        answer,
+    })
+    .await
+    {
         Some(Ok(reload)) => Json(reload).into_response(),
-        Some(Err(error)) => {
-            failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, error.invalid_config)
-        }
+        Some(Err(error)) => failure(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            error.error,
+            error.invalid_config,
+        ),
         None => busy(),
     }
 }
@@ -155,9 +178,20 @@ async fn ask<T>(
 }
 
 fn busy() -> Response {
-    failure(StatusCode::SERVICE_UNAVAILABLE, "lbd is busy or shutting down".to_owned(), false)
+    failure(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "lbd is busy or shutting down".to_owned(),
+        false,
+    )
 }
 
 fn failure(status: StatusCode, error: String, invalid_config: bool) -> Response {
-    (status, Json(Failure { error, invalid_config })).into_response()
+    (
+        status,
+        Json(Failure {
+            error,
+            invalid_config,
+        }),
+    )
+        .into_response()
 }

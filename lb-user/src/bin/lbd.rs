@@ -61,6 +61,9 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|source| DaemonError::System { what: "start the runtime", source })?
+        .map_err(|source| DaemonError::System {
+            what: "start the runtime",
+            source,
+        })?
         .block_on(daemon::run(&arguments.config))
 }

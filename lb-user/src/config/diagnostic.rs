@@ -34,7 +34,10 @@ impl ConfigError {
     pub(super) fn new(file: &str, text: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|d| (d.span.start, d.span.end));
         let places = diagnostics.into_iter().map(|d| place(text, d)).collect();
-        Self { file: file.to_owned(), places }
+        Self {
+            file: file.to_owned(),
+            places,
+        }
     }
 
     /// Number of errors.
@@ -66,7 +69,11 @@ fn place(text: &str, diagnostic: Diagnostic) -> Place {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for place in &self.places {
-            writeln!(f, "{}:{}:{}: {}", self.file, place.line, place.column, place.message)?;
+            writeln!(
+                f,
+                "{}:{}:{}: {}",
+                self.file, place.line, place.column, place.message
+            )?;
             let number = place.line.to_string();
             let gutter = " ".repeat(number.len());
             writeln!(f, " {number} | {}", place.text)?;
@@ -82,7 +89,12 @@ impl fmt::Display for ConfigError {
             }
         }
         let count = self.places.len();
-        write!(f, "{}: {count} error{}", self.file, if count == 1 { "" } else { "s" })
+        write!(
+            f,
+            "{}: {count} error{}",
+            self.file,
+            if count == 1 { "" } else { "s" }
+        )
     }
 }
 

@@ -8,7 +8,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),
-            Some(before) if before != instance => lines.push(format!("VRRP instance {} changed", instance.name)),
+            Some(before) if before != instance => {
+                lines.push(format!("VRRP instance {} changed", instance.name))
+            }
             Some(_) => {}
         }
     }
@@ -23,8 +25,15 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             continue;
         };
         for backend in &service.backends {
-            match before.backends.iter().find(|b| b.address == backend.address) {
-                None => lines.push(format!("{}: real server {} added", service.id, backend.address)),
+            match before
+                .backends
+                .iter()
+                .find(|b| b.address == backend.address)
+            {
+                None => lines.push(format!(
+                    "{}: real server {} added",
+                    service.id, backend.address
+                )),
                 Some(b) if b.weight != backend.weight => lines.push(format!(
                     "{}: weight of {} {} -> {}",
                     service.id, backend.address, b.weight, backend.weight
@@ -33,8 +42,15 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             }
         }
         for backend in &before.backends {
-            if !service.backends.iter().any(|b| b.address == backend.address) {
-                lines.push(format!("{}: real server {} removed", service.id, backend.address));
+            if !service
+                .backends
+                .iter()
+                .any(|b| b.address == backend.address)
+            {
+                lines.push(format!(
+                    "{}: real server {} removed",
+                    service.id, backend.address
+                ));
             }
         }
         let settings = |s: &crate::model::VirtualService| {

@@ -156,10 +156,26 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         notify_timeout: fields.duration("notify_timeout"),
     };
     for (key, present, help) in [
-        ("name", fields.was_given("name"), "a name such as \"VI_1\", used in logs and scripts"),
-        ("interface", fields.was_given("interface"), "the interface that speaks VRRP"),
-        ("virtual_router_id", fields.was_given("virtual_router_id"), "1 to 255, the same on all directors of the pair"),
-        ("addresses", fields.was_given("addresses"), "the virtual addresses, such as [\"10.1.15.50/16\"]"),
+        (
+            "name",
+            fields.was_given("name"),
+            "a name such as \"VI_1\", used in logs and scripts",
+        ),
+        (
+            "interface",
+            fields.was_given("interface"),
+            "the interface that speaks VRRP",
+        ),
+        (
+            "virtual_router_id",
+            fields.was_given("virtual_router_id"),
+            "1 to 255, the same on all directors of the pair",
+        ),
+        (
+            "addresses",
+            fields.was_given("addresses"),
+            "the virtual addresses, such as [\"10.1.15.50/16\"]",
+        ),
     ] {
         if !present {
             fields.missing(key, help);
@@ -204,9 +220,15 @@ fn check(fields: &mut Fields<'_, '_>) -> RawCheck {
 }
 
 fn backend(fields: &mut Fields<'_, '_>) -> RawBackend {
-    let raw = RawBackend { address: fields.string("address"), weight: fields.integer("weight") };
+    let raw = RawBackend {
+        address: fields.string("address"),
+        weight: fields.integer("weight"),
+    };
     if !fields.was_given("address") {
-        fields.missing("address", "the real server's own address, such as \"10.1.15.45\"");
+        fields.missing(
+            "address",
+            "the real server's own address, such as \"10.1.15.45\"",
+        );
     }
     raw
 }

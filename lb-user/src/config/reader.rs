@@ -21,7 +21,10 @@ pub struct At<T> {
 pub struct Fields<'d, 'i> {
     name: &'static str,
     span: Range<usize>,
-    left: Vec<(&'d Spanned<std::borrow::Cow<'i, str>>, &'d Spanned<DeValue<'i>>)>,
+    left: Vec<(
+        &'d Spanned<std::borrow::Cow<'i, str>>,
+        &'d Spanned<DeValue<'i>>,
+    )>,
     known: Vec<&'static str>,
     given: Vec<&'static str>,
     errors: &'d mut Vec<Diagnostic>,
@@ -34,7 +37,14 @@ impl<'d, 'i> Fields<'d, 'i> {
         table: &'d DeTable<'i>,
         errors: &'d mut Vec<Diagnostic>,
     ) -> Self {
-        Self { name, span, left: table.iter().collect(), known: Vec::new(), given: Vec::new(), errors }
+        Self {
+            name,
+            span,
+            left: table.iter().collect(),
+            known: Vec::new(),
+            given: Vec::new(),
+            errors,
+        }
     }
 
     pub fn string(&mut self, key: &'static str) -> Option<At<String>> {
@@ -55,7 +65,9 @@ impl<'d, 'i> Fields<'d, 'i> {
     /// A duration is a string with a unit: "1s", "250ms".
     pub fn duration(&mut self, key: &'static str) -> Option<At<Duration>> {
         let expected = "a duration with its unit, such as \"1s\" or \"250ms\"";
-        self.take(key, expected, |value| humantime::parse_duration(value.as_str()?).ok())
+        self.take(key, expected, |value| {
+            humantime::parse_duration(value.as_str()?).ok()
+        })
     }
 
     pub fn strings(&mut self, key: &'static str) -> Option<At<Vec<At<String>>>> {
@@ -65,7 +77,10 @@ impl<'d, 'i> Fields<'d, 'i> {
                 .iter()
                 .map(|item| {
                     let value = item.get_ref().as_str()?.to_owned();
-                    Some(At { value, span: item.span() })
+                    Some(At {
+                        value,
+                        span: item.span(),
+                    })
                 })
                 .collect()
         })
@@ -74,17 +89,21 @@ impl<'d, 'i> Fields<'d, 'i> {
     /// A program with its arguments: a list, or one string that is split as a shell would, quotes
     /// and backslashes included, without running one.
     pub fn command(&mut self, key: &'static str) -> Option<At<Vec<String>>> {
-        self.take(key, "a command: a string, or a list of program and arguments", |value| {
-            let words = match value {
-                DeValue::String(text) => shell_words::split(text).ok()?,
-                DeValue::Array(items) => items
-                    .iter()
-                    .map(|item| item.get_ref().as_str().map(str::to_owned))
-                    .collect::<Option<Vec<_>>>()?,
-                _ => return None,
-            };
-            (!words.is_empty()).then_some(words)
-        })
+        self.take(
+            key,
+            "a command: a string, or a list of program and arguments",
+            |value| {
+                let words = match value {
+                    DeValue::String(text) => shell_words::split(text).ok()?,
+                    DeValue::Array(items) => items
+                        .iter()
+                        .map(|item| item.get_ref().as_str().map(str::to_owned))
+                        .collect::<Option<Vec<_>>>()?,
+                    _ => return None,
+                };
+                (!words.is_empty()).then_some(words)
+            },
+        )
     }
 
     /// Reads a table with `read`.
@@ -101,7 +120,10 @@ impl<'d, 'i> Fields<'d, 'i> {
         let mut fields = Fields::new(key, value.span(), table, self.errors);
         let read = read(&mut fields);
         fields.finish();
-        Some(At { value: read, span: value.span() })
+        Some(At {
+            value: read,
+            span: value.span(),
+        })
     }
 
     /// Reads every table of an array of tables (`[[key]]`) with `read`.
@@ -110,7 +132,9 @@ impl<'d, 'i> Fields<'d, 'i> {
         key: &'static str,
         read: impl Fn(&mut Fields<'_, 'i>) -> T,
     ) -> Vec<At<T>> {
-        let Some(value) = self.remove(key) else { return Vec::new() };
+        let Some(value) = self.remove(key) else {
+            return Vec::new();
+        };
         let Some(items) = value.get_ref().as_array() else {
             self.wrong_type(key, value, "an array of tables, written [[...]]");
             return Vec::new();
@@ -124,7 +148,10 @@ impl<'d, 'i> Fields<'d, 'i> {
             let mut fields = Fields::new(key, item.span(), table, self.errors);
             let value = read(&mut fields);
             fields.finish();
-            all.push(At { value, span: item.span() });
+            all.push(At {
+                value,
+                span: item.span(),
+            });
         }
         all
     }
@@ -173,7 +200,10 @@ impl<'d, 'i> Fields<'d, 'i> {
     ) -> Option<At<T>> {
         let value = self.remove(key)?;
         match convert(value.get_ref()) {
-            Some(converted) => Some(At { value: converted, span: value.span() }),
+            Some(converted) => Some(At {
+                value: converted,
+                span: value.span(),
+            }),
             None => {
                 self.wrong_type(key, value, expected);
                 None
@@ -183,7 +213,10 @@ impl<'d, 'i> Fields<'d, 'i> {
 
     fn remove(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'i>>> {
         self.known.push(key);
-        let index = self.left.iter().position(|(name, _)| name.get_ref() == key)?;
+        let index = self
+            .left
+            .iter()
+            .position(|(name, _)| name.get_ref() == key)?;
         self.given.push(key);
         Some(self.left.swap_remove(index).1)
     }

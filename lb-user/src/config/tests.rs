@@ -35,13 +35,23 @@ fn the_guide_with_defaults() {
     assert_eq!(config.router_id, "host");
     assert_eq!(config.dataplane.interfaces, ["eno16777736"]);
     let instance = &config.instances[0];
-    assert_eq!((instance.vrid, instance.priority, instance.preempt), (20, 100, true));
+    assert_eq!(
+        (instance.vrid, instance.priority, instance.preempt),
+        (20, 100, true)
+    );
     assert_eq!(instance.password, Some(*b"6b8a916c"));
-    assert_eq!(instance.notify.any.as_deref(), Some(&["/etc/lbd/notify.sh".to_owned(), "two words".to_owned()][..]));
+    assert_eq!(
+        instance.notify.any.as_deref(),
+        Some(&["/etc/lbd/notify.sh".to_owned(), "two words".to_owned()][..])
+    );
     let service = &config.services[0];
     assert_eq!(service.id.protocol, Protocol::Tcp);
     assert_eq!(service.scheduler, Scheduler::Wrr);
-    assert_eq!(service.instance.as_deref(), Some("VI_1"), "found by its address");
+    assert_eq!(
+        service.instance.as_deref(),
+        Some("VI_1"),
+        "found by its address"
+    );
     assert_eq!(service.sorry, Some(Target::Local));
     let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
     assert_eq!(weights, [1, 3]);
@@ -51,31 +61,121 @@ fn the_guide_with_defaults() {
 #[test]
 fn what_is_refused_and_how() {
     let rows: &[(&str, &str, &[&str])] = &[
-        ("weight = 3", "wieght = 3", &["lbd.toml:22:1: unknown key `wieght`", "did you mean `weight`?"]),
-        ("weight = 3", "weight = -1", &["lbd.toml:22:10: `weight` is -1, which is out of range", "0 to 65535"]),
-        ("weight = 3", "weight = \"3\"", &["`weight` must be an integer", "found string"]),
-        ("10.1.15.45", "10.1.15.450", &["`10.1.15.450` is not an IPv4 address"]),
-        ("10.1.15.45", "10.1.15.46", &["duplicate real server 10.1.15.46"]),
+        (
+            "weight = 3",
+            "wieght = 3",
+            &[
+                "lbd.toml:22:1: unknown key `wieght`",
+                "did you mean `weight`?",
+            ],
+        ),
+        (
+            "weight = 3",
+            "weight = -1",
+            &[
+                "lbd.toml:22:10: `weight` is -1, which is out of range",
+                "0 to 65535",
+            ],
+        ),
+        (
+            "weight = 3",
+            "weight = \"3\"",
+            &["`weight` must be an integer", "found string"],
+        ),
+        (
+            "10.1.15.45",
+            "10.1.15.450",
+            &["`10.1.15.450` is not an IPv4 address"],
+        ),
+        (
+            "10.1.15.45",
+            "10.1.15.46",
+            &["duplicate real server 10.1.15.46"],
+        ),
         ("10.1.15.45", "10.1.15.50", &["is the VIP itself"]),
-        ("10.1.15.46:80", "10.1.15.46:8080", &["port 8080 differs", "direct return leaves ports"]),
-        ("sorry_server = \"local\"", "sorry_server = \"127.0.0.1:8080\"", &["port 8080 differs"]),
-        ("virtual_router_id = 20", "virtual_router_id = 256", &["out of range", "1 to 255"]),
-        ("virtual_router_id = 20", "", &["`vrrp` needs `virtual_router_id`"]),
+        (
+            "10.1.15.46:80",
+            "10.1.15.46:8080",
+            &["port 8080 differs", "direct return leaves ports"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "sorry_server = \"127.0.0.1:8080\"",
+            &["port 8080 differs"],
+        ),
+        (
+            "virtual_router_id = 20",
+            "virtual_router_id = 256",
+            &["out of range", "1 to 255"],
+        ),
+        (
+            "virtual_router_id = 20",
+            "",
+            &["`vrrp` needs `virtual_router_id`"],
+        ),
         ("priority = 100", "priority = 0", &["out of range"]),
-        ("priority = 100", "advert_interval = \"100ms\"", &["1 to 255 whole seconds"]),
-        ("priority = 100", "advert_interval = 1", &["a duration with its unit"]),
+        (
+            "priority = 100",
+            "advert_interval = \"100ms\"",
+            &["1 to 255 whole seconds"],
+        ),
+        (
+            "priority = 100",
+            "advert_interval = 1",
+            &["a duration with its unit"],
+        ),
         ("6b8a916c", "6b8a916cd", &["1 to 8 bytes"]),
-        ("224.15.15.15", "10.0.0.1", &["10.0.0.1 is not a multicast address"]),
-        ("10.1.15.50/16", "10.1.15.50/33", &["is not an IPv4 address with a prefix length"]),
-        ("eno16777736", "an-interface-with-a-long-name", &["cannot be an interface name"]),
-        ("type = \"http\"", "type = \"htpp\"", &["`type` cannot be \"htpp\"", "\"http\", \"tcp\""]),
-        ("type = \"http\"", "type = \"tcp\"\npath = \"/\"", &["`path` belongs to checks of type \"http\""]),
-        ("sorry_server = \"local\"", "forward = \"nat\"", &["`forward` cannot be \"nat\"", "\"dr\""]),
-        ("sorry_server = \"local\"", "vrrp = \"VI_2\"", &["there is no VRRP instance `VI_2`", "VI_1"]),
-        ("sorry_server = \"local\"", "scheduler = \"lc\"", &["`scheduler` cannot be \"lc\""]),
+        (
+            "224.15.15.15",
+            "10.0.0.1",
+            &["10.0.0.1 is not a multicast address"],
+        ),
+        (
+            "10.1.15.50/16",
+            "10.1.15.50/33",
+            &["is not an IPv4 address with a prefix length"],
+        ),
+        (
+            "eno16777736",
+            "an-interface-with-a-long-name",
+            &["cannot be an interface name"],
+        ),
+        (
+            "type = \"http\"",
+            "type = \"htpp\"",
+            &["`type` cannot be \"htpp\"", "\"http\", \"tcp\""],
+        ),
+        (
+            "type = \"http\"",
+            "type = \"tcp\"\npath = \"/\"",
+            &["`path` belongs to checks of type \"http\""],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"nat\"",
+            &["`forward` cannot be \"nat\"", "\"dr\""],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "vrrp = \"VI_2\"",
+            &["there is no VRRP instance `VI_2`", "VI_1"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "scheduler = \"lc\"",
+            &["`scheduler` cannot be \"lc\""],
+        ),
         ("interval = \"1s\"", "interval = \"1s", &["not valid TOML"]),
-        ("priority = 100", "priority = 100\npriority = 101", &["not valid TOML", "duplicate key"]),
-        ("[[service]]", "[service]", &["`service` must be an array of tables"]),
+        (
+            "priority = 100",
+            "priority = 100\npriority = 101",
+            &["not valid TOML", "duplicate key"],
+        ),
+        (
+            "[[service]]",
+            "[service]",
+            &["`service` must be an array of tables"],
+        ),
     ];
     for (old, new, expected) in rows {
         let text = GUIDE.replacen(old, new, 1);
@@ -92,10 +192,22 @@ fn duplicates_over_tables_are_refused() {
     let instance = GUIDE[..GUIDE.find("[[service]]").unwrap()].to_owned();
     let second = instance.replace("VI_1", "VI_2");
     let message = errors(&format!("{GUIDE}{second}"));
-    assert!(message.contains("duplicate virtual_router_id 20 on eno16777736: VI_1 has it already"), "{message}");
-    assert!(message.contains("duplicate virtual address 10.1.15.50: VI_1 has it already"), "{message}");
-    let message = errors(&format!("{GUIDE}{}", &GUIDE[GUIDE.find("[[service]]").unwrap()..]));
-    assert!(message.contains("duplicate service TCP 10.1.15.50:80"), "{message}");
+    assert!(
+        message.contains("duplicate virtual_router_id 20 on eno16777736: VI_1 has it already"),
+        "{message}"
+    );
+    assert!(
+        message.contains("duplicate virtual address 10.1.15.50: VI_1 has it already"),
+        "{message}"
+    );
+    let message = errors(&format!(
+        "{GUIDE}{}",
+        &GUIDE[GUIDE.find("[[service]]").unwrap()..]
+    ));
+    assert!(
+        message.contains("duplicate service TCP 10.1.15.50:80"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -106,9 +218,14 @@ fn a_service_needs_a_real_server() {
 
 #[test]
 fn all_errors_at_once_in_file_order() {
-    let text = GUIDE.replace("priority = 100", "priority = 300").replace("weight = 3", "weight = 70000");
+    let text = GUIDE
+        .replace("priority = 100", "priority = 300")
+        .replace("weight = 3", "weight = 70000");
     let message = errors(&text);
-    let (first, second) = (message.find("`priority`").unwrap(), message.find("`weight`").unwrap());
+    let (first, second) = (
+        message.find("`priority`").unwrap(),
+        message.find("`weight`").unwrap(),
+    );
     assert!(first < second);
     assert!(message.ends_with("lbd.toml: 2 errors"), "{message}");
 }
@@ -116,17 +233,25 @@ fn all_errors_at_once_in_file_order() {
 #[test]
 fn an_error_shows_its_line() {
     let message = errors(&GUIDE.replace("weight = 3", "weight = 70000"));
-    assert!(message.contains(" 22 | weight = 70000\n    |          ^^^^^\n"), "{message}");
+    assert!(
+        message.contains(" 22 | weight = 70000\n    |          ^^^^^\n"),
+        "{message}"
+    );
 }
 
 #[test]
 fn changes_in_words() {
     let old = parse("a", GUIDE, "host").unwrap();
-    let text = GUIDE.replace("weight = 3", "weight = 4").replace("priority = 100", "priority = 90");
+    let text = GUIDE
+        .replace("weight = 3", "weight = 4")
+        .replace("priority = 100", "priority = 90");
     let new = parse("a", &text, "host").unwrap();
     assert_eq!(
         changes(&old, &new),
-        ["VRRP instance VI_1 changed", "TCP 10.1.15.50:80: weight of 10.1.15.46 3 -> 4"]
+        [
+            "VRRP instance VI_1 changed",
+            "TCP 10.1.15.50:80: weight of 10.1.15.46 3 -> 4"
+        ]
     );
     assert!(needs_restart(&old, &new).is_empty());
 }

@@ -39,9 +39,14 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
     let instances = check.instances(raw.instances);
     let services = check.services(raw.services, &instances);
     Config {
-        router_id: raw.router_id.map_or_else(|| host_name.to_owned(), |at| at.value),
+        router_id: raw
+            .router_id
+            .map_or_else(|| host_name.to_owned(), |at| at.value),
         runtime: check.runtime(raw.runtime.map(|at| at.value).unwrap_or_default()),
-        dataplane: check.dataplane(raw.dataplane.map(|at| at.value).unwrap_or_default(), &instances),
+        dataplane: check.dataplane(
+            raw.dataplane.map(|at| at.value).unwrap_or_default(),
+            &instances,
+        ),
         instances,
         services,
     }
@@ -64,12 +69,16 @@ impl Validator<'_> {
         Runtime {
             socket: self.path(raw.socket, "socket", "/run/lbd/lbd.sock"),
             pin_path: self.path(raw.pin_path, "pin_path", "/sys/fs/bpf/lbd"),
-            script_user: raw.script_user.map_or_else(|| "nobody".to_owned(), |at| at.value),
+            script_user: raw
+                .script_user
+                .map_or_else(|| "nobody".to_owned(), |at| at.value),
         }
     }
 
     fn path(&mut self, raw: Option<At<String>>, key: &str, default: &str) -> PathBuf {
-        let Some(at) = raw else { return PathBuf::from(default) };
+        let Some(at) = raw else {
+            return PathBuf::from(default);
+        };
         if !at.value.starts_with('/') {
             self.error(&at.span, format!("`{key}` must be an absolute path"), "");
         }
@@ -80,31 +89,54 @@ impl Validator<'_> {
         let interfaces = match raw.interfaces {
             Some(list) => {
                 if list.value.is_empty() {
-                    self.error(&list.span, "`interfaces` is empty", "leave it out to use those of the VRRP instances");
+                    self.error(
+                        &list.span,
+                        "`interfaces` is empty",
+                        "leave it out to use those of the VRRP instances",
+                    );
                 }
                 let mut seen = HashSet::new();
                 for name in &list.value {
                     self.interface_name(name);
                     if !seen.insert(name.value.clone()) {
-                        self.error(&name.span, format!("interface {} is listed twice", name.value), "");
+                        self.error(
+                            &name.span,
+                            format!("interface {} is listed twice", name.value),
+                            "",
+                        );
                     }
                 }
                 list.value.into_iter().map(|name| name.value).collect()
             }
             None => {
-                let mut names: Vec<String> = instances.iter().map(|i| i.interface.clone()).collect();
+                let mut names: Vec<String> =
+                    instances.iter().map(|i| i.interface.clone()).collect();
                 names.sort();
                 names.dedup();
                 names
             }
         };
-        let slots = self.number(raw.flow_slots, "flow_slots", 1_024..=16_777_216, i64::from(limits::DEFAULT_FLOW_SLOTS), |v, n| {
-            if n.count_ones() != 1 {
-                v.error_here("flow_slots must be a power of two", "such as 262144; half of it is the number of flows it serves well");
-            }
-        });
+        let slots = self.number(
+            raw.flow_slots,
+            "flow_slots",
+            1_024..=16_777_216,
+            i64::from(limits::DEFAULT_FLOW_SLOTS),
+            |v, n| {
+                if n.count_ones() != 1 {
+                    v.error_here(
+                        "flow_slots must be a power of two",
+                        "such as 262144; half of it is the number of flows it serves well",
+                    );
+                }
+            },
+        );
         let mut timeout = |raw, key, seconds| {
-            self.duration(raw, key, Duration::from_secs(1)..=DAY, Duration::from_secs(seconds))
+            self.duration(
+                raw,
+                key,
+                Duration::from_secs(1)..=DAY,
+                Duration::from_secs(seconds),
+            )
         };
         DataplaneConfig {
             timeouts: FlowTimeouts {
@@ -124,25 +156,52 @@ impl Validator<'_> {
         let mut routers: HashMap<(String, u8), String> = HashMap::new();
         let mut vips: HashMap<Ipv4Addr, String> = HashMap::new();
         if let Some(surplus) = raw.get(limits::MAX_ROLES - 1) {
-            self.error(&surplus.span, format!("more than {} VRRP instances", limits::MAX_ROLES - 1), "");
+            self.error(
+                &surplus.span,
+                format!("more than {} VRRP instances", limits::MAX_ROLES - 1),
+                "",
+            );
         }
         let mut all = Vec::with_capacity(raw.len());
         for At { value: raw, span } in raw {
             let name_span = raw.name.as_ref().map_or(span.clone(), |at| at.span.clone());
-            let vrid_span = raw.virtual_router_id.as_ref().map_or(span.clone(), |at| at.span.clone());
-            let address_spans: Vec<_> = raw.addresses.iter().flat_map(|l| l.value.iter().map(|a| a.span.clone())).collect();
+            let vrid_span = raw
+                .virtual_router_id
+                .as_ref()
+                .map_or(span.clone(), |at| at.span.clone());
+            let address_spans: Vec<_> = raw
+                .addresses
+                .iter()
+                .flat_map(|l| l.value.iter().map(|a| a.span.clone()))
+                .collect();
             let instance = self.instance(raw);
             if !instance.name.is_empty() && !names.insert(instance.name.clone()) {
-                self.error(&name_span, format!("duplicate VRRP instance name `{}`", instance.name), "");
+                self.error(
+                    &name_span,
+                    format!("duplicate VRRP instance name `{}`", instance.name),
+                    "",
+                );
             }
             let router = (instance.interface.clone(), instance.vrid);
-            if instance.vrid != 0 && let Some(first) = routers.insert(router, instance.name.clone()) {
-                let message = format!("duplicate virtual_router_id {} on {}: {first} has it already", instance.vrid, instance.interface);
-                self.error(&vrid_span, message, "every virtual router of an interface needs an id of its own");
+            if instance.vrid != 0
+                && let Some(first) = routers.insert(router, instance.name.clone())
+            {
+                let message = format!(
+                    "duplicate virtual_router_id {} on {}: {first} has it already",
+                    instance.vrid, instance.interface
+                );
+                self.error(
+                    &vrid_span,
+                    message,
+                    "every virtual router of an interface needs an id of its own",
+                );
             }
             for (prefix, span) in instance.addresses.iter().zip(address_spans) {
                 if let Some(first) = vips.insert(prefix.address, instance.name.clone()) {
-                    let message = format!("duplicate virtual address {}: {first} has it already", prefix.address);
+                    let message = format!(
+                        "duplicate virtual address {}: {first} has it already",
+                        prefix.address
+                    );
                     self.error(&span, message, "");
                 }
             }
@@ -152,7 +211,9 @@ impl Validator<'_> {
     }
 
     fn instance(&mut self, raw: RawInstance) -> Instance {
-        if let Some(name) = &raw.name && (name.value.is_empty() || name.value.contains(char::is_whitespace)) {
+        if let Some(name) = &raw.name
+            && (name.value.is_empty() || name.value.contains(char::is_whitespace))
+        {
             self.error(&name.span, "an instance name is one word", "");
         }
         if let Some(interface) = &raw.interface {
@@ -161,7 +222,11 @@ impl Validator<'_> {
         let addresses = match raw.addresses {
             Some(list) => {
                 if list.value.is_empty() || list.value.len() > MAX_ADDRESSES {
-                    self.error(&list.span, format!("`addresses` must have 1 to {MAX_ADDRESSES} entries"), "");
+                    self.error(
+                        &list.span,
+                        format!("`addresses` must have 1 to {MAX_ADDRESSES} entries"),
+                        "",
+                    );
                 }
                 list.value.iter().map(|at| self.prefix(at)).collect()
             }
@@ -170,7 +235,11 @@ impl Validator<'_> {
         let group = raw.multicast_group.map_or(VRRP_GROUP, |at| {
             let group = self.ipv4(&at, "multicast_group");
             if !group.is_multicast() {
-                self.error(&at.span, format!("{group} is not a multicast address"), "224.0.0.0 to 239.255.255.255; VRRP's own is 224.0.0.18");
+                self.error(
+                    &at.span,
+                    format!("{group} is not a multicast address"),
+                    "224.0.0.0 to 239.255.255.255; VRRP's own is 224.0.0.18",
+                );
             }
             group
         });
@@ -181,7 +250,9 @@ impl Validator<'_> {
             priority: self.small(raw.priority, "priority", 1..=255, 100),
             advert_interval: self.advert_interval(raw.advert_interval),
             preempt: raw.preempt.is_none_or(|at| at.value),
-            source: raw.source_address.map(|at| self.ipv4(&at, "source_address")),
+            source: raw
+                .source_address
+                .map(|at| self.ipv4(&at, "source_address")),
             group,
             password: raw.password.and_then(|at| self.password(&at)),
             addresses,
@@ -191,15 +262,26 @@ impl Validator<'_> {
                 fault: raw.notify_fault.map(|at| at.value),
                 stop: raw.notify_stop.map(|at| at.value),
                 any: raw.notify.map(|at| at.value),
-                timeout: self.duration(raw.notify_timeout, "notify_timeout", Duration::from_millis(100)..=DAY, Duration::from_secs(30)),
+                timeout: self.duration(
+                    raw.notify_timeout,
+                    "notify_timeout",
+                    Duration::from_millis(100)..=DAY,
+                    Duration::from_secs(30),
+                ),
             },
         }
     }
 
     fn advert_interval(&mut self, raw: Option<At<Duration>>) -> Duration {
-        let Some(at) = raw else { return Duration::from_secs(1) };
+        let Some(at) = raw else {
+            return Duration::from_secs(1);
+        };
         if at.value.subsec_nanos() != 0 || !(1..=255).contains(&at.value.as_secs()) {
-            self.error(&at.span, "`advert_interval` of VRRP version 2 is 1 to 255 whole seconds", "the packet carries it as one byte");
+            self.error(
+                &at.span,
+                "`advert_interval` of VRRP version 2 is 1 to 255 whole seconds",
+                "the packet carries it as one byte",
+            );
         }
         at.value
     }
@@ -207,7 +289,11 @@ impl Validator<'_> {
     fn password(&mut self, at: &At<String>) -> Option<[u8; 8]> {
         let bytes = at.value.as_bytes();
         if bytes.is_empty() || bytes.len() > 8 {
-            self.error(&at.span, "`password` must have 1 to 8 bytes", "VRRP carries eight bytes; keepalived uses the first eight of a longer one");
+            self.error(
+                &at.span,
+                "`password` must have 1 to 8 bytes",
+                "VRRP carries eight bytes; keepalived uses the first eight of a longer one",
+            );
             return None;
         }
         let mut padded = [0; 8];
@@ -215,12 +301,19 @@ impl Validator<'_> {
         Some(padded)
     }
 
-    fn services(&mut self, raw: Vec<At<RawService>>, instances: &[Instance]) -> Vec<VirtualService> {
+    fn services(
+        &mut self,
+        raw: Vec<At<RawService>>,
+        instances: &[Instance],
+    ) -> Vec<VirtualService> {
         let mut seen = HashSet::new();
         let (mut backends, mut chunks) = (0, 0);
         let mut all = Vec::with_capacity(raw.len());
         for At { value: raw, span } in raw {
-            let place = raw.address.as_ref().map_or(span.clone(), |at| at.span.clone());
+            let place = raw
+                .address
+                .as_ref()
+                .map_or(span.clone(), |at| at.span.clone());
             let service = self.service(raw, &span, instances);
             if !seen.insert(service.id) {
                 self.error(&place, format!("duplicate service {}", service.id), "");
@@ -231,8 +324,16 @@ impl Validator<'_> {
             all.push(service);
             for (used, limit, what) in [
                 (all.len(), limits::MAX_SERVICES as usize - 1, "services"),
-                (backends, limits::MAX_BACKENDS as usize / 2, "real servers over all services"),
-                (chunks, limits::RING_CHUNKS_PER_GENERATION as usize, "chunks of 32 scheduling slots (the sum of the weights over their common divisor)"),
+                (
+                    backends,
+                    limits::MAX_BACKENDS as usize / 2,
+                    "real servers over all services",
+                ),
+                (
+                    chunks,
+                    limits::RING_CHUNKS_PER_GENERATION as usize,
+                    "chunks of 32 scheduling slots (the sum of the weights over their common divisor)",
+                ),
             ] {
                 if used == limit + 1 {
                     self.error(&place, format!("more than {limit} {what}"), "");
@@ -242,25 +343,50 @@ impl Validator<'_> {
         all
     }
 
-    fn service(&mut self, raw: RawService, span: &Range<usize>, instances: &[Instance]) -> VirtualService {
+    fn service(
+        &mut self,
+        raw: RawService,
+        span: &Range<usize>,
+        instances: &[Instance],
+    ) -> VirtualService {
         let unspecified = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
         let address = raw.address.as_ref().map_or(unspecified, |at| {
             at.value.parse().unwrap_or_else(|_| {
-                self.error(&at.span, format!("`{}` is not an IPv4 address with a port", at.value), "such as \"10.1.15.50:80\"");
+                self.error(
+                    &at.span,
+                    format!("`{}` is not an IPv4 address with a port", at.value),
+                    "such as \"10.1.15.50:80\"",
+                );
                 unspecified
             })
         });
-        if let Some(at) = &raw.address && address != unspecified {
+        if let Some(at) = &raw.address
+            && address != unspecified
+        {
             self.unicast(*address.ip(), &at.span);
             if address.port() == 0 {
                 self.error(&at.span, "port 0 is not a port", "1 to 65535");
             }
         }
-        let protocol = self.choice(raw.protocol, "protocol", Protocol::Tcp, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
+        let protocol = self.choice(
+            raw.protocol,
+            "protocol",
+            Protocol::Tcp,
+            &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)],
+        );
         self.choice(raw.forward, "forward", (), &[("dr", ())]);
-        let scheduler = self.choice(raw.scheduler, "scheduler", Scheduler::Wrr, &[("rr", Scheduler::Rr), ("wrr", Scheduler::Wrr)]);
+        let scheduler = self.choice(
+            raw.scheduler,
+            "scheduler",
+            Scheduler::Wrr,
+            &[("rr", Scheduler::Rr), ("wrr", Scheduler::Wrr)],
+        );
         if raw.backends.is_empty() {
-            self.error(span, format!("service {address} has no real server"), "add at least one [[service.backend]]");
+            self.error(
+                span,
+                format!("service {address} has no real server"),
+                "add at least one [[service.backend]]",
+            );
         }
         VirtualService {
             instance: self.instance_of(raw.vrrp, *address.ip(), instances),
@@ -272,7 +398,12 @@ impl Validator<'_> {
         }
     }
 
-    fn instance_of(&mut self, raw: Option<At<String>>, vip: Ipv4Addr, instances: &[Instance]) -> Option<String> {
+    fn instance_of(
+        &mut self,
+        raw: Option<At<String>>,
+        vip: Ipv4Addr,
+        instances: &[Instance],
+    ) -> Option<String> {
         let holds = |instance: &&Instance| instance.addresses.iter().any(|p| p.address == vip);
         let Some(at) = raw else {
             return instances.iter().find(holds).map(|i| i.name.clone());
@@ -280,10 +411,18 @@ impl Validator<'_> {
         match instances.iter().find(|instance| instance.name == at.value) {
             None => {
                 let names: Vec<&str> = instances.iter().map(|i| i.name.as_str()).collect();
-                self.error(&at.span, format!("there is no VRRP instance `{}`", at.value), &format!("there are: {}", names.join(", ")));
+                self.error(
+                    &at.span,
+                    format!("there is no VRRP instance `{}`", at.value),
+                    &format!("there are: {}", names.join(", ")),
+                );
             }
             Some(instance) if !holds(&instance) => {
-                self.error(&at.span, format!("{vip} is not an address of {}", at.value), "add it to the instance's `addresses`, or leave `vrrp` out");
+                self.error(
+                    &at.span,
+                    format!("{vip} is not an address of {}", at.value),
+                    "add it to the instance's `addresses`, or leave `vrrp` out",
+                );
             }
             Some(_) => {}
         }
@@ -295,14 +434,27 @@ impl Validator<'_> {
         raw.into_iter()
             .map(|At { value: raw, span }| {
                 let place = raw.address.as_ref().map_or(span, |at| at.span.clone());
-                let address = raw.address.map_or(Ipv4Addr::UNSPECIFIED, |at| self.host(&at, service));
+                let address = raw
+                    .address
+                    .map_or(Ipv4Addr::UNSPECIFIED, |at| self.host(&at, service));
                 if address == *service.ip() && address != Ipv4Addr::UNSPECIFIED {
-                    self.error(&place, format!("{address} is the VIP itself"), "give the real server's own address");
+                    self.error(
+                        &place,
+                        format!("{address} is the VIP itself"),
+                        "give the real server's own address",
+                    );
                 } else if !seen.insert(address) {
-                    self.error(&place, format!("duplicate real server {address}"), "raise its weight instead");
+                    self.error(
+                        &place,
+                        format!("duplicate real server {address}"),
+                        "raise its weight instead",
+                    );
                 }
                 let weight = self.number(raw.weight, "weight", 0..=MAX_WEIGHT, 1, |_, _| {});
-                RealServer { address, weight: u32::try_from(weight).unwrap_or(1) }
+                RealServer {
+                    address,
+                    weight: u32::try_from(weight).unwrap_or(1),
+                }
             })
             .collect()
     }
@@ -314,7 +466,10 @@ impl Validator<'_> {
             Err(_) => (self.ipv4(at, "address"), service.port()),
         };
         if port != service.port() {
-            let message = format!("port {port} differs from the service's port {}", service.port());
+            let message = format!(
+                "port {port} differs from the service's port {}",
+                service.port()
+            );
             self.error(&at.span, message, "direct return leaves ports as they are; let the server listen on the service's port");
         }
         if !address.is_unspecified() {
@@ -328,12 +483,20 @@ impl Validator<'_> {
         match at.value.as_str() {
             "local" => return Some(Target::Local),
             text => {
-                if let Ok(address) = text.parse::<Ipv4Addr>() && is_local(&address) {
+                if let Ok(address) = text.parse::<Ipv4Addr>()
+                    && is_local(&address)
+                {
                     return Some(Target::Local);
                 }
-                if let Ok(address) = text.parse::<SocketAddrV4>() && is_local(address.ip()) {
+                if let Ok(address) = text.parse::<SocketAddrV4>()
+                    && is_local(address.ip())
+                {
                     if address.port() != service.port() {
-                        let message = format!("port {} differs from the service's port {}", address.port(), service.port());
+                        let message = format!(
+                            "port {} differs from the service's port {}",
+                            address.port(),
+                            service.port()
+                        );
                         self.error(&at.span, message, "packets reach the director's own stack unchanged; let the sorry server listen on the service's port");
                     }
                     return Some(Target::Local);
@@ -347,47 +510,97 @@ impl Validator<'_> {
         let kinds = &[("http", true), ("tcp", false)];
         let http = self.choice(raw.kind, "type", false, kinds);
         if !http {
-            let keys = [("path", raw.path.as_ref().map(|a| &a.span)), ("host", raw.host.as_ref().map(|a| &a.span)), ("status", raw.status.as_ref().map(|a| &a.span))];
+            let keys = [
+                ("path", raw.path.as_ref().map(|a| &a.span)),
+                ("host", raw.host.as_ref().map(|a| &a.span)),
+                ("status", raw.status.as_ref().map(|a| &a.span)),
+            ];
             for (key, span) in keys {
                 if let Some(span) = span {
-                    self.error(span, format!("`{key}` belongs to checks of type \"http\""), "");
+                    self.error(
+                        span,
+                        format!("`{key}` belongs to checks of type \"http\""),
+                        "",
+                    );
                 }
             }
         }
-        let path = raw.path.map_or_else(|| "/".to_owned(), |at| {
-            if !at.value.starts_with('/') || at.value.chars().any(|c| c.is_whitespace() || c.is_control()) {
-                self.error(&at.span, "`path` must begin with / and have no blanks", "");
-            }
-            at.value
-        });
+        let path = raw.path.map_or_else(
+            || "/".to_owned(),
+            |at| {
+                if !at.value.starts_with('/')
+                    || at
+                        .value
+                        .chars()
+                        .any(|c| c.is_whitespace() || c.is_control())
+                {
+                    self.error(&at.span, "`path` must begin with / and have no blanks", "");
+                }
+                at.value
+            },
+        );
         let status = self.number(raw.status, "status", 100..=599, 200, |_, _| {});
-        let port = raw.port.map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
+        let port = raw
+            .port
+            .map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
         let retries = self.number(raw.retries, "retries", 0..=100, 1, |_, _| {});
         let hour = Duration::from_secs(3_600);
         Check {
             kind: if http {
-                CheckKind::Http { path, host: raw.host.map(|at| at.value), status: u16::try_from(status).unwrap_or(200) }
+                CheckKind::Http {
+                    path,
+                    host: raw.host.map(|at| at.value),
+                    status: u16::try_from(status).unwrap_or(200),
+                }
             } else {
                 CheckKind::Tcp
             },
             port: port.and_then(|port| u16::try_from(port).ok()),
-            interval: self.duration(raw.interval, "interval", Duration::from_millis(100)..=hour, Duration::from_secs(5)),
-            connect_timeout: self.duration(raw.connect_timeout, "connect_timeout", Duration::from_millis(10)..=hour, Duration::from_secs(5)),
+            interval: self.duration(
+                raw.interval,
+                "interval",
+                Duration::from_millis(100)..=hour,
+                Duration::from_secs(5),
+            ),
+            connect_timeout: self.duration(
+                raw.connect_timeout,
+                "connect_timeout",
+                Duration::from_millis(10)..=hour,
+                Duration::from_secs(5),
+            ),
             retries: u32::try_from(retries).unwrap_or(1),
-            delay_before_retry: self.duration(raw.delay_before_retry, "delay_before_retry", Duration::ZERO..=hour, Duration::from_secs(1)),
+            delay_before_retry: self.duration(
+                raw.delay_before_retry,
+                "delay_before_retry",
+                Duration::ZERO..=hour,
+                Duration::from_secs(1),
+            ),
         }
     }
 }
 
 /// Single values.
 impl Validator<'_> {
-    fn choice<T: Copy>(&mut self, raw: Option<At<String>>, key: &str, default: T, known: &[(&str, T)]) -> T {
+    fn choice<T: Copy>(
+        &mut self,
+        raw: Option<At<String>>,
+        key: &str,
+        default: T,
+        known: &[(&str, T)],
+    ) -> T {
         let Some(at) = raw else { return default };
         if let Some((_, value)) = known.iter().find(|(name, _)| *name == at.value) {
             return *value;
         }
-        let names: Vec<String> = known.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        self.error(&at.span, format!("`{key}` cannot be \"{}\"", at.value), &format!("this version has: {}", names.join(", ")));
+        let names: Vec<String> = known
+            .iter()
+            .map(|(name, _)| format!("\"{name}\""))
+            .collect();
+        self.error(
+            &at.span,
+            format!("`{key}` cannot be \"{}\"", at.value),
+            &format!("this version has: {}", names.join(", ")),
+        );
         default
     }
 
@@ -402,22 +615,48 @@ impl Validator<'_> {
         let Some(at) = raw else { return default };
         if !range.contains(&at.value) {
             let message = format!("`{key}` is {}, which is out of range", at.value);
-            self.error(&at.span, message, &format!("{} to {}", range.start(), range.end()));
+            self.error(
+                &at.span,
+                message,
+                &format!("{} to {}", range.start(), range.end()),
+            );
             return default;
         }
-        also(&mut Here { errors: self.errors, span: &at.span }, at.value);
+        also(
+            &mut Here {
+                errors: self.errors,
+                span: &at.span,
+            },
+            at.value,
+        );
         at.value
     }
 
-    fn small(&mut self, raw: Option<At<i64>>, key: &str, range: std::ops::RangeInclusive<i64>, default: u8) -> u8 {
+    fn small(
+        &mut self,
+        raw: Option<At<i64>>,
+        key: &str,
+        range: std::ops::RangeInclusive<i64>,
+        default: u8,
+    ) -> u8 {
         let number = self.number(raw, key, range, i64::from(default), |_, _| {});
         u8::try_from(number).unwrap_or(default)
     }
 
-    fn duration(&mut self, raw: Option<At<Duration>>, key: &str, range: std::ops::RangeInclusive<Duration>, default: Duration) -> Duration {
+    fn duration(
+        &mut self,
+        raw: Option<At<Duration>>,
+        key: &str,
+        range: std::ops::RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Duration {
         let Some(at) = raw else { return default };
         if !range.contains(&at.value) {
-            let help = format!("{} to {}", humantime::format_duration(*range.start()), humantime::format_duration(*range.end()));
+            let help = format!(
+                "{} to {}",
+                humantime::format_duration(*range.start()),
+                humantime::format_duration(*range.end())
+            );
             self.error(&at.span, format!("`{key}` is out of range"), &help);
         }
         at.value
@@ -427,13 +666,21 @@ impl Validator<'_> {
         // IFNAMSIZ is 16 with the final NUL; the kernel's dev_valid_name forbids the rest.
         let odd = |c: char| c == '/' || c == ':' || c.is_whitespace();
         if at.value.is_empty() || at.value.len() > 15 || at.value.contains(odd) {
-            self.error(&at.span, format!("`{}` cannot be an interface name", at.value), "1 to 15 bytes without blank, / and :");
+            self.error(
+                &at.span,
+                format!("`{}` cannot be an interface name", at.value),
+                "1 to 15 bytes without blank, / and :",
+            );
         }
     }
 
     fn ipv4(&mut self, at: &At<String>, key: &str) -> Ipv4Addr {
         at.value.parse().unwrap_or_else(|_| {
-            self.error(&at.span, format!("`{}` is not an IPv4 address", at.value), &format!("`{key}` is written like \"10.1.15.45\""));
+            self.error(
+                &at.span,
+                format!("`{}` is not an IPv4 address", at.value),
+                &format!("`{key}` is written like \"10.1.15.45\""),
+            );
             Ipv4Addr::UNSPECIFIED
         })
     }
@@ -446,15 +693,30 @@ impl Validator<'_> {
                 Prefix { address, length }
             }
             _ => {
-                self.error(&at.span, format!("`{}` is not an IPv4 address with a prefix length", at.value), "such as \"10.1.15.50/16\"");
-                Prefix { address: Ipv4Addr::UNSPECIFIED, length: 32 }
+                self.error(
+                    &at.span,
+                    format!("`{}` is not an IPv4 address with a prefix length", at.value),
+                    "such as \"10.1.15.50/16\"",
+                );
+                Prefix {
+                    address: Ipv4Addr::UNSPECIFIED,
+                    length: 32,
+                }
             }
         }
     }
 
     fn unicast(&mut self, address: Ipv4Addr, span: &Range<usize>) {
-        if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback() {
-            self.error(span, format!("{address} is not a unicast address of a network"), "");
+        if address.is_unspecified()
+            || address.is_multicast()
+            || address.is_broadcast()
+            || address.is_loopback()
+        {
+            self.error(
+                span,
+                format!("{address} is not a unicast address of a network"),
+                "",
+            );
         }
     }
 }

@@ -46,15 +46,25 @@ pub struct Addresses {
 impl Addresses {
     /// Needs CAP_NET_RAW.
     pub fn new(netlink: Netlink) -> io::Result<Self> {
-        Ok(Self { netlink, announcer: Announcer::open()?, held: BTreeMap::new() })
+        Ok(Self {
+            netlink,
+            announcer: Announcer::open()?,
+            held: BTreeMap::new(),
+        })
     }
 
     /// Removes virtual addresses that a daemon that died left behind. The owner of an address
     /// (priority 255) keeps it: it is the interface's real one.
     pub async fn remove_leftovers(&self, config: &Config, interfaces: &Interfaces) {
         for instance in config.instances.iter().filter(|i| i.priority != 255) {
-            let Some(interface) = interfaces.by_name(&instance.interface) else { continue };
-            for prefix in instance.addresses.iter().filter(|p| interface.addresses.contains(p)) {
+            let Some(interface) = interfaces.by_name(&instance.interface) else {
+                continue;
+            };
+            for prefix in instance
+                .addresses
+                .iter()
+                .filter(|p| interface.addresses.contains(p))
+            {
                 tracing::warn!(address = %prefix, interface = interface.name, "removing a virtual address left from before");
                 self.delete(interface.ifindex, *prefix).await;
             }
@@ -63,7 +73,9 @@ impl Addresses {
 
     /// Puts a master's addresses in place and announces them.
     pub async fn hold(&mut self, instance: &Instance, interfaces: &Interfaces) {
-        let Some(interface) = interfaces.by_name(&instance.interface) else { return };
+        let Some(interface) = interfaces.by_name(&instance.interface) else {
+            return;
+        };
         let prefixes = instance.addresses.clone();
         for prefix in &prefixes {
             self.add(interface.ifindex, *prefix).await;
@@ -82,12 +94,17 @@ impl Addresses {
     /// Takes addresses away that an instance held, except those that another holds by now, and
     /// those of an owner.
     pub async fn release(&mut self, name: &str, owner: bool) {
-        let Some(held) = self.held.remove(name) else { return };
+        let Some(held) = self.held.remove(name) else {
+            return;
+        };
         if owner {
             return;
         }
         for prefix in held.prefixes {
-            let elsewhere = self.held.values().any(|h| h.ifindex == held.ifindex && h.prefixes.contains(&prefix));
+            let elsewhere = self
+                .held
+                .values()
+                .any(|h| h.ifindex == held.ifindex && h.prefixes.contains(&prefix));
             if !elsewhere {
                 self.delete(held.ifindex, prefix).await;
             }
@@ -96,14 +113,20 @@ impl Addresses {
 
     /// Follows a changed address list of an instance that stays master.
     pub async fn update(&mut self, instance: &Instance, interfaces: &Interfaces) {
-        let Some(held) = self.held.get(&instance.name) else { return };
+        let Some(held) = self.held.get(&instance.name) else {
+            return;
+        };
         if held.prefixes == instance.addresses {
             return;
         }
         let (ifindex, before) = (held.ifindex, held.prefixes.clone());
         self.hold(instance, interfaces).await;
         for prefix in before {
-            if !self.held.values().any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix)) {
+            if !self
+                .held
+                .values()
+                .any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix))
+            {
                 self.delete(ifindex, prefix).await;
             }
         }
@@ -155,7 +178,10 @@ impl Addresses {
 
     /// Puts back a held address that somebody else removed.
     pub async fn restore(&self, ifindex: u32, prefix: Prefix) {
-        let ours = self.held.values().any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix));
+        let ours = self
+            .held
+            .values()
+            .any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix));
         if ours {
             tracing::warn!(address = %prefix, "a virtual address was removed by somebody else; putting it back");
             self.add(ifindex, prefix).await;
@@ -164,7 +190,10 @@ impl Addresses {
 
     fn send(&self, held: &Held, interface: &Interface) {
         for prefix in &held.prefixes {
-            if let Err(error) = self.announcer.announce(held.ifindex, interface.mac, prefix.address) {
+            if let Err(error) = self
+                .announcer
+                .announce(held.ifindex, interface.mac, prefix.address)
+            {
                 tracing::warn!(address = %prefix.address, interface = held.interface, %error, "cannot announce an address");
             }
         }
@@ -172,13 +201,19 @@ impl Addresses {
 
     async fn add(&self, ifindex: u32, prefix: Prefix) {
         if let Err(error) = self.netlink.add_address(ifindex, prefix).await {
-            tracing::error!(error = super::with_sources(&error), "cannot put a virtual address in place");
+            tracing::error!(
+                error = super::with_sources(&error),
+                "cannot put a virtual address in place"
+            );
         }
     }
 
     async fn delete(&self, ifindex: u32, prefix: Prefix) {
         if let Err(error) = self.netlink.delete_address(ifindex, prefix).await {
-            tracing::error!(error = super::with_sources(&error), "cannot take a virtual address away");
+            tracing::error!(
+                error = super::with_sources(&error),
+                "cannot take a virtual address away"
+            );
         }
     }
 }

@@ -13,9 +13,16 @@ use crate::{
 impl Daemon {
     pub(super) async fn on_report(&mut self, report: Report) {
         match report {
-            Report::Entered { instance, state, reason } => self.on_transition(&instance, state, reason).await,
+            Report::Entered {
+                instance,
+                state,
+                reason,
+            } => self.on_transition(&instance, state, reason).await,
             Report::Announce { instance } => {
-                tracing::info!(instance, "heard a lower priority; announcing the addresses again");
+                tracing::info!(
+                    instance,
+                    "heard a lower priority; announcing the addresses again"
+                );
                 self.addresses.announce(&instance, &self.interfaces);
             }
             Report::Odd { interface, what } => tracing::warn!(interface, "{what}"),
@@ -30,13 +37,21 @@ impl Daemon {
         if let Some(role) = self.roles.of(name) {
             self.data_plane.set_role(role, serving);
         }
-        let instance = self.config.instances.iter().find(|i| i.name == name).cloned();
+        let instance = self
+            .config
+            .instances
+            .iter()
+            .find(|i| i.name == name)
+            .cloned();
         match &instance {
             Some(instance) if serving => self.addresses.hold(instance, &self.interfaces).await,
             Some(instance) => self.addresses.release(name, instance.priority == 255).await,
             None => self.addresses.release(name, false).await,
         }
-        let before = self.instances.get(name).map_or(VrrpState::Init, |record| record.state);
+        let before = self
+            .instances
+            .get(name)
+            .map_or(VrrpState::Init, |record| record.state);
         tracing::info!(
             instance = name,
             generation = self.switch.generation,
@@ -54,9 +69,15 @@ impl Daemon {
 
     pub(super) fn on_health(&mut self, change: Change) {
         let (service, address) = change.subject;
-        let Some(record) = self.health.get_mut(&change.subject) else { return };
+        let Some(record) = self.health.get_mut(&change.subject) else {
+            return;
+        };
         let lasted = record.since.elapsed().unwrap_or_default().as_secs();
-        *record = HealthRecord { health: change.health, since: SystemTime::now(), cause: change.cause.clone() };
+        *record = HealthRecord {
+            health: change.health,
+            since: SystemTime::now(),
+            cause: change.cause.clone(),
+        };
         let reason = match change.health {
             Health::Up => format!("{service}: real server {address} is up after {lasted} s"),
             Health::Down => format!(
@@ -81,7 +102,12 @@ impl Daemon {
                 }
             }
             NetEvent::Link { .. } | NetEvent::LinkGone { .. } | NetEvent::Address { .. } => {
-                if let NetEvent::Address { ifindex, prefix, present: false } = &event {
+                if let NetEvent::Address {
+                    ifindex,
+                    prefix,
+                    present: false,
+                } = &event
+                {
                     self.addresses.restore(*ifindex, *prefix).await;
                 }
                 if changed.is_some() {
@@ -120,8 +146,11 @@ impl Daemon {
 
     /// Looks for every real server and tells the data plane.
     pub(super) async fn find_neighbours(&mut self) {
-        self.neighbours.find_paths(&self.config, &self.netlink).await;
-        self.neighbours.publish(&self.interfaces, self.data_plane.as_mut());
+        self.neighbours
+            .find_paths(&self.config, &self.netlink)
+            .await;
+        self.neighbours
+            .publish(&self.interfaces, self.data_plane.as_mut());
         self.neighbours.refresh(&self.netlink).await;
     }
 

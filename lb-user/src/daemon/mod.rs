@@ -101,16 +101,24 @@ pub(crate) fn with_sources(error: &(dyn std::error::Error + 'static)) -> String 
 /// Reads and validates a configuration file.
 pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| DaemonError::ReadConfig { path: name.clone(), source })?;
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let text = std::fs::read_to_string(path).map_err(|source| DaemonError::ReadConfig {
+        path: name.clone(),
+        source,
+    })?;
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     Ok(config::parse(&name, &text, &host)?)
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(path: &Path) -> Result<(), DaemonError> {
     let config = load_config(path)?;
-    let signals = Signals::new().map_err(|source| DaemonError::System { what: "handle signals", source })?;
+    let signals = Signals::new().map_err(|source| DaemonError::System {
+        what: "handle signals",
+        source,
+    })?;
     let (mut daemon, inputs) = Daemon::start(path.to_owned(), config).await?;
     tracing::info!(
         router_id = daemon.config.router_id,
@@ -196,12 +204,16 @@ impl Daemon {
             neighbours.learn(&event);
         }
         require_interfaces(&config, &interfaces)?;
-        let addresses = Addresses::new(netlink.clone())
-            .map_err(|source| DaemonError::System { what: "open a packet socket (root or CAP_NET_RAW is needed)", source })?;
+        let addresses = Addresses::new(netlink.clone()).map_err(|source| DaemonError::System {
+            what: "open a packet socket (root or CAP_NET_RAW is needed)",
+            source,
+        })?;
         let (server, requests) = Server::start(&config.runtime.socket).await?;
         let data_plane = Xdp::start(&config.dataplane, &config.runtime)?;
-        let (vrrp, reports) = Driver::start()
-            .map_err(|source| DaemonError::System { what: "start the VRRP thread", source })?;
+        let (vrrp, reports) = Driver::start().map_err(|source| DaemonError::System {
+            what: "start the VRRP thread",
+            source,
+        })?;
         let (checks, changes) = Checks::new();
         let mut daemon = Self {
             path,
@@ -216,7 +228,11 @@ impl Daemon {
             checks,
             health: HashMap::new(),
             data_plane: Box::new(data_plane),
-            switch: Switch { generation: 0, reason: "start".to_owned(), at: SystemTime::now() },
+            switch: Switch {
+                generation: 0,
+                reason: "start".to_owned(),
+                at: SystemTime::now(),
+            },
             notifier,
             server: Some(server),
             config,
@@ -225,11 +241,21 @@ impl Daemon {
             let _ = daemon.data_plane.detach();
             return Err(error);
         }
-        Ok((daemon, Inputs { reports, changes, requests, net }))
+        Ok((
+            daemon,
+            Inputs {
+                reports,
+                changes,
+                requests,
+                net,
+            },
+        ))
     }
 
     async fn first_configuration(&mut self) -> Result<(), DaemonError> {
-        self.addresses.remove_leftovers(&self.config, &self.interfaces).await;
+        self.addresses
+            .remove_leftovers(&self.config, &self.interfaces)
+            .await;
         self.follow_instances();
         self.apply("start")?;
         self.find_neighbours().await;
@@ -277,52 +303,79 @@ impl Daemon {
         let detached = self.data_plane.detach();
         self.server = None;
         let idle = Notifier::new(&self.config.runtime.script_user)?;
-        std::mem::replace(&mut self.notifier, idle).finish(SCRIPTS_AT_STOP).await;
+        std::mem::replace(&mut self.notifier, idle)
+            .finish(SCRIPTS_AT_STOP)
+            .await;
         tracing::info!("stopped");
         Ok(detached?)
     }
 
     /// Makes the data plane hold what configuration and health demand.
     fn apply(&mut self, reason: &str) -> Result<(), DataPlaneError> {
-        let plan = plan::build(&self.config, self.roles.indexes(), |service, target| match target {
-            Target::Local => true,
-            Target::Host(address) => self
-                .health
-                .get(&(service.id, address))
-                .is_none_or(|record| record.health == Health::Up),
-        });
+        let plan = plan::build(
+            &self.config,
+            self.roles.indexes(),
+            |service, target| match target {
+                Target::Local => true,
+                Target::Host(address) => self
+                    .health
+                    .get(&(service.id, address))
+                    .is_none_or(|record| record.health == Health::Up),
+            },
+        );
         let generation = self.data_plane.apply(&plan)?;
         if generation != self.switch.generation {
-            tracing::info!(generation, reason, "data plane switched to a new generation");
-            self.switch = Switch { generation, reason: reason.to_owned(), at: SystemTime::now() };
+            tracing::info!(
+                generation,
+                reason,
+                "data plane switched to a new generation"
+            );
+            self.switch = Switch {
+                generation,
+                reason: reason.to_owned(),
+                at: SystemTime::now(),
+            };
         }
         Ok(())
     }
 
     /// Gives every configured instance a role and a record, and forgets the others.
     fn follow_instances(&mut self) {
-        let names: Vec<String> = self.config.instances.iter().map(|i| i.name.clone()).collect();
+        let names: Vec<String> = self
+            .config
+            .instances
+            .iter()
+            .map(|i| i.name.clone())
+            .collect();
         for freed in self.roles.follow(&names) {
             self.data_plane.set_role(freed, false);
         }
         self.instances.retain(|name, _| names.contains(name));
         for name in names {
-            self.instances.entry(name).or_insert(InstanceRecord { state: VrrpState::Init, generation: 0 });
+            self.instances.entry(name).or_insert(InstanceRecord {
+                state: VrrpState::Init,
+                generation: 0,
+            });
         }
     }
 
     fn start_checks(&mut self) {
         let jobs = crate::health::plan::jobs(&self.config);
-        self.health.retain(|subject, _| jobs.iter().any(|job| job.subject == *subject));
+        self.health
+            .retain(|subject, _| jobs.iter().any(|job| job.subject == *subject));
         for job in &jobs {
-            self.health.entry(job.subject).or_insert_with(|| HealthRecord {
-                health: Health::Up,
-                since: SystemTime::now(),
-                cause: None,
-            });
+            self.health
+                .entry(job.subject)
+                .or_insert_with(|| HealthRecord {
+                    health: Health::Up,
+                    since: SystemTime::now(),
+                    cause: None,
+                });
         }
         let health = &self.health;
-        self.checks.configure(&jobs, |subject| health.get(subject).map_or(Health::Up, |r| r.health));
+        self.checks.configure(&jobs, |subject| {
+            health.get(subject).map_or(Health::Up, |r| r.health)
+        });
     }
 
     /// Every instance with the present condition of its interface.
@@ -330,25 +383,38 @@ impl Daemon {
         self.config
             .instances
             .iter()
-            .map(|instance| Setup { instance: instance.clone(), link: self.link_of(instance) })
+            .map(|instance| Setup {
+                instance: instance.clone(),
+                link: self.link_of(instance),
+            })
             .collect()
     }
 
     fn link_of(&self, instance: &Instance) -> Link {
         let is_virtual = |address| {
-            self.config.instances.iter().any(|i| i.priority != 255 && i.addresses.iter().any(|p| p.address == address))
+            self.config
+                .instances
+                .iter()
+                .any(|i| i.priority != 255 && i.addresses.iter().any(|p| p.address == address))
         };
         match self.interfaces.by_name(&instance.interface) {
             Some(interface) if interface.up => interface
                 .source(instance.source, is_virtual)
-                .map_or(Link::Down, |source| Link::Up { ifindex: interface.ifindex, source }),
+                .map_or(Link::Down, |source| Link::Up {
+                    ifindex: interface.ifindex,
+                    source,
+                }),
             Some(_) | None => Link::Down,
         }
     }
 }
 
 fn require_interfaces(config: &Config, interfaces: &Interfaces) -> Result<(), DaemonError> {
-    let named = config.instances.iter().map(|i| &i.interface).chain(&config.dataplane.interfaces);
+    let named = config
+        .instances
+        .iter()
+        .map(|i| &i.interface)
+        .chain(&config.dataplane.interfaces);
     for name in named {
         if interfaces.by_name(name).is_none() {
             return Err(DaemonError::NoInterface(name.clone()));

@@ -32,7 +32,14 @@ pub struct Neighbours {
 impl Neighbours {
     /// Takes an event. Says whether it is about a host that packets are sent to.
     pub fn learn(&mut self, event: &NetEvent) -> bool {
-        let NetEvent::Neighbour { ifindex, address, mac } = event else { return false };
+        let NetEvent::Neighbour {
+            ifindex,
+            address,
+            mac,
+        } = event
+        else {
+            return false;
+        };
         match mac {
             Some(mac) => self.macs.insert((*ifindex, *address), *mac) != Some(*mac),
             None => self.macs.remove(&(*ifindex, *address)).is_some(),
@@ -79,7 +86,9 @@ impl Neighbours {
     /// Hosts whose MAC address is not known although they are on a connected network.
     pub fn unresolved(&self) -> impl Iterator<Item = (Ipv4Addr, u32)> + '_ {
         self.paths.iter().filter_map(|(address, path)| match path {
-            Path::OnLink(ifindex) if !self.macs.contains_key(&(*ifindex, *address)) => Some((*address, *ifindex)),
+            Path::OnLink(ifindex) if !self.macs.contains_key(&(*ifindex, *address)) => {
+                Some((*address, *ifindex))
+            }
             _ => None,
         })
     }
@@ -112,7 +121,12 @@ fn hosts(config: &Config) -> BTreeSet<Ipv4Addr> {
             Some(Target::Host(address)) => Some(address),
             Some(Target::Local) | None => None,
         };
-        service.backends.iter().map(|b| b.address).chain(sorry).collect::<Vec<_>>()
+        service
+            .backends
+            .iter()
+            .map(|b| b.address)
+            .chain(sorry)
+            .collect::<Vec<_>>()
     };
     config.services.iter().flat_map(of).collect()
 }

@@ -9,9 +9,13 @@ use crate::{
 impl Daemon {
     pub(super) async fn on_hangup(&mut self) {
         match self.reload(false).await {
-            Ok(reload) if reload.changes.is_empty() => tracing::info!("reloaded: nothing has changed"),
+            Ok(reload) if reload.changes.is_empty() => {
+                tracing::info!("reloaded: nothing has changed")
+            }
             Ok(reload) => tracing::info!(changes = reload.changes.join("; "), "reloaded"),
-            Err(error) => tracing::error!("reload refused, the running configuration stays:\n{error}"),
+            Err(error) => {
+                tracing::error!("reload refused, the running configuration stays:\n{error}")
+            }
         }
     }
 
@@ -43,7 +47,8 @@ impl Daemon {
         let before = std::mem::replace(&mut self.config, config);
         self.follow_instances();
         self.start_checks();
-        self.data_plane.set_timeouts(&self.config.dataplane.timeouts);
+        self.data_plane
+            .set_timeouts(&self.config.dataplane.timeouts);
         let reason = match answer.changes.as_slice() {
             [] => "reload".to_owned(),
             changes => format!("reload: {}", changes.join("; ")),

@@ -35,8 +35,10 @@ impl Daemon {
             Some(vrrp) => vrrp.snapshot().await,
             None => Vec::new(),
         };
-        let instances: Vec<InstanceStatus> =
-            snapshots.into_iter().filter_map(|s| self.instance_status(s)).collect();
+        let instances: Vec<InstanceStatus> = snapshots
+            .into_iter()
+            .filter_map(|s| self.instance_status(s))
+            .collect();
         let mut checks: Vec<CheckStatus> = self
             .health
             .iter()
@@ -68,7 +70,11 @@ impl Daemon {
     }
 
     fn instance_status(&self, snapshot: driver::Snapshot) -> Option<InstanceStatus> {
-        let instance = self.config.instances.iter().find(|i| i.name == snapshot.name)?;
+        let instance = self
+            .config
+            .instances
+            .iter()
+            .find(|i| i.name == snapshot.name)?;
         Some(InstanceStatus {
             interface: instance.interface.clone(),
             virtual_router_id: instance.vrid,
@@ -76,7 +82,10 @@ impl Daemon {
             state: snapshot.state,
             reason: snapshot.reason,
             since: unix(snapshot.since),
-            generation: self.instances.get(&snapshot.name).map_or(0, |record| record.generation),
+            generation: self
+                .instances
+                .get(&snapshot.name)
+                .map_or(0, |record| record.generation),
             addresses: instance.addresses.iter().map(ToString::to_string).collect(),
             advert_interval_ms: millis(instance.advert_interval),
             timer_ms: snapshot.timer.map(millis),
@@ -89,7 +98,11 @@ impl Daemon {
             sent: snapshot.sent,
             received: snapshot.received,
             send_errors: snapshot.send_errors,
-            rejected: snapshot.rejected.iter().map(|(reason, count)| (reason.to_string(), *count)).collect(),
+            rejected: snapshot
+                .rejected
+                .iter()
+                .map(|(reason, count)| (reason.to_string(), *count))
+                .collect(),
             name: snapshot.name,
         })
     }
@@ -98,34 +111,58 @@ impl Daemon {
     fn problems(&self, instances: &[InstanceStatus], checks: &[CheckStatus]) -> Vec<String> {
         let mut problems = Vec::new();
         for instance in instances.iter().filter(|i| i.state == VrrpState::Fault) {
-            problems.push(format!("{} is in FAULT: {}", instance.name, instance.reason));
+            problems.push(format!(
+                "{} is in FAULT: {}",
+                instance.name, instance.reason
+            ));
         }
         for service in &self.config.services {
             let up = service.backends.iter().filter(|backend| {
-                self.health.get(&(service.id, backend.address)).is_none_or(|r| r.health == Health::Up)
+                self.health
+                    .get(&(service.id, backend.address))
+                    .is_none_or(|r| r.health == Health::Up)
             });
             if up.count() == 0 {
-                let who = if service.sorry.is_some() { "the sorry server answers" } else { "nobody answers" };
+                let who = if service.sorry.is_some() {
+                    "the sorry server answers"
+                } else {
+                    "nobody answers"
+                };
                 problems.push(format!("{}: no real server is up; {who}", service.id));
             }
         }
         for check in checks.iter().filter(|check| !check.up) {
             let cause = check.cause.as_deref().unwrap_or("no reason recorded");
-            problems.push(format!("{}: real server {} is down: {cause}", check.service, check.backend));
+            problems.push(format!(
+                "{}: real server {} is down: {cause}",
+                check.service, check.backend
+            ));
         }
         for (address, _) in self.neighbours.unresolved() {
-            problems.push(format!("the MAC address of real server {address} is not known: it does not answer ARP"));
+            problems.push(format!(
+                "the MAC address of real server {address} is not known: it does not answer ARP"
+            ));
         }
         for instance in instances.iter().filter(|i| !i.rejected.is_empty()) {
-            let list: Vec<String> = instance.rejected.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-            problems.push(format!("{}: adverts ignored: {}", instance.name, list.join(", ")));
+            let list: Vec<String> = instance
+                .rejected
+                .iter()
+                .map(|(reason, n)| format!("{n} {reason}"))
+                .collect();
+            problems.push(format!(
+                "{}: adverts ignored: {}",
+                instance.name,
+                list.join(", ")
+            ));
         }
         problems
     }
 }
 
 fn unix(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 fn millis(duration: std::time::Duration) -> u64 {

@@ -53,13 +53,19 @@ pub enum DataPlaneError {
     #[error("interface {0} does not exist; `ip link` lists those that do")]
     NoInterface(String),
     /// Not enough rights.
-    #[error("no permission to {0}; run lbd as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON")]
+    #[error(
+        "no permission to {0}; run lbd as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON"
+    )]
     NoPermission(&'static str),
     /// Another daemon holds the pins.
-    #[error("another lbd is running with the pins in {0}; stop it, or give this one its own `pin_path`")]
+    #[error(
+        "another lbd is running with the pins in {0}; stop it, or give this one its own `pin_path`"
+    )]
     PinsInUse(String),
     /// The pin directory is unusable.
-    #[error("cannot use {path} for pins: {source}; it must lie on a bpffs (`mount -t bpf bpf /sys/fs/bpf`)")]
+    #[error(
+        "cannot use {path} for pins: {source}; it must lie on a bpffs (`mount -t bpf bpf /sys/fs/bpf`)"
+    )]
     PinPath {
         /// The directory.
         path: String,
@@ -70,7 +76,9 @@ pub enum DataPlaneError {
     #[error("the kernel refuses the XDP program: {0}")]
     Load(String),
     /// The driver refused native XDP.
-    #[error("interface {interface} refuses native XDP ({reason}); set `allow_generic = true` in [dataplane] to accept slower generic XDP, or use another interface")]
+    #[error(
+        "interface {interface} refuses native XDP ({reason}); set `allow_generic = true` in [dataplane] to accept slower generic XDP, or use another interface"
+    )]
     NoNativeXdp {
         /// The interface.
         interface: String,
@@ -86,7 +94,9 @@ pub enum DataPlaneError {
         reason: String,
     },
     /// A table is full.
-    #[error("no room for another {0}; identifiers of removed ones become free after their flows' time-out")]
+    #[error(
+        "no room for another {0}; identifiers of removed ones become free after their flows' time-out"
+    )]
     Exhausted(&'static str),
     /// A map could not be read or written.
     #[error("cannot {what}: {reason}")]

@@ -64,11 +64,13 @@ impl PlannedService {
     pub fn ring_weights(&self) -> Vec<u32> {
         self.backends
             .iter()
-            .map(|backend| match (backend.state, self.scheduler, backend.sorry) {
-                (BackendState::Draining | BackendState::Down, _, _) => 0,
-                (BackendState::Up, _, true) | (BackendState::Up, Scheduler::Rr, false) => 1,
-                (BackendState::Up, Scheduler::Wrr, false) => backend.weight,
-            })
+            .map(
+                |backend| match (backend.state, self.scheduler, backend.sorry) {
+                    (BackendState::Draining | BackendState::Down, _, _) => 0,
+                    (BackendState::Up, _, true) | (BackendState::Up, Scheduler::Rr, false) => 1,
+                    (BackendState::Up, Scheduler::Wrr, false) => backend.weight,
+                },
+            )
             .collect()
     }
 }
@@ -86,7 +88,12 @@ pub fn build(
             let up = |target| is_up(service, target);
             PlannedService {
                 id: service.id,
-                role: service.instance.as_ref().and_then(|name| roles.get(name)).copied().unwrap_or(0),
+                role: service
+                    .instance
+                    .as_ref()
+                    .and_then(|name| roles.get(name))
+                    .copied()
+                    .unwrap_or(0),
                 scheduler: service.scheduler,
                 backends: backends(service, &up),
             }
@@ -106,14 +113,30 @@ fn backends(service: &VirtualService, up: &dyn Fn(Target) -> bool) -> Vec<Planne
                 (true, 0) => BackendState::Draining,
                 (true, _) => BackendState::Up,
             };
-            PlannedBackend { target, sorry: false, weight: server.weight, state }
+            PlannedBackend {
+                target,
+                sorry: false,
+                weight: server.weight,
+                state,
+            }
         })
         .collect();
     if let Some(target) = service.sorry {
         // Who was served the sorry page may finish reading it when the real servers are back.
-        let alive = backends.iter().any(|backend| backend.state != BackendState::Down);
-        let state = if alive { BackendState::Draining } else { BackendState::Up };
-        backends.push(PlannedBackend { target, sorry: true, weight: 1, state });
+        let alive = backends
+            .iter()
+            .any(|backend| backend.state != BackendState::Down);
+        let state = if alive {
+            BackendState::Draining
+        } else {
+            BackendState::Up
+        };
+        backends.push(PlannedBackend {
+            target,
+            sorry: true,
+            weight: 1,
+            state,
+        });
     }
     backends
 }
@@ -141,7 +164,10 @@ mod tests {
             check: None,
             backends: (45..)
                 .zip(weights)
-                .map(|(last, weight)| RealServer { address: host(last), weight: *weight })
+                .map(|(last, weight)| RealServer {
+                    address: host(last),
+                    weight: *weight,
+                })
                 .collect(),
         }
     }
@@ -152,12 +178,42 @@ mod tests {
         type Row<'a> = (&'a str, Scheduler, &'a [u32], &'a [u8], &'a [u32]);
         let rows: &[Row<'_>] = &[
             ("all up", Scheduler::Wrr, &[1, 3], &[], &[1, 3, 0]),
-            ("rr ignores weights", Scheduler::Rr, &[1, 3], &[], &[1, 1, 0]),
+            (
+                "rr ignores weights",
+                Scheduler::Rr,
+                &[1, 3],
+                &[],
+                &[1, 1, 0],
+            ),
             ("one down", Scheduler::Wrr, &[1, 3], &[46], &[1, 0, 0]),
-            ("all down: sorry", Scheduler::Wrr, &[1, 3], &[45, 46], &[0, 0, 1]),
-            ("all down: sorry, rr", Scheduler::Rr, &[1, 3], &[45, 46], &[0, 0, 1]),
-            ("weight 0 is drained in rr too", Scheduler::Rr, &[0, 2], &[], &[0, 1, 0]),
-            ("only weight 0 left: nobody new, but no sorry", Scheduler::Wrr, &[0, 2], &[46], &[0, 0, 0]),
+            (
+                "all down: sorry",
+                Scheduler::Wrr,
+                &[1, 3],
+                &[45, 46],
+                &[0, 0, 1],
+            ),
+            (
+                "all down: sorry, rr",
+                Scheduler::Rr,
+                &[1, 3],
+                &[45, 46],
+                &[0, 0, 1],
+            ),
+            (
+                "weight 0 is drained in rr too",
+                Scheduler::Rr,
+                &[0, 2],
+                &[],
+                &[0, 1, 0],
+            ),
+            (
+                "only weight 0 left: nobody new, but no sorry",
+                Scheduler::Wrr,
+                &[0, 2],
+                &[46],
+                &[0, 0, 0],
+            ),
         ];
         for (what, scheduler, weights, down, expected) in rows {
             let service = service(weights, Some(Target::Local), *scheduler);

@@ -34,7 +34,13 @@ impl Checks {
     /// No checks yet.
     pub fn new() -> (Self, mpsc::Receiver<Change>) {
         let (changes, receiver) = mpsc::channel(CHANGE_QUEUE);
-        (Self { tasks: HashMap::new(), changes }, receiver)
+        (
+            Self {
+                tasks: HashMap::new(),
+                changes,
+            },
+            receiver,
+        )
     }
 
     /// Makes `wanted` the running checks. Unchanged ones are not disturbed; `health` says what is
@@ -77,7 +83,11 @@ async fn run(
         let next = state.attempt(result.is_ok(), &job.check);
         if let Some(health) = next.change {
             let cause = result.err().map(|error| error.to_string());
-            let change = Change { subject: job.subject, health, cause };
+            let change = Change {
+                subject: job.subject,
+                health,
+                cause,
+            };
             if changes.send(change).await.is_err() {
                 return;
             }

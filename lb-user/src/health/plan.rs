@@ -26,7 +26,9 @@ pub struct Job {
 pub fn jobs(config: &Config) -> Vec<Job> {
     let mut jobs = Vec::new();
     for service in &config.services {
-        let Some(check) = &service.check else { continue };
+        let Some(check) = &service.check else {
+            continue;
+        };
         for backend in &service.backends {
             let port = check.port.unwrap_or(service.id.address.port());
             jobs.push(Job {
@@ -41,8 +43,16 @@ pub fn jobs(config: &Config) -> Vec<Job> {
 
 /// Those of `running` to end, and those of `wanted` to begin.
 pub fn difference(running: &HashSet<Job>, wanted: &[Job]) -> (Vec<Job>, Vec<Job>) {
-    let ending = running.iter().filter(|job| !wanted.contains(job)).cloned().collect();
-    let beginning = wanted.iter().filter(|job| !running.contains(job)).cloned().collect();
+    let ending = running
+        .iter()
+        .filter(|job| !wanted.contains(job))
+        .cloned()
+        .collect();
+    let beginning = wanted
+        .iter()
+        .filter(|job| !running.contains(job))
+        .cloned()
+        .collect();
     (ending, beginning)
 }
 
@@ -64,7 +74,13 @@ mod tests {
         let address = Ipv4Addr::new(10, 0, 0, last);
         let vip = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 80);
         Job {
-            subject: (ServiceId { protocol: Protocol::Tcp, address: vip }, address),
+            subject: (
+                ServiceId {
+                    protocol: Protocol::Tcp,
+                    address: vip,
+                },
+                address,
+            ),
             target: SocketAddrV4::new(address, 80),
             check: Check {
                 kind: CheckKind::Tcp,

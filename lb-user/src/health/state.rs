@@ -38,7 +38,10 @@ pub struct Next {
 impl CheckState {
     /// A check that begins in `health`.
     pub fn new(health: Health) -> Self {
-        Self { health, failures: 0 }
+        Self {
+            health,
+            failures: 0,
+        }
     }
 
     /// Present belief.
@@ -50,17 +53,29 @@ impl CheckState {
     pub fn attempt(&mut self, succeeded: bool, check: &Check) -> Next {
         if succeeded {
             self.failures = 0;
-            return Next { change: self.turn(Health::Up), wait: check.interval };
+            return Next {
+                change: self.turn(Health::Up),
+                wait: check.interval,
+            };
         }
         if self.health == Health::Down {
-            return Next { change: None, wait: check.interval };
+            return Next {
+                change: None,
+                wait: check.interval,
+            };
         }
         self.failures += 1;
         if self.failures <= check.retries {
-            return Next { change: None, wait: check.delay_before_retry };
+            return Next {
+                change: None,
+                wait: check.delay_before_retry,
+            };
         }
         self.failures = 0;
-        Next { change: self.turn(Health::Down), wait: check.interval }
+        Next {
+            change: self.turn(Health::Down),
+            wait: check.interval,
+        }
     }
 
     fn turn(&mut self, health: Health) -> Option<Health> {
@@ -113,14 +128,24 @@ mod tests {
                 });
                 seen_waits.push(if next.wait == RETRY { 'r' } else { 'i' });
             }
-            assert_eq!((seen_changes.as_str(), seen_waits.as_str()), (changes, waits), "{attempts} {retries}");
+            assert_eq!(
+                (seen_changes.as_str(), seen_waits.as_str()),
+                (changes, waits),
+                "{attempts} {retries}"
+            );
         }
     }
 
     #[test]
     fn a_server_known_to_be_down_needs_one_success() {
         let mut state = CheckState::new(Health::Down);
-        assert_eq!(state.attempt(false, &check(3)), Next { change: None, wait: INTERVAL });
+        assert_eq!(
+            state.attempt(false, &check(3)),
+            Next {
+                change: None,
+                wait: INTERVAL
+            }
+        );
         assert_eq!(state.attempt(true, &check(3)).change, Some(Health::Up));
     }
 }

@@ -73,7 +73,12 @@ impl Interfaces {
     /// Takes an event. Says which interface it changed.
     pub fn apply(&mut self, event: &NetEvent) -> Option<String> {
         match event {
-            NetEvent::Link { ifindex, name, up, mac } => {
+            NetEvent::Link {
+                ifindex,
+                name,
+                up,
+                mac,
+            } => {
                 let entry = self.by_index.entry(*ifindex).or_insert_with(|| Interface {
                     ifindex: *ifindex,
                     name: name.clone(),
@@ -88,7 +93,11 @@ impl Interfaces {
                 changed.then(|| name.clone())
             }
             NetEvent::LinkGone { ifindex } => self.by_index.remove(ifindex).map(|i| i.name),
-            NetEvent::Address { ifindex, prefix, present } => {
+            NetEvent::Address {
+                ifindex,
+                prefix,
+                present,
+            } => {
                 let interface = self.by_index.get_mut(ifindex)?;
                 let changed = if *present {
                     interface.addresses.insert(*prefix)
@@ -103,7 +112,9 @@ impl Interfaces {
 
     /// The interface of this name.
     pub fn by_name(&self, name: &str) -> Option<&Interface> {
-        self.by_index.values().find(|interface| interface.name == name)
+        self.by_index
+            .values()
+            .find(|interface| interface.name == name)
     }
 
     /// The interface of this index.
@@ -120,7 +131,11 @@ impl Interfaces {
 impl Interface {
     /// The address adverts come from: `wanted` if the interface has it, else the first that is not
     /// virtual.
-    pub fn source(&self, wanted: Option<Ipv4Addr>, is_virtual: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
+    pub fn source(
+        &self,
+        wanted: Option<Ipv4Addr>,
+        is_virtual: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<Ipv4Addr> {
         let mut addresses = self.addresses.iter().map(|prefix| prefix.address);
         match wanted {
             Some(wanted) => addresses.find(|address| *address == wanted),
@@ -136,13 +151,25 @@ mod tests {
     #[test]
     fn follows_events_and_names_what_changed() {
         let mut table = Interfaces::default();
-        let link = |up| NetEvent::Link { ifindex: 7, name: "eth0".into(), up, mac: [1; 6] };
+        let link = |up| NetEvent::Link {
+            ifindex: 7,
+            name: "eth0".into(),
+            up,
+            mac: [1; 6],
+        };
         let address = |last, present| NetEvent::Address {
             ifindex: 7,
-            prefix: Prefix { address: Ipv4Addr::new(10, 1, 15, last), length: 16 },
+            prefix: Prefix {
+                address: Ipv4Addr::new(10, 1, 15, last),
+                length: 16,
+            },
             present,
         };
-        assert_eq!(table.apply(&address(43, true)), None, "an unknown interface");
+        assert_eq!(
+            table.apply(&address(43, true)),
+            None,
+            "an unknown interface"
+        );
         assert_eq!(table.apply(&link(true)), Some("eth0".into()));
         assert_eq!(table.apply(&link(true)), None);
         assert_eq!(table.apply(&address(50, true)), Some("eth0".into()));
@@ -150,10 +177,16 @@ mod tests {
         assert_eq!(table.apply(&address(43, true)), None);
         let vip = Ipv4Addr::new(10, 1, 15, 50);
         let eth0 = table.by_name("eth0").unwrap();
-        assert_eq!(eth0.source(None, |a| a == vip), Some(Ipv4Addr::new(10, 1, 15, 43)));
+        assert_eq!(
+            eth0.source(None, |a| a == vip),
+            Some(Ipv4Addr::new(10, 1, 15, 43))
+        );
         assert_eq!(eth0.source(Some(vip), |a| a == vip), Some(vip));
         assert_eq!(table.apply(&link(false)), Some("eth0".into()));
-        assert_eq!(table.apply(&NetEvent::LinkGone { ifindex: 7 }), Some("eth0".into()));
+        assert_eq!(
+            table.apply(&NetEvent::LinkGone { ifindex: 7 }),
+            Some("eth0".into())
+        );
         assert!(table.by_name("eth0").is_none());
     }
 }

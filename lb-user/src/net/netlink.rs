@@ -11,7 +11,9 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
     route::{RouteAddress, RouteAttribute, RouteType},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
@@ -75,15 +77,41 @@ impl Netlink {
     /// Everything there is now, as the events that would have told of it.
     pub async fn dump(&self) -> Result<Vec<NetEvent>, NetlinkError> {
         let mut events = Vec::new();
-        let links: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed("list interfaces"))?;
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list interfaces"))?;
         events.extend(links.iter().filter_map(link));
-        let addresses: Vec<_> =
-            self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
-        events.extend(addresses.iter().filter_map(|message| address(message, true)));
-        let neighbours: Vec<_> =
-            self.handle.neighbours().get().execute().try_collect().await.map_err(failed("list neighbours"))?;
-        events.extend(neighbours.iter().filter_map(|message| neighbour(message, true)));
+        let addresses: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list addresses"))?;
+        events.extend(
+            addresses
+                .iter()
+                .filter_map(|message| address(message, true)),
+        );
+        let neighbours: Vec<_> = self
+            .handle
+            .neighbours()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("list neighbours"))?;
+        events.extend(
+            neighbours
+                .iter()
+                .filter_map(|message| neighbour(message, true)),
+        );
         Ok(events)
     }
 
@@ -100,7 +128,10 @@ impl Netlink {
 
     /// Removes an address; that it is not there, or its interface is gone, is fine.
     pub async fn delete_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
-        let mut request = self.handle.address().add(ifindex, IpAddr::V4(prefix.address), prefix.length);
+        let mut request =
+            self.handle
+                .address()
+                .add(ifindex, IpAddr::V4(prefix.address), prefix.length);
         let message = request.message_mut().clone();
         match self.handle.address().del(message).execute().await {
             Err(rtnetlink::Error::NetlinkError(error))
@@ -127,9 +158,13 @@ impl Netlink {
 
     /// Where the kernel would send a packet for `address`.
     pub async fn path_to(&self, address: Ipv4Addr) -> Path {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let query = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .build();
         let mut answers = Box::pin(self.handle.route().get(query).execute());
-        let Ok(Some(route)) = answers.try_next().await else { return Path::NotOnLink };
+        let Ok(Some(route)) = answers.try_next().await else {
+            return Path::NotOnLink;
+        };
         if route.header.kind == RouteType::Local {
             return Path::Local;
         }
@@ -158,7 +193,9 @@ impl Events {
                         return Some(event);
                     }
                 }
-                NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => return Some(NetEvent::Lost),
+                NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => {
+                    return Some(NetEvent::Lost);
+                }
                 _ => {}
             }
         }
@@ -175,8 +212,11 @@ fn event(message: &RouteNetlinkMessage) -> Option<NetEvent> {
         RouteNetlinkMessage::NewLink(message) => link(message),
         RouteNetlinkMessage::DelLink(message) => {
             // A bridge port that leaves its bridge is also told of as a deleted link.
-            (message.header.interface_family == AddressFamily::Unspec)
-                .then_some(NetEvent::LinkGone { ifindex: message.header.index })
+            (message.header.interface_family == AddressFamily::Unspec).then_some(
+                NetEvent::LinkGone {
+                    ifindex: message.header.index,
+                },
+            )
         }
         RouteNetlinkMessage::NewAddress(message) => address(message, true),
         RouteNetlinkMessage::DelAddress(message) => address(message, false),
@@ -195,22 +235,55 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
-            LinkAttribute::Address(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default(),
+            LinkAttribute::Address(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default()
+            }
             _ => {}
         }
     }
-    let up = message.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
-    Some(NetEvent::Link { ifindex: message.header.index, name: name?, up, mac })
+    let up = message
+        .header
+        .flags
+        .contains(LinkFlags::Up | LinkFlags::Running);
+    Some(NetEvent::Link {
+        ifindex: message.header.index,
+        name: name?,
+        up,
+        mac,
+    })
 }
 
 fn address(message: &AddressMessage, present: bool) -> Option<NetEvent> {
     // On point-to-point links `Address` is the peer's; `Local` is ours wherever it is given.
-    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
-    let local = of(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
-    let any = of(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None });
-    let IpAddr::V4(address) = local.or(any)? else { return None };
-    let prefix = Prefix { address, length: message.header.prefix_len };
-    Some(NetEvent::Address { ifindex: message.header.index, prefix, present })
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    let local = of(|a| {
+        if let AddressAttribute::Local(ip) = a {
+            Some(*ip)
+        } else {
+            None
+        }
+    });
+    let any = of(|a| {
+        if let AddressAttribute::Address(ip) = a {
+            Some(*ip)
+        } else {
+            None
+        }
+    });
+    let IpAddr::V4(address) = local.or(any)? else {
+        return None;
+    };
+    let prefix = Prefix {
+        address,
+        length: message.header.prefix_len,
+    };
+    Some(NetEvent::Address {
+        ifindex: message.header.index,
+        prefix,
+        present,
+    })
 }
 
 fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
@@ -219,7 +292,9 @@ fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok()
+            }
             _ => {}
         }
     }
@@ -234,5 +309,9 @@ fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
         _ => false,
     };
     let mac = mac.filter(|_| valid);
-    Some(NetEvent::Neighbour { ifindex: message.header.ifindex, address: address?, mac })
+    Some(NetEvent::Neighbour {
+        ifindex: message.header.ifindex,
+        address: address?,
+        mac,
+    })
 }

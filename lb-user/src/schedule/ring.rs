@@ -12,7 +12,9 @@ pub fn length(weights: &[u32]) -> usize {
     }
     let exact: u64 = weights.iter().map(|w| u64::from(w / divisor)).sum();
     let live = weights.iter().filter(|w| **w > 0).count();
-    usize::try_from(exact).unwrap_or(usize::MAX).min((MAX_RING_SLOTS as usize).max(live))
+    usize::try_from(exact)
+        .unwrap_or(usize::MAX)
+        .min((MAX_RING_SLOTS as usize).max(live))
 }
 
 /// The ring: indexes into `weights`. Entry `i` appears `weights[i] / gcd` times; where that would
@@ -40,8 +42,10 @@ fn shares(weights: &[u32], slots: usize) -> Vec<u32> {
         return vec![0; weights.len()];
     }
     let slots = slots as u64;
-    let mut counts: Vec<u64> =
-        weights.iter().map(|w| (u64::from(*w) * slots / total).max(u64::from(*w > 0))).collect();
+    let mut counts: Vec<u64> = weights
+        .iter()
+        .map(|w| (u64::from(*w) * slots / total).max(u64::from(*w > 0)))
+        .collect();
     let given: u64 = counts.iter().sum();
     let mut order: Vec<usize> = (0..weights.len()).filter(|i| weights[*i] > 0).collect();
     if given <= slots {
@@ -58,7 +62,10 @@ fn shares(weights: &[u32], slots: usize) -> Vec<u32> {
             }
         }
     }
-    counts.into_iter().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect()
+    counts
+        .into_iter()
+        .map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+        .collect()
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

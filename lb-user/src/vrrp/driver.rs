@@ -138,7 +138,14 @@ impl Driver {
         let thread = std::thread::Builder::new()
             .name("vrrp".to_owned())
             .spawn(move || Loop::new(inbox, reports, wake_in_thread).run())?;
-        Ok((Self { commands, wake, thread: Some(thread) }, outbox))
+        Ok((
+            Self {
+                commands,
+                wake,
+                thread: Some(thread),
+            },
+            outbox,
+        ))
     }
 
     /// Makes these the running instances. An instance whose identity on the wire is unchanged goes
@@ -231,7 +238,8 @@ impl Loop {
                     }
                     Command::Link(interface, link) => self.set_link(&interface, link),
                     Command::Snapshot(answer) => {
-                        let _ = answer.send(self.runners.iter().map(|r| self.snapshot(r)).collect());
+                        let _ =
+                            answer.send(self.runners.iter().map(|r| self.snapshot(r)).collect());
                     }
                     Command::Stop(done) => {
                         self.configure(Vec::new());
@@ -271,7 +279,9 @@ impl Loop {
         let mut old = std::mem::take(&mut self.runners);
         let mut starting = Vec::new();
         for setup in setups {
-            let kept = old.iter().position(|r| same_on_the_wire(&r.instance, &setup.instance));
+            let kept = old
+                .iter()
+                .position(|r| same_on_the_wire(&r.instance, &setup.instance));
             if let Some(index) = kept {
                 let mut runner = old.swap_remove(index);
                 runner.adopt(setup.instance, self.now());
@@ -295,12 +305,16 @@ impl Loop {
             self.runners.push(runner);
         }
         let runners = &self.runners;
-        self.sockets.retain(|name, _| runners.iter().any(|r| r.instance.interface == *name));
+        self.sockets
+            .retain(|name, _| runners.iter().any(|r| r.instance.interface == *name));
     }
 
     fn set_link(&mut self, interface: &str, link: Link) {
         let mut runners = std::mem::take(&mut self.runners);
-        for runner in runners.iter_mut().filter(|r| r.instance.interface == interface) {
+        for runner in runners
+            .iter_mut()
+            .filter(|r| r.instance.interface == interface)
+        {
             if runner.link == link {
                 continue;
             }
@@ -327,7 +341,9 @@ impl Loop {
     /// Opens the interface's socket where it is missing or belongs to an earlier interface of the
     /// same name.
     fn open(&mut self, runner: &mut Runner) {
-        let Link::Up { ifindex, .. } = runner.link else { return };
+        let Link::Up { ifindex, .. } = runner.link else {
+            return;
+        };
         let name = &runner.instance.interface;
         let result = match self.sockets.get_mut(name) {
             Some(socket) if socket.ifindex() == ifindex => socket.join(runner.instance.group),
@@ -339,14 +355,21 @@ impl Loop {
         };
         if let Err(error) = result {
             let error = format!("cannot open a VRRP socket on {name}: {error}");
-            self.report(Report::Trouble { instance: runner.instance.name.clone(), error });
+            self.report(Report::Trouble {
+                instance: runner.instance.name.clone(),
+                error,
+            });
         }
     }
 
     fn run_timers(&mut self) {
         let mut runners = std::mem::take(&mut self.runners);
         for runner in &mut runners {
-            if runner.machine.deadline().is_some_and(|deadline| deadline <= self.now()) {
+            if runner
+                .machine
+                .deadline()
+                .is_some_and(|deadline| deadline <= self.now())
+            {
                 self.feed(runner, Event::Timer);
             }
         }
@@ -358,7 +381,9 @@ impl Loop {
         for (interface, socket) in &self.sockets {
             for _ in 0..RECEIVE_BURST {
                 // An error here (interface gone, say) also arrives as a link event.
-                let Ok(Some(packet)) = socket.receive(buffer) else { break };
+                let Ok(Some(packet)) = socket.receive(buffer) else {
+                    break;
+                };
                 self.packet(interface, packet, &mut runners);
             }
         }
@@ -397,9 +422,15 @@ impl Loop {
                         "{}: {} advertises other virtual addresses than are configured here",
                         runner.instance.name, advert.source
                     );
-                    self.report(Report::Odd { interface: interface.to_owned(), what });
+                    self.report(Report::Odd {
+                        interface: interface.to_owned(),
+                        what,
+                    });
                 }
-                let event = Event::Advert { priority: advert.priority, source: advert.source };
+                let event = Event::Advert {
+                    priority: advert.priority,
+                    source: advert.source,
+                };
                 self.feed(runner, event);
             }
         }
@@ -410,14 +441,18 @@ impl Loop {
         let count = runner.rejected.entry(rejection).or_default();
         *count += 1;
         if *count == 1 {
-            let source = bytes
-                .get(12..16)
-                .map_or_else(|| "an unknown sender".to_owned(), |b| Ipv4Addr::new(b[0], b[1], b[2], b[3]).to_string());
+            let source = bytes.get(12..16).map_or_else(
+                || "an unknown sender".to_owned(),
+                |b| Ipv4Addr::new(b[0], b[1], b[2], b[3]).to_string(),
+            );
             let what = format!(
                 "{}: ignoring an advert from {source}: {rejection}; further ones are only counted",
                 runner.instance.name
             );
-            self.report(Report::Odd { interface: runner.instance.interface.clone(), what });
+            self.report(Report::Odd {
+                interface: runner.instance.interface.clone(),
+                what,
+            });
         }
     }
 
@@ -426,13 +461,19 @@ impl Loop {
             match effect {
                 Effect::SendAdvert(priority) => self.send(runner, priority),
                 Effect::Announce => {
-                    self.report(Report::Announce { instance: runner.instance.name.clone() });
+                    self.report(Report::Announce {
+                        instance: runner.instance.name.clone(),
+                    });
                 }
                 Effect::Enter(state, reason) => {
                     runner.reason = reason;
                     runner.since = SystemTime::now();
                     let instance = runner.instance.name.clone();
-                    self.report(Report::Entered { instance, state, reason });
+                    self.report(Report::Entered {
+                        instance,
+                        state,
+                        reason,
+                    });
                 }
             }
         }
@@ -449,7 +490,9 @@ impl Loop {
                 runner.send_errors += 1;
                 if runner.send_errors == 1 {
                     let instance = runner.instance.name.clone();
-                    let error = format!("cannot send an advert: {error}; further failures are only counted");
+                    let error = format!(
+                        "cannot send an advert: {error}; further failures are only counted"
+                    );
                     self.report(Report::Trouble { instance, error });
                 }
             }
@@ -466,13 +509,22 @@ impl Loop {
             state: runner.machine.state(),
             reason: runner.reason.to_string(),
             since: runner.since,
-            timer: runner.machine.deadline().map(|d| d.saturating_sub(self.now())),
+            timer: runner
+                .machine
+                .deadline()
+                .map(|d| d.saturating_sub(self.now())),
             source: runner.source(),
-            peer: runner.peer.map(|(address, priority, at)| (address, priority, at.elapsed())),
+            peer: runner
+                .peer
+                .map(|(address, priority, at)| (address, priority, at.elapsed())),
             sent: runner.sent,
             received: runner.received,
             send_errors: runner.send_errors,
-            rejected: runner.rejected.iter().map(|(reason, count)| (*reason, *count)).collect(),
+            rejected: runner
+                .rejected
+                .iter()
+                .map(|(reason, count)| (*reason, *count))
+                .collect(),
         }
     }
 }
@@ -516,7 +568,8 @@ impl Runner {
     fn refresh(&mut self, now: Duration) {
         let source = source_of(self.link);
         self.packet = AdvertPacket::new(&self.instance, source);
-        self.machine.reconfigure(settings(&self.instance, source), now);
+        self.machine
+            .reconfigure(settings(&self.instance, source), now);
     }
 }
 

@@ -169,7 +169,12 @@ pub struct Machine {
 impl Machine {
     /// A machine in INIT.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, state: VrrpState::Init, deadline: None, waiting_for: Reason::MasterSilent }
+        Self {
+            settings,
+            state: VrrpState::Init,
+            deadline: None,
+            waiting_for: Reason::MasterSilent,
+        }
     }
 
     /// Current state.
@@ -251,7 +256,10 @@ impl Machine {
                 ])
             }
 
-            (VrrpState::Init, Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp)
+            (
+                VrrpState::Init,
+                Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp,
+            )
             | (VrrpState::Backup, Event::Start | Event::LinkUp)
             | (VrrpState::Master, Event::Start | Event::LinkUp)
             | (

@@ -197,9 +197,16 @@ impl Received<'_> {
     }
 
     fn lists_exactly(&self, instance: &Instance) -> bool {
-        let listed = |octets: &[u8; 4]| self.addresses.chunks_exact(4).any(|listed| listed == octets);
+        let listed = |octets: &[u8; 4]| {
+            self.addresses
+                .chunks_exact(4)
+                .any(|listed| listed == octets)
+        };
         self.addresses.len() == instance.addresses.len() * 4
-            && instance.addresses.iter().all(|prefix| listed(&prefix.address.octets()))
+            && instance
+                .addresses
+                .iter()
+                .all(|prefix| listed(&prefix.address.octets()))
     }
 }
 
@@ -223,7 +230,11 @@ impl AdvertPacket {
         bytes.extend_from_slice(&instance.group.octets());
         let interval_s = u8::try_from(instance.advert_interval.as_secs()).unwrap_or(u8::MAX);
         let count = u8::try_from(instance.addresses.len()).unwrap_or(u8::MAX);
-        let auth_type = if instance.password.is_some() { AUTH_PASS } else { AUTH_NONE };
+        let auth_type = if instance.password.is_some() {
+            AUTH_PASS
+        } else {
+            AUTH_NONE
+        };
         bytes.extend_from_slice(&[2 << 4 | ADVERTISEMENT, instance.vrid, 0, count]);
         bytes.extend_from_slice(&[auth_type, interval_s, 0, 0]);
         for prefix in &instance.addresses {

@@ -34,7 +34,11 @@ impl VrrpSocket {
         socket.set_multicast_loop_v4(false)?;
         socket.set_priority(PRIORITY_CONTROL)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, ifindex, groups: Vec::new() })
+        Ok(Self {
+            socket,
+            ifindex,
+            groups: Vec::new(),
+        })
     }
 
     /// Joins a group unless it is joined already.
@@ -54,7 +58,9 @@ impl VrrpSocket {
 
     /// Sends a complete IP packet.
     pub fn send(&self, packet: &[u8], group: Ipv4Addr) -> io::Result<()> {
-        self.socket.send_to(packet, &SocketAddrV4::new(group, 0).into()).map(|_| ())
+        self.socket
+            .send_to(packet, &SocketAddrV4::new(group, 0).into())
+            .map(|_| ())
     }
 
     /// The next packet, IP header first, or `None` when there is none.

@@ -24,7 +24,13 @@ const RETURN_LIMIT: Duration = Duration::from_millis(500);
 /// Step 5.
 pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     seen.note("node2's control element before", control(&guide.node2)?);
-    let Guide { node1, node2, client, lab, .. } = guide;
+    let Guide {
+        node1,
+        node2,
+        client,
+        lab,
+        ..
+    } = guide;
     let samples = under_requests(client, VIP, || {
         node1.stop()?;
         node2.wait_for("VI_1", VrrpState::Master)
@@ -32,7 +38,10 @@ pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     let outage = http::outage(&samples);
     seen.note("node2's control element after", control(node2)?);
     seen.note("outage when node1 stops (ms)", outage.as_millis() as u64);
-    ensure!(outage < STOP_LIMIT, "the client was without service for {outage:?}");
+    ensure!(
+        outage < STOP_LIMIT,
+        "the client was without service for {outage:?}"
+    );
     let left = node1.leftovers(&[&VIP.to_string()])?;
     ensure!(left.is_empty(), "node1 left behind: {left:?}");
 
@@ -42,24 +51,44 @@ pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         node2.wait_for("VI_1", VrrpState::Backup)
     })?;
     let outage = http::outage(&samples);
-    seen.note("outage when node1 returns and preempts (ms)", outage.as_millis() as u64);
-    ensure!(outage < RETURN_LIMIT, "the client was without service for {outage:?}");
+    seen.note(
+        "outage when node1 returns and preempts (ms)",
+        outage.as_millis() as u64,
+    );
+    ensure!(
+        outage < RETURN_LIMIT,
+        "the client was without service for {outage:?}"
+    );
     Ok(())
 }
 
 /// Step 6.
 pub fn port_down(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
-    let Guide { node1, node2, client, .. } = guide;
+    let Guide {
+        node1,
+        node2,
+        client,
+        ..
+    } = guide;
     let samples = under_requests(client, VIP, || {
         node1.node.cable(false)?;
         node1.wait_for("VI_1", VrrpState::Fault)?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
     let outage = http::outage(&samples);
-    seen.note("outage when node1's port goes down (ms)", outage.as_millis() as u64);
-    ensure!(outage < SILENT_LIMIT, "the client was without service for {outage:?}");
+    seen.note(
+        "outage when node1's port goes down (ms)",
+        outage.as_millis() as u64,
+    );
+    ensure!(
+        outage < SILENT_LIMIT,
+        "the client was without service for {outage:?}"
+    );
     let addresses = node1.node.addresses()?;
-    ensure!(!addresses.contains(&VIP.to_string()), "node1 still holds the VIP: {addresses:?}");
+    ensure!(
+        !addresses.contains(&VIP.to_string()),
+        "node1 still holds the VIP: {addresses:?}"
+    );
 
     let samples = under_requests(client, VIP, || {
         node1.node.cable(true)?;
@@ -67,19 +96,36 @@ pub fn port_down(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         node2.wait_for("VI_1", VrrpState::Backup)
     })?;
     let outage = http::outage(&samples);
-    seen.note("outage when the port returns (ms)", outage.as_millis() as u64);
-    ensure!(outage < RETURN_LIMIT, "the client was without service for {outage:?}");
+    seen.note(
+        "outage when the port returns (ms)",
+        outage.as_millis() as u64,
+    );
+    ensure!(
+        outage < RETURN_LIMIT,
+        "the client was without service for {outage:?}"
+    );
     node1.wait_for_backends(&["up", "up", "draining"])
 }
 
 /// Step 8.
 pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
-    let pair = |first, second| guide::config(&Settings { second: Some(second), ..Settings::of(first) });
+    let pair = |first, second| {
+        guide::config(&Settings {
+            second: Some(second),
+            ..Settings::of(first)
+        })
+    };
     guide.node1.configure(&pair(100, 98))?;
     guide.node2.configure(&pair(98, 100))?;
     guide.node1.ctl(&["reload"])?;
     guide.node2.ctl(&["reload"])?;
-    let Guide { node1, node2, client, lab, .. } = guide;
+    let Guide {
+        node1,
+        node2,
+        client,
+        lab,
+        ..
+    } = guide;
     node2.wait_for("VI_2", VrrpState::Master)?;
     let split = masters(node1, node2)?;
     seen.note("both alive", split.clone());
@@ -92,11 +138,24 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         node1.kill()?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
-    seen.note("node1's daemon killed", format!("VI_1 {}, VI_2 {}", node2.state("VI_1")?, node2.state("VI_2")?));
-    seen.note("outage of VI_1 (ms)", http::outage(&samples).as_millis() as u64);
+    seen.note(
+        "node1's daemon killed",
+        format!(
+            "VI_1 {}, VI_2 {}",
+            node2.state("VI_1")?,
+            node2.state("VI_2")?
+        ),
+    );
+    seen.note(
+        "outage of VI_1 (ms)",
+        http::outage(&samples).as_millis() as u64,
+    );
     for vip in [VIP, VIP2] {
         let pages = http::get_many(client, vip, 4)?;
-        ensure!(pages.iter().all(|page| page.starts_with("rs")), "{vip}: {pages:?}");
+        ensure!(
+            pages.iter().all(|page| page.starts_with("rs")),
+            "{vip}: {pages:?}"
+        );
     }
 
     node1.start(lab)?;
@@ -104,26 +163,34 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     let split = masters(node1, node2)?;
     seen.note("node1 back", split.clone());
     ensure!(split == "VI_1 on node1, VI_2 on node2", "{split}");
-    wait::until_true("one holder of VI_1's address", Duration::from_secs(2), || {
-        Ok(!node2.node.addresses()?.contains(&VIP.to_string()))
-    })?;
+    wait::until_true(
+        "one holder of VI_1's address",
+        Duration::from_secs(2),
+        || Ok(!node2.node.addresses()?.contains(&VIP.to_string())),
+    )?;
 
     node1.configure(&guide::config(&Settings::of(100)))?;
     node2.configure(&guide::config(&Settings::of(98)))?;
     node1.ctl(&["reload"])?;
     node2.ctl(&["reload"])?;
     let addresses = node2.node.addresses()?;
-    ensure!(!addresses.contains(&VIP2.to_string()), "VI_2 is gone but its address is not: {addresses:?}");
+    ensure!(
+        !addresses.contains(&VIP2.to_string()),
+        "VI_2 is gone but its address is not: {addresses:?}"
+    );
     Ok(())
 }
 
 fn masters(node1: &Director, node2: &Director) -> Result<String> {
     let of = |instance: &str| -> Result<String> {
-        let holders: Vec<&str> = [("node1", node1.state(instance)?), ("node2", node2.state(instance)?)]
-            .into_iter()
-            .filter(|(_, state)| *state == VrrpState::Master)
-            .map(|(name, _)| name)
-            .collect();
+        let holders: Vec<&str> = [
+            ("node1", node1.state(instance)?),
+            ("node2", node2.state(instance)?),
+        ]
+        .into_iter()
+        .filter(|(_, state)| *state == VrrpState::Master)
+        .map(|(name, _)| name)
+        .collect();
         Ok(format!("{instance} on {}", holders.join(" and ")))
     };
     Ok(format!("{}, {}", of("VI_1")?, of("VI_2")?))

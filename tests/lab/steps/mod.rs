@@ -10,6 +10,8 @@ mod traffic;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
+pub use traffic::under_requests;
+
 use crate::Guide;
 
 /// What a step saw, in order.

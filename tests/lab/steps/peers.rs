@@ -28,7 +28,10 @@ pub fn keepalived(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     settle(guide, &node2, true, "keepalived yields to lbd")?;
     seen.note("lbd returns", "lbd MASTER, keepalived BACKUP");
     let complaints = complaints(&peer.log());
-    ensure!(complaints.is_empty(), "keepalived complains: {complaints:?}");
+    ensure!(
+        complaints.is_empty(),
+        "keepalived complains: {complaints:?}"
+    );
     peer.stop()?;
 
     // The roles swapped: keepalived has the higher priority.
@@ -40,19 +43,34 @@ pub fn keepalived(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     let log = peer.log();
     peer.stop()?;
     guide.node1.wait_for("VI_1", VrrpState::Master)?;
-    holds(&guide.node1.node, true, "lbd takes over from a stopped keepalived")?;
+    holds(
+        &guide.node1.node,
+        true,
+        "lbd takes over from a stopped keepalived",
+    )?;
     seen.note("keepalived stops", "lbd MASTER");
     let again = start(&guide.lab, &node2, 100)?;
     settle(guide, &node2, false, "lbd yields again")?;
     seen.note("keepalived returns", "lbd BACKUP, keepalived MASTER");
     let complaints = self::complaints(&(log + &again.log()));
-    ensure!(complaints.is_empty(), "keepalived complains: {complaints:?}");
+    ensure!(
+        complaints.is_empty(),
+        "keepalived complains: {complaints:?}"
+    );
     again.stop()?;
 
-    let rejected: Vec<(String, u64)> =
-        guide.node1.status()?.instances.into_iter().flat_map(|i| i.rejected).collect();
+    let rejected: Vec<(String, u64)> = guide
+        .node1
+        .status()?
+        .instances
+        .into_iter()
+        .flat_map(|i| i.rejected)
+        .collect();
     seen.note("adverts that lbd ignored", rejected.len());
-    ensure!(rejected.is_empty(), "lbd ignored adverts of keepalived: {rejected:?}");
+    ensure!(
+        rejected.is_empty(),
+        "lbd ignored adverts of keepalived: {rejected:?}"
+    );
     guide.node1.configure(&guide::config(&Settings::of(100)))?;
     guide.node1.ctl(&["reload"])?;
     guide.node2.start(&guide.lab)?;
@@ -84,16 +102,33 @@ vrrp_instance VI_1 {{
 ",
         name = node.name
     );
-    let path = |suffix: &str| lab.directory().join(format!("{}-keepalived.{suffix}", node.name)).display().to_string();
+    let path = |suffix: &str| {
+        lab.directory()
+            .join(format!("{}-keepalived.{suffix}", node.name))
+            .display()
+            .to_string()
+    };
     fs::write(path("conf"), config)?;
     let (conf, pid, vrrp_pid) = (path("conf"), path("pid"), path("vrrp.pid"));
-    let arguments = ["-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp_pid];
-    Process::start(lab, node, "keepalived", "/usr/sbin/keepalived".as_ref(), &arguments)
+    let arguments = [
+        "-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp_pid,
+    ];
+    Process::start(
+        lab,
+        node,
+        "keepalived",
+        "/usr/sbin/keepalived".as_ref(),
+        &arguments,
+    )
 }
 
 /// Waits until exactly one of the two holds the address, and lbd is in the state that fits.
 fn settle(guide: &Guide, peer: &Node, lbd_is_master: bool, what: &str) -> Result<()> {
-    let state = if lbd_is_master { VrrpState::Master } else { VrrpState::Backup };
+    let state = if lbd_is_master {
+        VrrpState::Master
+    } else {
+        VrrpState::Backup
+    };
     // A keepalived that starts listens for a master-down time first.
     std::thread::sleep(Duration::from_secs(1));
     guide.node1.wait_for("VI_1", state)?;
@@ -113,7 +148,9 @@ fn holds(node: &Node, expected: bool, what: &str) -> Result<()> {
 
 /// Lines in which keepalived finds fault with adverts.
 fn complaints(log: &str) -> Vec<String> {
-    let suspicious = ["nvalid", "ncorrect", "ismatch", "ignoring", "wrong", "bogus"];
+    let suspicious = [
+        "nvalid", "ncorrect", "ismatch", "ignoring", "wrong", "bogus",
+    ];
     log.lines()
         .filter(|line| suspicious.iter().any(|word| line.contains(word)))
         // Said of the configuration of a machine without the account for scripts.

@@ -19,7 +19,12 @@ use serde::{Serialize, de::DeserializeOwned};
 #[command(name = "lbctl", version)]
 struct Arguments {
     /// Socket of the daemon.
-    #[arg(long, global = true, value_name = "PATH", default_value = "/run/lbd/lbd.sock")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = "/run/lbd/lbd.sock"
+    )]
     socket: PathBuf,
     /// Print JSON.
     #[arg(long, global = true)]
@@ -80,8 +85,12 @@ async fn main() -> ExitCode {
         Err(error) => {
             eprintln!("lbctl: {error}");
             match error {
-                ClientError::Unreachable { .. } | ClientError::Silent(_) => ExitCode::from(CANNOT_REACH),
-                ClientError::Refused(failure) if failure.invalid_config => ExitCode::from(INVALID_CONFIG),
+                ClientError::Unreachable { .. } | ClientError::Silent(_) => {
+                    ExitCode::from(CANNOT_REACH)
+                }
+                ClientError::Refused(failure) if failure.invalid_config => {
+                    ExitCode::from(INVALID_CONFIG)
+                }
                 ClientError::Refused(_) | ClientError::Nonsense(_) => ExitCode::FAILURE,
             }
         }
@@ -96,25 +105,37 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
         }
         Command::Services { stats } => {
             let status: Status = get(arguments, proto::STATUS).await?;
-            let table = if *stats { print::service_stats } else { print::services };
+            let table = if *stats {
+                print::service_stats
+            } else {
+                print::services
+            };
             Ok(show(arguments, &status.data_plane, table))
         }
         Command::Vrrp => {
             let status: Status = get(arguments, proto::STATUS).await?;
-            Ok(show(arguments, &status.instances, |instances| print::vrrp(instances)))
+            Ok(show(arguments, &status.instances, |instances| {
+                print::vrrp(instances)
+            }))
         }
-        Command::Map { command: MapCommand::List } => {
+        Command::Map {
+            command: MapCommand::List,
+        } => {
             let maps: Vec<TableInfo> = get(arguments, proto::MAPS).await?;
             Ok(show(arguments, &maps, |maps| print::maps(maps)))
         }
-        Command::Map { command: MapCommand::Dump { name } } => {
+        Command::Map {
+            command: MapCommand::Dump { name },
+        } => {
             let dumps = dumps(arguments, name.as_deref()).await?;
             Ok(show(arguments, &dumps, |dumps| print::dumps(dumps)))
         }
         Command::Reload { dry_run } => {
             let path = format!("{}?dry_run={dry_run}", proto::RELOAD);
             let reload: Reload = client::call(&arguments.socket, Method::POST, &path).await?;
-            Ok(show(arguments, &reload, |reload| print::reload(reload, *dry_run)))
+            Ok(show(arguments, &reload, |reload| {
+                print::reload(reload, *dry_run)
+            }))
         }
     }
 }

@@ -13,14 +13,17 @@ use lb_user::api::proto::{
 /// `lbctl status`.
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
-    line(&mut out, format!(
-        "lbd {} on {}, pid {}, up {}, {}",
-        status.version,
-        status.router_id,
-        status.pid,
-        span(status.uptime_s),
-        status.config
-    ));
+    line(
+        &mut out,
+        format!(
+            "lbd {} on {}, pid {}, up {}, {}",
+            status.version,
+            status.router_id,
+            status.pid,
+            span(status.uptime_s),
+            status.config
+        ),
+    );
     if status.problems.is_empty() {
         line(&mut out, "no problems".to_owned());
     }
@@ -29,38 +32,65 @@ pub fn status(status: &Status) -> String {
     }
     line(&mut out, String::new());
     let plane = &status.data_plane;
-    let interfaces: Vec<String> =
-        plane.interfaces.iter().map(|a| format!("{} ({})", a.interface, a.mode)).collect();
-    line(&mut out, format!("data plane  {} on {}", plane.kind, interfaces.join(", ")));
-    line(&mut out, format!(
-        "generation  {}, {} ago: {}",
-        status.generation.number,
-        ago(status.generation.at),
-        status.generation.reason
-    ));
+    let interfaces: Vec<String> = plane
+        .interfaces
+        .iter()
+        .map(|a| format!("{} ({})", a.interface, a.mode))
+        .collect();
+    line(
+        &mut out,
+        format!("data plane  {} on {}", plane.kind, interfaces.join(", ")),
+    );
+    line(
+        &mut out,
+        format!(
+            "generation  {}, {} ago: {}",
+            status.generation.number,
+            ago(status.generation.at),
+            status.generation.reason
+        ),
+    );
     for instance in &status.instances {
-        line(&mut out, format!(
-            "{:<10}  {} for {}: {}; {} on {}; data plane {} since generation {}",
-            instance.name,
-            instance.state,
-            ago(instance.since),
-            instance.reason,
-            instance.addresses.join(" "),
-            instance.interface,
-            if instance.state.to_string() == "MASTER" { "serving" } else { "passing" },
-            instance.generation
-        ));
+        line(
+            &mut out,
+            format!(
+                "{:<10}  {} for {}: {}; {} on {}; data plane {} since generation {}",
+                instance.name,
+                instance.state,
+                ago(instance.since),
+                instance.reason,
+                instance.addresses.join(" "),
+                instance.interface,
+                if instance.state.to_string() == "MASTER" {
+                    "serving"
+                } else {
+                    "passing"
+                },
+                instance.generation
+            ),
+        );
     }
     for service in &plane.services {
-        let alive = service.backends.iter().filter(|b| !b.sorry && b.state != "down").count();
+        let alive = service
+            .backends
+            .iter()
+            .filter(|b| !b.sorry && b.state != "down")
+            .count();
         let all = service.backends.iter().filter(|b| !b.sorry).count();
-        line(&mut out, format!(
-            "{} {} {}  {}, {alive} of {all} real servers up",
-            service.protocol,
-            service.address,
-            service.scheduler,
-            if service.serving { "serving" } else { "not serving (not MASTER)" }
-        ));
+        line(
+            &mut out,
+            format!(
+                "{} {} {}  {}, {alive} of {all} real servers up",
+                service.protocol,
+                service.address,
+                service.scheduler,
+                if service.serving {
+                    "serving"
+                } else {
+                    "not serving (not MASTER)"
+                }
+            ),
+        );
         for backend in &service.backends {
             line(&mut out, backend_line(status, service, backend));
         }
@@ -70,10 +100,17 @@ pub fn status(status: &Status) -> String {
 
 fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
     let name = format!("{} {}", service.protocol, service.address);
-    let check = status.checks.iter().find(|c| c.service == name && c.backend == backend.address);
+    let check = status
+        .checks
+        .iter()
+        .find(|c| c.service == name && c.backend == backend.address);
     let mut text = format!("  {:<15} weight {:<5} ", backend.address, backend.weight);
     if backend.sorry {
-        let role = if backend.state == "up" { "sorry server, answering" } else { "sorry server" };
+        let role = if backend.state == "up" {
+            "sorry server, answering"
+        } else {
+            "sorry server"
+        };
         text.push_str(role);
         return text;
     }
@@ -95,20 +132,41 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
 /// `lbctl services`, in the layout of `ipvsadm -Ln` to the blank.
 pub fn services(plane: &DataPlaneSnapshot) -> String {
     let mut out = String::new();
-    line(&mut out, format!("IP Virtual Server version 1.2.1 (size={})", plane.flow_slots));
-    line(&mut out, "Prot LocalAddress:Port Scheduler Flags".to_owned());
-    line(&mut out, "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn".to_owned());
+    line(
+        &mut out,
+        format!(
+            "IP Virtual Server version 1.2.1 (size={})",
+            plane.flow_slots
+        ),
+    );
+    line(
+        &mut out,
+        "Prot LocalAddress:Port Scheduler Flags".to_owned(),
+    );
+    line(
+        &mut out,
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn".to_owned(),
+    );
     for service in &plane.services {
-        line(&mut out, format!("{:<4} {} {}", service.protocol, service.address, service.scheduler));
+        line(
+            &mut out,
+            format!(
+                "{:<4} {} {}",
+                service.protocol, service.address, service.scheduler
+            ),
+        );
         for backend in listed(service) {
-            line(&mut out, format!(
-                "  -> {:<28} {:<7} {:<6} {:<10} {:<10}",
-                remote(service, backend),
-                forward(backend),
-                backend.weight,
-                backend.active,
-                backend.inactive
-            ));
+            line(
+                &mut out,
+                format!(
+                    "  -> {:<28} {:<7} {:<6} {:<10} {:<10}",
+                    remote(service, backend),
+                    forward(backend),
+                    backend.weight,
+                    backend.active,
+                    backend.inactive
+                ),
+            );
         }
     }
     out
@@ -118,30 +176,52 @@ pub fn services(plane: &DataPlaneSnapshot) -> String {
 /// direction, so the outgoing columns are 0, as with IPVS.
 pub fn service_stats(plane: &DataPlaneSnapshot) -> String {
     let mut out = String::new();
-    line(&mut out, format!("IP Virtual Server version 1.2.1 (size={})", plane.flow_slots));
-    line(&mut out, "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes".to_owned());
+    line(
+        &mut out,
+        format!(
+            "IP Virtual Server version 1.2.1 (size={})",
+            plane.flow_slots
+        ),
+    );
+    line(
+        &mut out,
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes".to_owned(),
+    );
     line(&mut out, "  -> RemoteAddress:Port".to_owned());
     for service in &plane.services {
         let sum = |of: fn(&BackendSnapshot) -> u64| service.backends.iter().map(of).sum::<u64>();
-        line(&mut out, format!(
-            "{:<4} {:<28} {}",
-            service.protocol,
-            service.address,
-            columns(sum(|b| b.connections), sum(|b| b.packets), sum(|b| b.bytes))
-        ));
+        line(
+            &mut out,
+            format!(
+                "{:<4} {:<28} {}",
+                service.protocol,
+                service.address,
+                columns(sum(|b| b.connections), sum(|b| b.packets), sum(|b| b.bytes))
+            ),
+        );
         for backend in listed(service) {
-            line(&mut out, format!(
-                "  -> {:<28} {}",
-                remote(service, backend),
-                columns(backend.connections, backend.packets, backend.bytes)
-            ));
+            line(
+                &mut out,
+                format!(
+                    "  -> {:<28} {}",
+                    remote(service, backend),
+                    columns(backend.connections, backend.packets, backend.bytes)
+                ),
+            );
         }
     }
     out
 }
 
 fn columns(connections: u64, packets: u64, bytes: u64) -> String {
-    format!("{:>8} {:>8} {:>8} {:>8} {:>8}", short(connections), short(packets), 0, short(bytes), 0)
+    format!(
+        "{:>8} {:>8} {:>8} {:>8} {:>8}",
+        short(connections),
+        short(packets),
+        0,
+        short(bytes),
+        0
+    )
 }
 
 /// Large numbers as ipvsadm shortens them: eight columns at most.
@@ -156,50 +236,89 @@ fn short(number: u64) -> String {
 
 /// Those that IPVS would list: down ones are removed from it, the sorry server is added when needed.
 fn listed(service: &ServiceSnapshot) -> impl Iterator<Item = &BackendSnapshot> {
-    service.backends.iter().filter(|b| b.state == "up" || (b.state == "draining" && !b.sorry))
+    service
+        .backends
+        .iter()
+        .filter(|b| b.state == "up" || (b.state == "draining" && !b.sorry))
 }
 
 fn remote(service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
     let port = service.address.rsplit(':').next().unwrap_or("0");
-    let address = if backend.address == "local" { "127.0.0.1" } else { &backend.address };
+    let address = if backend.address == "local" {
+        "127.0.0.1"
+    } else {
+        &backend.address
+    };
     format!("{address}:{port}")
 }
 
 fn forward(backend: &BackendSnapshot) -> &'static str {
-    if backend.address == "local" { "Local" } else { "Route" }
+    if backend.address == "local" {
+        "Local"
+    } else {
+        "Route"
+    }
 }
 
 /// `lbctl vrrp`.
 pub fn vrrp(instances: &[InstanceStatus]) -> String {
     let mut out = String::new();
     for instance in instances {
-        line(&mut out, format!("{}  {} for {}: {}", instance.name, instance.state, ago(instance.since), instance.reason));
-        line(&mut out, format!(
-            "  VRID {} on {}, priority {}, adverts every {} from {}",
-            instance.virtual_router_id,
-            instance.interface,
-            instance.priority,
-            precise(instance.advert_interval_ms),
-            instance.source.as_deref().unwrap_or("nowhere: the interface has no address")
-        ));
-        line(&mut out, format!("  addresses {}", instance.addresses.join(" ")));
+        line(
+            &mut out,
+            format!(
+                "{}  {} for {}: {}",
+                instance.name,
+                instance.state,
+                ago(instance.since),
+                instance.reason
+            ),
+        );
+        line(
+            &mut out,
+            format!(
+                "  VRID {} on {}, priority {}, adverts every {} from {}",
+                instance.virtual_router_id,
+                instance.interface,
+                instance.priority,
+                precise(instance.advert_interval_ms),
+                instance
+                    .source
+                    .as_deref()
+                    .unwrap_or("nowhere: the interface has no address")
+            ),
+        );
+        line(
+            &mut out,
+            format!("  addresses {}", instance.addresses.join(" ")),
+        );
         if let Some(timer) = instance.timer_ms {
-            let what = if instance.state.to_string() == "MASTER" { "next advert" } else { "master is down" };
+            let what = if instance.state.to_string() == "MASTER" {
+                "next advert"
+            } else {
+                "master is down"
+            };
             line(&mut out, format!("  {what} in {}", precise(timer)));
         }
         match &instance.peer {
-            Some(peer) => line(&mut out, format!(
-                "  peer {} with priority {}, heard {} ago",
-                peer.address,
-                peer.priority,
-                precise(peer.heard_ms_ago)
-            )),
+            Some(peer) => line(
+                &mut out,
+                format!(
+                    "  peer {} with priority {}, heard {} ago",
+                    peer.address,
+                    peer.priority,
+                    precise(peer.heard_ms_ago)
+                ),
+            ),
             None => line(&mut out, "  no peer heard yet".to_owned()),
         }
-        line(&mut out, format!(
-            "  adverts: {} sent, {} received, {} not sent",
-            instance.sent, instance.received, instance.send_errors
-        ));
+        line(
+            &mut out,
+            format!(
+                "  adverts: {} sent, {} received, {} not sent",
+                instance.sent, instance.received, instance.send_errors
+            ),
+        );
         for (reason, count) in &instance.rejected {
             line(&mut out, format!("  ignored {count} adverts: {reason}"));
         }
@@ -210,12 +329,21 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
 /// `lbctl map list`.
 pub fn maps(maps: &[TableInfo]) -> String {
     let mut out = String::new();
-    line(&mut out, format!("{:<14} {:>6}  {:<22} {:>4} {:>6} {:>9}", "NAME", "ID", "TYPE", "KEY", "VALUE", "CAPACITY"));
-    for map in maps {
-        line(&mut out, format!(
+    line(
+        &mut out,
+        format!(
             "{:<14} {:>6}  {:<22} {:>4} {:>6} {:>9}",
-            map.name, map.id, map.kind, map.key_size, map.value_size, map.max_entries
-        ));
+            "NAME", "ID", "TYPE", "KEY", "VALUE", "CAPACITY"
+        ),
+    );
+    for map in maps {
+        line(
+            &mut out,
+            format!(
+                "{:<14} {:>6}  {:<22} {:>4} {:>6} {:>9}",
+                map.name, map.id, map.kind, map.key_size, map.value_size, map.max_entries
+            ),
+        );
     }
     out
 }
@@ -225,13 +353,27 @@ pub fn dumps(dumps: &[MapDump]) -> String {
     let mut out = String::new();
     for dump in dumps {
         let count = dump.entries.len();
-        line(&mut out, format!("{}: {count} {}", dump.name, if count == 1 { "entry" } else { "entries" }));
+        line(
+            &mut out,
+            format!(
+                "{}: {count} {}",
+                dump.name,
+                if count == 1 { "entry" } else { "entries" }
+            ),
+        );
         for entry in &dump.entries {
             let pairs: Vec<String> = entry
                 .as_object()
                 .into_iter()
                 .flatten()
-                .map(|(key, value)| format!("{key}={}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+                .map(|(key, value)| {
+                    format!(
+                        "{key}={}",
+                        value
+                            .as_str()
+                            .map_or_else(|| value.to_string(), str::to_owned)
+                    )
+                })
                 .collect();
             line(&mut out, format!("  {}", pairs.join(" ")));
         }
@@ -261,7 +403,10 @@ fn line(out: &mut String, text: String) {
 }
 
 fn ago(unix: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
     span(now.saturating_sub(unix))
 }
 

@@ -41,9 +41,23 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
 pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
     match table {
         "control" => Some(vec![control(xdp)]),
-        "services" => Some(services(xdp).into_iter().map(|(key, service)| service_entry(xdp, key, service)).collect()),
-        "backends" => Some(used_backends(xdp).map(|(id, element)| backend_entry(id, &element)).collect()),
-        "rings" => Some(services(xdp).into_iter().map(|(key, service)| ring_entry(xdp, key, service)).collect()),
+        "services" => Some(
+            services(xdp)
+                .into_iter()
+                .map(|(key, service)| service_entry(xdp, key, service))
+                .collect(),
+        ),
+        "backends" => Some(
+            used_backends(xdp)
+                .map(|(id, element)| backend_entry(id, &element))
+                .collect(),
+        ),
+        "rings" => Some(
+            services(xdp)
+                .into_iter()
+                .map(|(key, service)| ring_entry(xdp, key, service))
+                .collect(),
+        ),
         "cursors" => Some(cursors(xdp)),
         "flows" => Some(flow_entries(xdp)),
         "devices" => Some(devices(xdp)),
@@ -66,12 +80,17 @@ pub fn service_id(key: ServiceKey) -> Option<ServiceId> {
         _ => return None,
     };
     let address = Ipv4Addr::from(key.address_be.to_ne_bytes());
-    Some(ServiceId { protocol, address: SocketAddrV4::new(address, u16::from_be(key.port_be)) })
+    Some(ServiceId {
+        protocol,
+        address: SocketAddrV4::new(address, u16::from_be(key.port_be)),
+    })
 }
 
 fn control(xdp: &Xdp) -> Value {
     let control: Control = xdp.control.load(0);
-    let serving: Vec<usize> = (0..MAX_ROLES).filter(|role| control.roles[*role] != 0).collect();
+    let serving: Vec<usize> = (0..MAX_ROLES)
+        .filter(|role| control.roles[*role] != 0)
+        .collect();
     let seconds = |ticks: u32| (u64::from(ticks) << lb_common::flow::TICK_SHIFT) / 1_000_000_000;
     json!({
         "ready": control.ready != 0,
@@ -88,7 +107,12 @@ fn control(xdp: &Xdp) -> Value {
 }
 
 fn services(xdp: &Xdp) -> Vec<(ServiceKey, Service)> {
-    let mut all: Vec<_> = xdp.services.iter().flatten().map(|(key, service)| (key.0, service.0)).collect();
+    let mut all: Vec<_> = xdp
+        .services
+        .iter()
+        .flatten()
+        .map(|(key, service)| (key.0, service.0))
+        .collect();
     all.sort_by_key(|(key, service)| (key.generation, service.id));
     all
 }
@@ -121,7 +145,9 @@ fn ring_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
 }
 
 fn used_backends(xdp: &Xdp) -> impl Iterator<Item = (usize, Backend)> + '_ {
-    (1..xdp.backends.len()).map(|id| (id, xdp.backends.load(id))).filter(|(_, element)| element.identity != 0)
+    (1..xdp.backends.len())
+        .map(|id| (id, xdp.backends.load(id)))
+        .filter(|(_, element)| element.identity != 0)
 }
 
 fn backend_entry(id: usize, element: &Backend) -> Value {
@@ -183,7 +209,11 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
 }
 
 fn devices(xdp: &Xdp) -> Vec<Value> {
-    xdp.devices.iter().flatten().map(|(key, value)| json!({ "key": key, "ifindex": value.if_index })).collect()
+    xdp.devices
+        .iter()
+        .flatten()
+        .map(|(key, value)| json!({ "key": key, "ifindex": value.if_index }))
+        .collect()
 }
 
 fn backend_stats(xdp: &Xdp) -> Vec<Value> {
@@ -207,4 +237,3 @@ fn reasons(xdp: &Xdp) -> Vec<Value> {
         .map(|(reason, (label, count))| json!({ "index": *reason as u32, "reason": label, "packets": count }))
         .collect()
 }
-

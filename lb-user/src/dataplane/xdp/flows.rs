@@ -50,15 +50,17 @@ impl Flows {
                 FlowTable::TcpHalfOpen | FlowTable::UdpHalfOpen => HALF_OPEN_SLOTS,
             };
             let buckets = slots / BUCKET_WAYS as u32;
-            let kept = outer.get(&(table as u32), 0).ok().filter(|map: &MapData| {
-                map.info().is_ok_and(|info| info.max_entries() == buckets)
-            });
+            let kept = outer
+                .get(&(table as u32), 0)
+                .ok()
+                .filter(|map: &MapData| map.info().is_ok_and(|info| info.max_entries() == buckets));
             let map = match kept {
                 Some(map) => map,
                 None => create(outer, table, buckets)?,
             };
             tables.push(
-                MappedArray::new(map.fd(), buckets).map_err(|e| map_error("map a flow table", &e))?,
+                MappedArray::new(map.fd(), buckets)
+                    .map_err(|e| map_error("map a flow table", &e))?,
             );
         }
         let tables = <[_; 4]>::try_from(tables)
@@ -148,7 +150,10 @@ fn create(
     };
     let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
     let shape = aya_obj::Map::new_from_params(array, 4, size_of::<Bucket>() as u32, buckets, FLAGS);
-    let map = MapData::create(shape, name, None).map_err(|e| map_error("create a flow table", &e))?;
-    outer.set(table as u32, &map, 0).map_err(|e| map_error("install a flow table", &e))?;
+    let map =
+        MapData::create(shape, name, None).map_err(|e| map_error("create a flow table", &e))?;
+    outer
+        .set(table as u32, &map, 0)
+        .map_err(|e| map_error("install a flow table", &e))?;
     Ok(map)
 }

@@ -46,14 +46,22 @@ impl<K: Copy + Eq + Hash> Ids<K> {
         if let Some(id) = self.live.get(&key) {
             return Ok((*id, false));
         }
-        if let Some(index) = self.resting.iter().position(|(_, resting, _)| *resting == key)
+        if let Some(index) = self
+            .resting
+            .iter()
+            .position(|(_, resting, _)| *resting == key)
             && let Some((_, _, id)) = self.resting.remove(index)
         {
             self.live.insert(key, id);
             return Ok((id, false));
         }
-        while self.resting.front().is_some_and(|(since, ..)| now >= *since + self.rest) {
-            self.free.extend(self.resting.pop_front().map(|(.., id)| id));
+        while self
+            .resting
+            .front()
+            .is_some_and(|(since, ..)| now >= *since + self.rest)
+        {
+            self.free
+                .extend(self.resting.pop_front().map(|(.., id)| id));
         }
         let id = self.free.pop_front().ok_or(Exhausted)?;
         self.live.insert(key, id);
@@ -62,8 +70,12 @@ impl<K: Copy + Eq + Hash> Ids<K> {
 
     /// Retires every key that `keep` does not want. Returns them.
     pub fn retain(&mut self, keep: impl Fn(&K) -> bool, now: Duration) -> Vec<(K, u16)> {
-        let gone: Vec<(K, u16)> =
-            self.live.iter().filter(|(key, _)| !keep(key)).map(|(key, id)| (*key, *id)).collect();
+        let gone: Vec<(K, u16)> = self
+            .live
+            .iter()
+            .filter(|(key, _)| !keep(key))
+            .map(|(key, id)| (*key, *id))
+            .collect();
         for (key, id) in &gone {
             self.live.remove(key);
             self.resting.push_back((now, *key, *id));
@@ -89,7 +101,10 @@ mod tests {
         assert_eq!(ids.assign("a", Duration::ZERO), Ok((1, true)));
         assert_eq!(ids.assign("a", Duration::ZERO), Ok((1, false)));
         assert_eq!(ids.assign("b", Duration::ZERO), Ok((2, true)));
-        assert_eq!(ids.retain(|key| *key != "a", Duration::from_secs(10)), [("a", 1)]);
+        assert_eq!(
+            ids.retain(|key| *key != "a", Duration::from_secs(10)),
+            [("a", 1)]
+        );
         assert_eq!(ids.assign("c", Duration::from_secs(909)), Err(Exhausted));
         assert_eq!(ids.assign("c", Duration::from_secs(910)), Ok((1, true)));
     }

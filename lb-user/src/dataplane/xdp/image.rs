@@ -32,7 +32,9 @@ impl Image {
             let ring = ring::build(&service.ring_weights());
             let first_chunk = image.chunks.len();
             for slots in ring.chunks(RING_CHUNK_SLOTS as usize) {
-                let mut chunk = RingChunk { slots: [0; RING_CHUNK_SLOTS as usize] };
+                let mut chunk = RingChunk {
+                    slots: [0; RING_CHUNK_SLOTS as usize],
+                };
                 for (place, backend) in chunk.slots.iter_mut().zip(slots) {
                     *place = backend_id(s, usize::from(*backend));
                 }
@@ -53,15 +55,23 @@ impl Image {
     /// The entries as they stand in generation `generation`.
     pub fn placed(&self, generation: u32) -> impl Iterator<Item = (ServiceKey, Service)> + '_ {
         let offset = generation * RING_CHUNKS_PER_GENERATION * RING_CHUNK_SLOTS;
-        self.services.iter().map(move |((address_be, port_be, protocol), service)| {
-            let key = ServiceKey {
-                address_be: *address_be,
-                port_be: *port_be,
-                protocol: *protocol,
-                generation: generation as u8,
-            };
-            (key, Service { ring_first: service.ring_first + offset, ..*service })
-        })
+        self.services
+            .iter()
+            .map(move |((address_be, port_be, protocol), service)| {
+                let key = ServiceKey {
+                    address_be: *address_be,
+                    port_be: *port_be,
+                    protocol: *protocol,
+                    generation: generation as u8,
+                };
+                (
+                    key,
+                    Service {
+                        ring_first: service.ring_first + offset,
+                        ..*service
+                    },
+                )
+            })
     }
 }
 
@@ -100,12 +110,18 @@ mod tests {
 
     #[test]
     fn rings_begin_at_chunks_and_generations_do_not_overlap() {
-        let plan = Plan { services: vec![service(80, &[20, 13]), service(81, &[0]), service(82, &[1])] };
+        let plan = Plan {
+            services: vec![service(80, &[20, 13]), service(81, &[0]), service(82, &[1])],
+        };
         let image = Image::build(&plan, |s| s as u16 + 1, |s, b| (s * 100 + b + 1) as u16);
         assert_eq!(image.chunks.len(), 3);
         let entries: Vec<_> = image.placed(1).collect();
         let find = |port: u16| {
-            entries.iter().find(|(key, _)| u16::from_be(key.port_be) == port).map(|(_, s)| *s).unwrap()
+            entries
+                .iter()
+                .find(|(key, _)| u16::from_be(key.port_be) == port)
+                .map(|(_, s)| *s)
+                .unwrap()
         };
         let base = RING_CHUNKS_PER_GENERATION * RING_CHUNK_SLOTS;
         assert_eq!((find(80).ring_first, find(80).ring_len), (base, 33));

@@ -32,10 +32,22 @@ impl<T: Copy> MappedArray<T> {
         let bytes = (length * size_of::<T>()).next_multiple_of(page);
         // SAFETY: a fresh mapping at an address of the kernel's choice; `fd` may be closed after.
         let memory = unsafe {
-            mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
         }?;
         let memory = NonNull::new(memory.cast()).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Self { memory, bytes, length, element: PhantomData })
+        Ok(Self {
+            memory,
+            bytes,
+            length,
+            element: PhantomData,
+        })
     }
 
     /// Number of elements.
@@ -71,7 +83,13 @@ impl<T: Copy> MappedArray<T> {
         for offset in (0..size_of::<T>()).step_by(8) {
             let word = self.word(index, offset).load(Ordering::Acquire);
             // SAFETY: `offset` + 8 is within `T`, whose size is a multiple of eight.
-            unsafe { value.as_mut_ptr().byte_add(offset).cast::<u64>().write_unaligned(word) };
+            unsafe {
+                value
+                    .as_mut_ptr()
+                    .byte_add(offset)
+                    .cast::<u64>()
+                    .write_unaligned(word)
+            };
         }
         // SAFETY: every byte was written, and map elements are plain integers.
         unsafe { value.assume_init() }
@@ -83,7 +101,10 @@ impl<T: Copy> MappedArray<T> {
         for offset in (0..size_of::<T>()).step_by(8).rev() {
             // SAFETY: `offset` + 8 is within `T`, whose size is a multiple of eight.
             let word = unsafe {
-                std::ptr::from_ref(value).byte_add(offset).cast::<u64>().read_unaligned()
+                std::ptr::from_ref(value)
+                    .byte_add(offset)
+                    .cast::<u64>()
+                    .read_unaligned()
             };
             self.word(index, offset).store(word, Ordering::Release);
         }

@@ -23,9 +23,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{
-        ArrayOfMaps, DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuValues,
-    },
+    maps::{ArrayOfMaps, DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
@@ -40,6 +38,7 @@ use lb_common::{
     table::Cursor,
 };
 
+pub use self::object::pin_pass;
 use self::{
     flows::Flows,
     ids::Ids,
@@ -48,7 +47,6 @@ use self::{
     object::{Object, map_error},
     pins::Pins,
 };
-pub use self::object::pin_pass;
 use super::{
     BackendKey, BackendSnapshot, DataPlane, DataPlaneError, Plan, ServiceSnapshot, Snapshot,
     TableInfo,
@@ -82,9 +80,17 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
     let of = |key: usize, value: usize, entries: u32| Some((key as u32, value as u32, entries));
     match name {
         "control" => of(4, size_of::<Control>(), 1),
-        "services" => of(size_of::<ServiceKey>(), size_of::<Service>(), MAX_SERVICES * GENERATIONS),
+        "services" => of(
+            size_of::<ServiceKey>(),
+            size_of::<Service>(),
+            MAX_SERVICES * GENERATIONS,
+        ),
         "backends" => of(4, size_of::<Backend>(), MAX_BACKENDS),
-        "rings" => of(4, size_of::<RingChunk>(), RING_CHUNKS_PER_GENERATION * GENERATIONS),
+        "rings" => of(
+            4,
+            size_of::<RingChunk>(),
+            RING_CHUNKS_PER_GENERATION * GENERATIONS,
+        ),
         "cursors" => of(4, size_of::<Cursor>(), MAX_SERVICES),
         "flows" => of(4, 4, flow::FlowTable::ALL.len() as u32),
         "devices" => of(4, 8, MAX_INTERFACES),
@@ -179,13 +185,24 @@ impl Xdp {
         let backends: MappedArray<Backend> = mapped(take("backends")?, MAX_BACKENDS)?;
         let rings = mapped(take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
         let cursors = mapped(take("cursors")?, MAX_SERVICES)?;
-        let mut outer: ArrayOfMaps<MapData> = take("flows")?.try_into().map_err(fails("open map flows"))?;
-        let devices = take("devices")?.try_into().map_err(fails("open map devices"))?;
-        let stats = take("backend_stats")?.try_into().map_err(fails("open map backend_stats"))?;
-        let reasons = take("reasons")?.try_into().map_err(fails("open map reasons"))?;
+        let mut outer: ArrayOfMaps<MapData> =
+            take("flows")?.try_into().map_err(fails("open map flows"))?;
+        let devices = take("devices")?
+            .try_into()
+            .map_err(fails("open map devices"))?;
+        let stats = take("backend_stats")?
+            .try_into()
+            .map_err(fails("open map backend_stats"))?;
+        let reasons = take("reasons")?
+            .try_into()
+            .map_err(fails("open map reasons"))?;
         let flows = Flows::open(&mut outer, config.flow_slots)?;
         prepare_control(&control, &flows, &config.timeouts);
-        let timeouts = [config.timeouts.tcp, config.timeouts.udp, config.timeouts.tcp_closing];
+        let timeouts = [
+            config.timeouts.tcp,
+            config.timeouts.udp,
+            config.timeouts.tcp_closing,
+        ];
         let rest = timeouts.into_iter().fold(MIN_REST, Duration::max);
         let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
         let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
@@ -219,7 +236,10 @@ impl Xdp {
     pub fn run(&mut self, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>), DataPlaneError> {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let words = [0, frame.len() as u32, 0, ifindex, 0, 0];
-        let context: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let context: Vec<u8> = words
+            .iter()
+            .flat_map(|word: &u32| word.to_ne_bytes())
+            .collect();
         let mut out = vec![0xa5; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -228,13 +248,19 @@ impl Xdp {
             repeat: 1,
             ..TestRunOptions::default()
         };
-        let result = self.object.program()?.test_run(options).map_err(|e| map_error("run the program", &e))?;
+        let result = self
+            .object
+            .program()?
+            .test_run(options)
+            .map_err(|e| map_error("run the program", &e))?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
     }
 
     fn live(&self) -> u32 {
-        self.control.half_word(0, offset_of!(Control, live)).load(Ordering::Acquire)
+        self.control
+            .half_word(0, offset_of!(Control, live))
+            .load(Ordering::Acquire)
     }
 
     fn now(&self) -> Duration {
@@ -266,7 +292,9 @@ impl Xdp {
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| fails(&e))?;
         let zeros = PerCpuValues::try_from(vec![PodCounters(BackendCounters::default()); cpus])
             .map_err(|e| fails(&e))?;
-        self.stats.set(u32::from(id), zeros, 0).map_err(|e| fails(&e))
+        self.stats
+            .set(u32::from(id), zeros, 0)
+            .map_err(|e| fails(&e))
     }
 
     fn backend_id(&self, key: &BackendKey) -> u16 {
@@ -278,7 +306,11 @@ impl Xdp {
         let (service, target, sorry) = *key;
         let id = self.backend_id(key);
         let service_id = self.service_ids.get(&service).unwrap_or_default();
-        let mut flags = if state == BackendState::Down { 0 } else { BackendFlags::ALIVE };
+        let mut flags = if state == BackendState::Down {
+            0
+        } else {
+            BackendFlags::ALIVE
+        };
         let mut identity = u64::from(service_id) << 32 | if sorry { Backend::SORRY } else { 0 };
         let mut neighbour = None;
         match target {
@@ -292,12 +324,22 @@ impl Xdp {
             Some(Neighbour::ThisHost) => {
                 Backend::new([0; 6], [0; 6], 0, flags | BackendFlags::LOCAL, identity)
             }
-            Some(Neighbour::Host { mac, ifindex, source_mac }) => {
+            Some(Neighbour::Host {
+                mac,
+                ifindex,
+                source_mac,
+            }) => {
                 // The device is known to the kernel before any packet is sent to it.
                 if let Err(error) = self.devices.insert(ifindex, ifindex, None, 0) {
                     tracing::error!(ifindex, %error, "cannot register an interface for redirection");
                 }
-                Backend::new(mac, source_mac, ifindex, flags | BackendFlags::RESOLVED, identity)
+                Backend::new(
+                    mac,
+                    source_mac,
+                    ifindex,
+                    flags | BackendFlags::RESOLVED,
+                    identity,
+                )
             }
             None => Backend::new([0; 6], [0; 6], 0, flags, identity),
         };
@@ -314,8 +356,10 @@ impl Xdp {
                 self.rings.store(first + index, chunk);
             }
         }
-        let wanted: BTreeMap<[u8; 8], (ServiceKey, Service)> =
-            image.placed(spare).map(|(key, service)| (key_bytes(key), (key, service))).collect();
+        let wanted: BTreeMap<[u8; 8], (ServiceKey, Service)> = image
+            .placed(spare)
+            .map(|(key, service)| (key_bytes(key), (key, service)))
+            .collect();
         let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
         let present: Vec<ServiceKey> = self
             .services
@@ -325,13 +369,20 @@ impl Xdp {
             .collect();
         for key in present {
             if !wanted.contains_key(&key_bytes(key)) {
-                self.services.remove(&PodKey(key)).map_err(fails("remove a service"))?;
+                self.services
+                    .remove(&PodKey(key))
+                    .map_err(fails("remove a service"))?;
             }
         }
         for (key, service) in wanted.into_values() {
-            let same = self.services.get(&PodKey(key), 0).is_ok_and(|pod| pod.0 == service);
+            let same = self
+                .services
+                .get(&PodKey(key), 0)
+                .is_ok_and(|pod| pod.0 == service);
             if !same {
-                self.services.insert(PodKey(key), PodService(service), 0).map_err(fails("write a service"))?;
+                self.services
+                    .insert(PodKey(key), PodService(service), 0)
+                    .map_err(fails("write a service"))?;
             }
         }
         Ok(())
@@ -343,7 +394,8 @@ impl Xdp {
             const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
             // SAFETY: membarrier takes no pointers. The global command is synchronize_rcu(), and
             // XDP programs run in RCU read-side critical sections.
-            let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+            let result =
+                unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
             if result != 0 {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -351,20 +403,29 @@ impl Xdp {
     }
 
     fn counters(&self, id: u16) -> BackendCounters {
-        let Ok(values) = self.stats.get(&u32::from(id), 0) else { return BackendCounters::default() };
-        values.iter().fold(BackendCounters::default(), |sum, PodCounters(one)| BackendCounters {
-            connections: sum.connections + one.connections,
-            packets: sum.packets + one.packets,
-            bytes: sum.bytes + one.bytes,
-            reserved: 0,
-        })
+        let Ok(values) = self.stats.get(&u32::from(id), 0) else {
+            return BackendCounters::default();
+        };
+        values
+            .iter()
+            .fold(BackendCounters::default(), |sum, PodCounters(one)| {
+                BackendCounters {
+                    connections: sum.connections + one.connections,
+                    packets: sum.packets + one.packets,
+                    bytes: sum.bytes + one.bytes,
+                    reserved: 0,
+                }
+            })
     }
 
     fn passed(&self) -> Vec<(String, u64)> {
         Reason::ALL
             .iter()
             .map(|reason| {
-                let count = self.reasons.get(&(*reason as u32), 0).map_or(0, |values| values.iter().sum());
+                let count = self
+                    .reasons
+                    .get(&(*reason as u32), 0)
+                    .map_or(0, |values| values.iter().sum());
                 (reason.label().to_owned(), count)
             })
             .collect()
@@ -417,7 +478,11 @@ impl DataPlane for Xdp {
         self.assign_ids(plan)?;
         let image = Image::build(
             plan,
-            |s| self.service_ids.get(&plan.services[s].id).unwrap_or_default(),
+            |s| {
+                self.service_ids
+                    .get(&plan.services[s].id)
+                    .unwrap_or_default()
+            },
             |s, b| {
                 let service = &plan.services[s];
                 let backend = &service.backends[b];
@@ -430,31 +495,41 @@ impl DataPlane for Xdp {
             .iter()
             .flat_map(|service| keys(service).zip(service.backends.iter().map(|b| b.state)))
             .collect();
-        for (key, state) in states.iter().filter(|(_, state)| *state != BackendState::Down) {
+        for (key, state) in states
+            .iter()
+            .filter(|(_, state)| *state != BackendState::Down)
+        {
             self.write_backend(key, *state);
         }
         if self.image.as_ref() != Some(&image) {
             let spare = 1 - (self.live() & 1);
             self.wait_for_readers();
             self.write_generation(&image, spare)?;
-            self.control.half_word(0, offset_of!(Control, live)).store(spare, Ordering::Release);
+            self.control
+                .half_word(0, offset_of!(Control, live))
+                .store(spare, Ordering::Release);
             self.switched = Some(Instant::now());
             self.generation += 1;
             self.image = Some(image);
         }
         // Those that nobody chooses any more let go of their flows afterwards.
-        for (key, state) in states.iter().filter(|(_, state)| *state == BackendState::Down) {
+        for (key, state) in states
+            .iter()
+            .filter(|(_, state)| *state == BackendState::Down)
+        {
             self.write_backend(key, *state);
         }
         let now = self.now();
-        let wanted: std::collections::HashSet<BackendKey> = states.iter().map(|(key, _)| *key).collect();
+        let wanted: std::collections::HashSet<BackendKey> =
+            states.iter().map(|(key, _)| *key).collect();
         for (_, id) in self.backend_ids.retain(|key| wanted.contains(key), now) {
             let mut element = self.backends.load(usize::from(id));
             let clear = Backend::new(element.destination_mac(), element.source_mac(), 0, 0, 0);
             element.destination = clear.destination;
             self.backends.store(usize::from(id), &element);
         }
-        self.service_ids.retain(|id| plan.services.iter().any(|s| s.id == *id), now);
+        self.service_ids
+            .retain(|id| plan.services.iter().any(|s| s.id == *id), now);
         self.plan = plan.clone();
         Ok(self.generation)
     }
@@ -498,7 +573,12 @@ impl DataPlane for Xdp {
             interfaces: self.object.attachments(),
             generation: self.generation,
             flow_slots: self.flows.slots(),
-            services: self.plan.services.iter().map(|s| self.service_snapshot(s)).collect(),
+            services: self
+                .plan
+                .services
+                .iter()
+                .map(|s| self.service_snapshot(s))
+                .collect(),
             passed: self.passed(),
         }
     }
@@ -526,20 +606,36 @@ impl DataPlane for Xdp {
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
         for role in 0..MAX_ROLES {
-            self.control.byte(0, offset_of!(Control, roles) + role).store(0, Ordering::Release);
+            self.control
+                .byte(0, offset_of!(Control, roles) + role)
+                .store(0, Ordering::Release);
         }
-        self.object.remove().map_err(|e| map_error("remove the pins", &e))
+        self.object
+            .remove()
+            .map_err(|e| map_error("remove the pins", &e))
     }
 }
 
 fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {
-    service.backends.iter().map(|backend| (service.id, backend.target, backend.sorry))
+    service
+        .backends
+        .iter()
+        .map(|backend| (service.id, backend.target, backend.sorry))
 }
 
 fn key_bytes(key: ServiceKey) -> [u8; 8] {
     let address = key.address_be.to_ne_bytes();
     let port = key.port_be.to_ne_bytes();
-    [address[0], address[1], address[2], address[3], port[0], port[1], key.protocol, key.generation]
+    [
+        address[0],
+        address[1],
+        address[2],
+        address[3],
+        port[0],
+        port[1],
+        key.protocol,
+        key.generation,
+    ]
 }
 
 fn mapped<T: Copy>(map: Map, length: u32) -> Result<MappedArray<T>, DataPlaneError> {
@@ -552,17 +648,25 @@ fn prepare_control(control: &MappedArray<Control>, flows: &Flows, timeouts: &Flo
     let ready = control.half_word(0, offset_of!(Control, ready));
     if ready.load(Ordering::Acquire) == 0 {
         for index in 0..2 {
-            control.word(0, offset_of!(Control, hash_secret) + index * 8).store(secret(), Ordering::Relaxed);
+            control
+                .word(0, offset_of!(Control, hash_secret) + index * 8)
+                .store(secret(), Ordering::Relaxed);
         }
     }
     for role in 1..MAX_ROLES {
-        control.byte(0, offset_of!(Control, roles) + role).store(0, Ordering::Relaxed);
+        control
+            .byte(0, offset_of!(Control, roles) + role)
+            .store(0, Ordering::Relaxed);
     }
     for (index, mask) in flows.masks().into_iter().enumerate() {
-        control.half_word(0, offset_of!(Control, bucket_mask) + index * 4).store(mask, Ordering::Relaxed);
+        control
+            .half_word(0, offset_of!(Control, bucket_mask) + index * 4)
+            .store(mask, Ordering::Relaxed);
     }
     store_timeouts(control, timeouts);
-    control.byte(0, offset_of!(Control, roles)).store(1, Ordering::Relaxed);
+    control
+        .byte(0, offset_of!(Control, roles))
+        .store(1, Ordering::Relaxed);
     ready.store(1, Ordering::Release);
 }
 
@@ -575,7 +679,9 @@ fn store_timeouts(control: &MappedArray<Control>, timeouts: &FlowTimeouts) {
         (offset_of!(Timeouts, udp), timeouts.udp),
     ] {
         let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
-        control.half_word(0, base + offset).store(flow::ticks(seconds), Ordering::Relaxed);
+        control
+            .half_word(0, base + offset)
+            .store(flow::ticks(seconds), Ordering::Relaxed);
     }
 }
 
@@ -604,7 +710,9 @@ fn adopt(
     }
     for index in 1..backends.len() {
         let element = backends.load(index);
-        let Some(service) = by_id.get(&((element.identity >> 32) as u16)) else { continue };
+        let Some(service) = by_id.get(&((element.identity >> 32) as u16)) else {
+            continue;
+        };
         let sorry = element.identity & Backend::SORRY != 0;
         let target = if element.identity & Backend::HOST == 0 {
             Target::Local
@@ -614,4 +722,3 @@ fn adopt(
         backend_ids.restore((*service, target, sorry), index as u16);
     }
 }
-

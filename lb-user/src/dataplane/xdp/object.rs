@@ -24,7 +24,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map of the object, as pinned.
 pub const MAPS: [&str; 9] = [
-    "control", "services", "backends", "rings", "cursors", "flows", "devices", "backend_stats", "reasons",
+    "control",
+    "services",
+    "backends",
+    "rings",
+    "cursors",
+    "flows",
+    "devices",
+    "backend_stats",
+    "reasons",
 ];
 
 /// A loaded object with its links.
@@ -38,7 +46,11 @@ impl Object {
     /// Loads the program; with `pins`, takes over maps that an earlier daemon left there.
     pub fn load(pins: Option<Pins>) -> Result<Self, DataPlaneError> {
         match Self::try_load(pins.as_ref()) {
-            Ok(ebpf) => Ok(Self { ebpf, pins, links: Vec::new() }),
+            Ok(ebpf) => Ok(Self {
+                ebpf,
+                pins,
+                links: Vec::new(),
+            }),
             Err(first) => {
                 // Pinned maps of another version do not fit; a fresh start does.
                 let Some(pins) = pins.filter(|pins| !pins.names().is_empty()) else {
@@ -47,7 +59,11 @@ impl Object {
                 tracing::warn!(error = %first, "what an earlier lbd left pinned does not fit; starting afresh");
                 pins.clear().map_err(|e| map_error("remove old pins", &e))?;
                 let ebpf = Self::try_load(Some(&pins))?;
-                Ok(Self { ebpf, pins: Some(pins), links: Vec::new() })
+                Ok(Self {
+                    ebpf,
+                    pins: Some(pins),
+                    links: Vec::new(),
+                })
             }
         }
     }
@@ -85,7 +101,9 @@ impl Object {
         allow_generic: bool,
     ) -> Result<(Attachment, PinnedLink), DataPlaneError> {
         let Some(pins) = &self.pins else {
-            return Err(DataPlaneError::Load("an object without pins is not attached".to_owned()));
+            return Err(DataPlaneError::Load(
+                "an object without pins is not attached".to_owned(),
+            ));
         };
         for (mode, _) in MODES {
             let path = pins.path(&link_name(mode, interface));
@@ -96,7 +114,11 @@ impl Object {
                         return Ok((attachment(interface, mode), link));
                     }
                     Err(error) => {
-                        tracing::warn!(interface, error, "cannot take over the XDP link of an earlier lbd");
+                        tracing::warn!(
+                            interface,
+                            error,
+                            "cannot take over the XDP link of an earlier lbd"
+                        );
                         let _ = std::fs::remove_file(&path);
                     }
                 }
@@ -110,10 +132,16 @@ impl Object {
             match program(&mut self.ebpf)?.attach(interface, flag) {
                 Ok(id) => {
                     if mode == "generic" {
-                        tracing::warn!(interface, refusal, "native XDP refused; using generic XDP, which is slower");
+                        tracing::warn!(
+                            interface,
+                            refusal,
+                            "native XDP refused; using generic XDP, which is slower"
+                        );
                     }
                     let path = pins.path(&link_name(mode, interface));
-                    let link = program(&mut self.ebpf)?.take_link(id).map_err(|e| refused(&e))?;
+                    let link = program(&mut self.ebpf)?
+                        .take_link(id)
+                        .map_err(|e| refused(&e))?;
                     let link = FdLink::try_from(link)
                         .map_err(|e| map_error("use BPF links (Linux 5.9 or later is needed)", &e))?
                         .pin(&path)
@@ -124,9 +152,15 @@ impl Object {
             }
         }
         if allow_generic {
-            return Err(DataPlaneError::Attach { interface: interface.to_owned(), reason: refusal });
+            return Err(DataPlaneError::Attach {
+                interface: interface.to_owned(),
+                reason: refusal,
+            });
         }
-        Err(DataPlaneError::NoNativeXdp { interface: interface.to_owned(), reason: refusal })
+        Err(DataPlaneError::NoNativeXdp {
+            interface: interface.to_owned(),
+            reason: refusal,
+        })
     }
 
     /// The kernel's refusal in words, or an error that no other mode could cure.
@@ -139,7 +173,9 @@ impl Object {
             return Err(DataPlaneError::NoInterface(interface.to_owned()));
         }
         match errno(error) {
-            Some(libc::EPERM | libc::EACCES) => Err(DataPlaneError::NoPermission("attach an XDP program")),
+            Some(libc::EPERM | libc::EACCES) => {
+                Err(DataPlaneError::NoPermission("attach an XDP program"))
+            }
             Some(libc::EBUSY | libc::EEXIST) => Err(DataPlaneError::Attach {
                 interface: interface.to_owned(),
                 reason: format!(
@@ -154,7 +190,10 @@ impl Object {
     fn drop_stale_links(&self) {
         let Some(pins) = &self.pins else { return };
         for name in pins.names().iter().filter(|name| name.starts_with("link-")) {
-            let live = self.links.iter().any(|(a, _)| *name == link_name(&a.mode, &a.interface));
+            let live = self
+                .links
+                .iter()
+                .any(|(a, _)| *name == link_name(&a.mode, &a.interface));
             if !live {
                 let _ = std::fs::remove_file(pins.path(name));
             }
@@ -163,7 +202,10 @@ impl Object {
 
     /// Attached interfaces.
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.links.iter().map(|(attachment, _)| attachment.clone()).collect()
+        self.links
+            .iter()
+            .map(|(attachment, _)| attachment.clone())
+            .collect()
     }
 
     /// Takes a map out.
@@ -196,7 +238,10 @@ fn link_name(mode: &str, interface: &str) -> String {
 }
 
 fn attachment(interface: &str, mode: &str) -> Attachment {
-    Attachment { interface: interface.to_owned(), mode: mode.to_owned() }
+    Attachment {
+        interface: interface.to_owned(),
+        mode: mode.to_owned(),
+    }
 }
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
@@ -227,7 +272,10 @@ fn misfit(name: &str, map: &Map) -> Option<String> {
     let info = data.info().ok()?;
     let found = (info.key_size(), info.value_size(), info.max_entries());
     (found != (key, value, entries)).then(|| {
-        format!("map {name} has key, value and capacity {found:?} instead of {:?}", (key, value, entries))
+        format!(
+            "map {name} has key, value and capacity {found:?} instead of {:?}",
+            (key, value, entries)
+        )
     })
 }
 
@@ -236,7 +284,8 @@ pub fn pin_pass(path: &Path) -> Result<(), DataPlaneError> {
     let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|e| refused(&e))?;
     let pass = named_program(&mut ebpf, "pass")?;
     pass.load().map_err(|e| refused(&e))?;
-    pass.pin(path).map_err(|e| map_error("pin the pass program", &e))
+    pass.pin(path)
+        .map_err(|e| map_error("pin the pass program", &e))
 }
 
 fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
@@ -250,14 +299,20 @@ fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
 
 /// A [`DataPlaneError::Map`].
 pub fn map_error(what: &str, reason: &dyn Display) -> DataPlaneError {
-    DataPlaneError::Map { what: what.to_owned(), reason: reason.to_string() }
+    DataPlaneError::Map {
+        what: what.to_owned(),
+        reason: reason.to_string(),
+    }
 }
 
 /// The error number at the bottom of an error's chain.
 fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        if let Some(number) = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error)
+        {
             return Some(number);
         }
         next = error.source();

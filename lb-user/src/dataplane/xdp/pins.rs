@@ -22,20 +22,31 @@ pub struct Pins {
 impl Pins {
     /// Creates the directory where needed and locks it.
     pub fn lock(path: &Path) -> Result<Self, DataPlaneError> {
-        let failed = |source: io::Error| DataPlaneError::PinPath { path: path.display().to_string(), source };
+        let failed = |source: io::Error| DataPlaneError::PinPath {
+            path: path.display().to_string(),
+            source,
+        };
         let parent = path.parent().unwrap_or(Path::new("/"));
         let file_system = rustix::fs::statfs(parent).map_err(|e| failed(e.into()))?;
         if file_system.f_type != BPF_FS_MAGIC {
-            return Err(failed(io::Error::other(format!("{} is not on a bpffs", parent.display()))));
+            return Err(failed(io::Error::other(format!(
+                "{} is not on a bpffs",
+                parent.display()
+            ))));
         }
         match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
             _ => {}
         }
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let lock = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(DataPlaneError::PinsInUse(path.display().to_string()))
             }
@@ -50,8 +61,12 @@ impl Pins {
 
     /// Names of everything pinned.
     pub fn names(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+        let Ok(entries) = fs::read_dir(&self.path) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect()
     }
 
     /// Removes every pin, and the directory.
@@ -64,6 +79,8 @@ impl Pins {
 
     /// Removes every pin but leaves the directory, and with it the lock.
     pub fn clear(&self) -> io::Result<()> {
-        self.names().iter().try_for_each(|name| fs::remove_file(self.path(name)))
+        self.names()
+            .iter()
+            .try_for_each(|name| fs::remove_file(self.path(name)))
     }
 }

@@ -27,15 +27,21 @@ pub async fn ask(
     question: &Question<'_>,
     limit: Duration,
 ) -> Result<(), ProbeError> {
-    let host = question.host.map_or_else(|| target.to_string(), str::to_owned);
+    let host = question
+        .host
+        .map_or_else(|| target.to_string(), str::to_owned);
     let request = Request::get(question.path)
         .header(header::HOST, host)
-        .header(header::USER_AGENT, concat!("lbd/", env!("CARGO_PKG_VERSION")))
+        .header(
+            header::USER_AGENT,
+            concat!("lbd/", env!("CARGO_PKG_VERSION")),
+        )
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|source| ProbeError::Request { target, source })?;
     let exchange = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let answer = sender.send_request(request);
         tokio::pin!(answer, connection);
         tokio::select! {
@@ -47,12 +53,20 @@ pub async fn ask(
     };
     let answer = timeout(limit, exchange)
         .await
-        .map_err(|_| ProbeError::TimedOut { target, what: "answer", limit })?
+        .map_err(|_| ProbeError::TimedOut {
+            target,
+            what: "answer",
+            limit,
+        })?
         .map_err(|source| ProbeError::Http { target, source })?;
     let status = answer.status().as_u16();
     if status == question.status {
         Ok(())
     } else {
-        Err(ProbeError::Status { target, status, expected: question.status })
+        Err(ProbeError::Status {
+            target,
+            status,
+            expected: question.status,
+        })
     }
 }

@@ -64,7 +64,11 @@ pub async fn attempt(target: SocketAddrV4, check: &Check) -> Result<(), ProbeErr
     match &check.kind {
         CheckKind::Tcp => Ok(()),
         CheckKind::Http { path, host, status } => {
-            let question = http::Question { path, host: host.as_deref(), status: *status };
+            let question = http::Question {
+                path,
+                host: host.as_deref(),
+                status: *status,
+            };
             http::ask(stream, target, &question, check.connect_timeout).await
         }
     }

@@ -11,8 +11,14 @@ use super::ProbeError;
 pub async fn connect(target: SocketAddrV4, limit: Duration) -> Result<TcpStream, ProbeError> {
     let stream = timeout(limit, TcpStream::connect(target))
         .await
-        .map_err(|_| ProbeError::TimedOut { target, what: "accept a connection", limit })?
+        .map_err(|_| ProbeError::TimedOut {
+            target,
+            what: "accept a connection",
+            limit,
+        })?
         .map_err(|source| ProbeError::Connect { target, source })?;
-    stream.set_zero_linger().map_err(|source| ProbeError::Connect { target, source })?;
+    stream
+        .set_zero_linger()
+        .map_err(|source| ProbeError::Connect { target, source })?;
     Ok(stream)
 }

@@ -8,7 +8,12 @@ const SELF: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const LOW: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 fn settings(priority: u8) -> Settings {
-    Settings { priority, interval: Duration::from_secs(1), preempt: true, source: SELF }
+    Settings {
+        priority,
+        interval: Duration::from_secs(1),
+        preempt: true,
+        source: SELF,
+    }
 }
 
 fn machine_in(state: VrrpState, settings: Settings) -> Machine {
@@ -41,38 +46,116 @@ fn full_table() {
     const NEXT: Option<u64> = Some(1_000_000);
     let higher = |priority, source| Reason::HigherPriority { priority, source };
     let rows: Vec<(VrrpState, Event, VrrpState, Option<u64>, Vec<Effect>)> = vec![
-        (Init, Event::Start, Backup, DOWN, vec![Enter(Backup, Reason::Started)]),
+        (
+            Init,
+            Event::Start,
+            Backup,
+            DOWN,
+            vec![Enter(Backup, Reason::Started)],
+        ),
         (Init, Event::Stop, Init, None, vec![]),
         (Init, advert(200, HIGH), Init, None, vec![]),
         (Init, Event::Timer, Init, None, vec![]),
-        (Init, Event::LinkDown, Fault, None, vec![Enter(Fault, Reason::LinkDown)]),
+        (
+            Init,
+            Event::LinkDown,
+            Fault,
+            None,
+            vec![Enter(Fault, Reason::LinkDown)],
+        ),
         (Init, Event::LinkUp, Init, None, vec![]),
         (Backup, Event::Start, Backup, DOWN, vec![]),
-        (Backup, Event::Stop, Init, None, vec![Enter(Init, Reason::Stopped)]),
+        (
+            Backup,
+            Event::Stop,
+            Init,
+            None,
+            vec![Enter(Init, Reason::Stopped)],
+        ),
         (Backup, advert(0, HIGH), Backup, SKEW, vec![]),
         (Backup, advert(200, HIGH), Backup, DOWN, vec![]),
         (Backup, advert(100, LOW), Backup, DOWN, vec![]),
         (Backup, advert(50, HIGH), Backup, DOWN, vec![]),
-        (Backup, Event::Timer, Master, NEXT, vec![SendAdvert(100), Enter(Master, Reason::MasterSilent)]),
-        (Backup, Event::LinkDown, Fault, None, vec![Enter(Fault, Reason::LinkDown)]),
+        (
+            Backup,
+            Event::Timer,
+            Master,
+            NEXT,
+            vec![SendAdvert(100), Enter(Master, Reason::MasterSilent)],
+        ),
+        (
+            Backup,
+            Event::LinkDown,
+            Fault,
+            None,
+            vec![Enter(Fault, Reason::LinkDown)],
+        ),
         (Backup, Event::LinkUp, Backup, DOWN, vec![]),
         (Master, Event::Start, Master, NEXT, vec![]),
-        (Master, Event::Stop, Init, None, vec![SendAdvert(0), Enter(Init, Reason::Stopped)]),
+        (
+            Master,
+            Event::Stop,
+            Init,
+            None,
+            vec![SendAdvert(0), Enter(Init, Reason::Stopped)],
+        ),
         (Master, advert(0, HIGH), Master, NEXT, vec![SendAdvert(100)]),
-        (Master, advert(200, LOW), Backup, DOWN, vec![SendAdvert(100), Enter(Backup, higher(200, LOW))]),
-        (Master, advert(100, HIGH), Backup, DOWN, vec![SendAdvert(100), Enter(Backup, higher(100, HIGH))]),
-        (Master, advert(100, LOW), Master, NEXT, vec![SendAdvert(100), Announce]),
+        (
+            Master,
+            advert(200, LOW),
+            Backup,
+            DOWN,
+            vec![SendAdvert(100), Enter(Backup, higher(200, LOW))],
+        ),
+        (
+            Master,
+            advert(100, HIGH),
+            Backup,
+            DOWN,
+            vec![SendAdvert(100), Enter(Backup, higher(100, HIGH))],
+        ),
+        (
+            Master,
+            advert(100, LOW),
+            Master,
+            NEXT,
+            vec![SendAdvert(100), Announce],
+        ),
         (Master, advert(100, SELF), Master, NEXT, vec![]),
-        (Master, advert(50, HIGH), Master, NEXT, vec![SendAdvert(100), Announce]),
+        (
+            Master,
+            advert(50, HIGH),
+            Master,
+            NEXT,
+            vec![SendAdvert(100), Announce],
+        ),
         (Master, Event::Timer, Master, NEXT, vec![SendAdvert(100)]),
-        (Master, Event::LinkDown, Fault, None, vec![SendAdvert(0), Enter(Fault, Reason::LinkDown)]),
+        (
+            Master,
+            Event::LinkDown,
+            Fault,
+            None,
+            vec![SendAdvert(0), Enter(Fault, Reason::LinkDown)],
+        ),
         (Master, Event::LinkUp, Master, NEXT, vec![]),
         (Fault, Event::Start, Fault, None, vec![]),
-        (Fault, Event::Stop, Init, None, vec![Enter(Init, Reason::Stopped)]),
+        (
+            Fault,
+            Event::Stop,
+            Init,
+            None,
+            vec![Enter(Init, Reason::Stopped)],
+        ),
         (Fault, advert(200, HIGH), Fault, None, vec![]),
         (Fault, Event::Timer, Fault, None, vec![]),
         (Fault, Event::LinkDown, Fault, None, vec![]),
-        (Fault, Event::LinkUp, Backup, DOWN, vec![Enter(Backup, Reason::LinkUp)]),
+        (
+            Fault,
+            Event::LinkUp,
+            Backup,
+            DOWN,
+            vec![Enter(Backup, Reason::LinkUp)],
+        ),
     ];
     for (state, event, expected, deadline, effects) in rows {
         let mut machine = machine_in(state, settings(100));
@@ -80,7 +163,11 @@ fn full_table() {
         let what = format!("{state} {event:?}");
         assert_eq!(machine.state(), expected, "{what}");
         assert_eq!(seen, effects, "{what}");
-        assert_eq!(machine.deadline().map(|d| d.as_micros() as u64), deadline, "{what}");
+        assert_eq!(
+            machine.deadline().map(|d| d.as_micros() as u64),
+            deadline,
+            "{what}"
+        );
     }
 }
 
@@ -90,14 +177,25 @@ fn lower_priority_does_not_reset_the_timer() {
     let before = machine.deadline();
     machine.handle(advert(50, HIGH), 2_000 * MS);
     assert_eq!(machine.deadline(), before);
-    let effects: Vec<_> = machine.handle(Event::Timer, 3_610 * MS).into_iter().collect();
-    assert_eq!(effects[1], Effect::Enter(VrrpState::Master, Reason::Preempted));
+    let effects: Vec<_> = machine
+        .handle(Event::Timer, 3_610 * MS)
+        .into_iter()
+        .collect();
+    assert_eq!(
+        effects[1],
+        Effect::Enter(VrrpState::Master, Reason::Preempted)
+    );
 }
 
 #[test]
 fn without_preemption_a_lower_master_stays() {
-    let mut machine =
-        machine_in(VrrpState::Backup, Settings { preempt: false, ..settings(100) });
+    let mut machine = machine_in(
+        VrrpState::Backup,
+        Settings {
+            preempt: false,
+            ..settings(100)
+        },
+    );
     machine.handle(advert(50, LOW), 2_000 * MS);
     assert_eq!(machine.deadline(), Some(Duration::from_micros(5_609_375)));
 }
@@ -105,19 +203,34 @@ fn without_preemption_a_lower_master_stays() {
 #[test]
 fn the_owner_is_master_at_once() {
     let mut machine = Machine::new(settings(255));
-    let effects: Vec<_> = machine.handle(Event::Start, Duration::ZERO).into_iter().collect();
+    let effects: Vec<_> = machine
+        .handle(Event::Start, Duration::ZERO)
+        .into_iter()
+        .collect();
     let owner = Effect::Enter(VrrpState::Master, Reason::Owner);
     assert_eq!(effects, [Effect::SendAdvert(255), owner]);
-    assert_eq!(machine.settings().skew(), Duration::from_micros(3_906) + Duration::from_nanos(250));
+    assert_eq!(
+        machine.settings().skew(),
+        Duration::from_micros(3_906) + Duration::from_nanos(250)
+    );
 }
 
 #[test]
 fn a_stopped_master_is_replaced_after_the_skew() {
     let mut machine = machine_in(VrrpState::Backup, settings(98));
     machine.handle(advert(0, HIGH), 500 * MS);
-    assert_eq!(machine.deadline(), Some(500 * MS + Duration::from_nanos(617_187_500)));
-    let effects: Vec<_> = machine.handle(Event::Timer, 1_118 * MS).into_iter().collect();
-    assert_eq!(effects[1], Effect::Enter(VrrpState::Master, Reason::MasterStopped));
+    assert_eq!(
+        machine.deadline(),
+        Some(500 * MS + Duration::from_nanos(617_187_500))
+    );
+    let effects: Vec<_> = machine
+        .handle(Event::Timer, 1_118 * MS)
+        .into_iter()
+        .collect();
+    assert_eq!(
+        effects[1],
+        Effect::Enter(VrrpState::Master, Reason::MasterStopped)
+    );
 }
 
 #[test]

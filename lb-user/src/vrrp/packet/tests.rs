@@ -30,7 +30,10 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
         }),
         addresses: addresses
             .iter()
-            .map(|a| Prefix { address: (*a).into(), length: 32 })
+            .map(|a| Prefix {
+                address: (*a).into(),
+                length: 32,
+            })
             .collect(),
         notify: NotifyScripts::default(),
     }
@@ -58,8 +61,17 @@ fn golden_bytes_out() {
 fn golden_bytes_in() {
     let packet = hex(KEEPALIVED_PLAIN);
     let received = decode(&packet).unwrap();
-    let advert = received.check(&instance(11, STANDARD_GROUP, None, &[[198, 51, 100, 11]])).unwrap();
-    assert_eq!(advert, Advert { source: SOURCE, priority: 200, same_addresses: true });
+    let advert = received
+        .check(&instance(11, STANDARD_GROUP, None, &[[198, 51, 100, 11]]))
+        .unwrap();
+    assert_eq!(
+        advert,
+        Advert {
+            source: SOURCE,
+            priority: 200,
+            same_addresses: true
+        }
+    );
     assert_eq!(received.vrid, 11);
 }
 
@@ -95,14 +107,22 @@ fn sealed(mut packet: Vec<u8>) -> Vec<u8> {
 fn what_is_rejected_and_why() {
     type Change = fn(&mut Vec<u8>);
     let rows: &[(&str, Rejection, Change)] = &[
-        ("shorter than an IP header", Rejection::Truncated, |p| p.truncate(19)),
-        ("cut in the message", Rejection::Truncated, |p| p.truncate(30)),
+        ("shorter than an IP header", Rejection::Truncated, |p| {
+            p.truncate(19)
+        }),
+        ("cut in the message", Rejection::Truncated, |p| {
+            p.truncate(30)
+        }),
         ("an address short", Rejection::Truncated, |p| p[23] = 2),
         ("an address too long", Rejection::Oversized, |p| {
             p.extend([0; 4]);
             p[3] += 4;
         }),
-        ("IP options but no room for them", Rejection::Truncated, |p| p[0] = 0x4f),
+        (
+            "IP options but no room for them",
+            Rejection::Truncated,
+            |p| p[0] = 0x4f,
+        ),
         ("another protocol", Rejection::NotVrrp, |p| p[9] = 6),
         ("IP version 6", Rejection::NotVrrp, |p| p[0] = 0x65),
         ("routed", Rejection::WrongTtl, |p| p[8] = 254),
@@ -116,7 +136,11 @@ fn what_is_rejected_and_why() {
     for (what, expected, change) in rows {
         let mut packet = hex(KEEPALIVED_PLAIN);
         change(&mut packet);
-        let packet = if packet.len() >= 40 { sealed(packet) } else { packet };
+        let packet = if packet.len() >= 40 {
+            sealed(packet)
+        } else {
+            packet
+        };
         let result = decode(&packet).and_then(|received| received.check(&instance));
         assert_eq!(result, Err(*expected), "{what}");
     }
@@ -127,7 +151,10 @@ fn what_is_rejected_and_why() {
     empty.drain(28..32);
     empty[3] -= 4;
     empty[23] = 0;
-    assert_eq!(decode(&sealed(empty)).map(|_| ()), Err(Rejection::NoAddress));
+    assert_eq!(
+        decode(&sealed(empty)).map(|_| ()),
+        Err(Rejection::NoAddress)
+    );
 }
 
 #[test]
@@ -146,7 +173,12 @@ fn wrong_password_is_told_from_no_password() {
 
 #[test]
 fn another_address_list_is_noted_not_discarded() {
-    let ours = instance(20, STANDARD_GROUP, None, &[[10, 1, 15, 50], [10, 1, 15, 51]]);
+    let ours = instance(
+        20,
+        STANDARD_GROUP,
+        None,
+        &[[10, 1, 15, 50], [10, 1, 15, 51]],
+    );
     for (list, same) in [
         (&[[10, 1, 15, 51], [10, 1, 15, 50]][..], true),
         (&[[10, 1, 15, 50]][..], false),

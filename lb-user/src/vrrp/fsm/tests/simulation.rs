@@ -35,7 +35,12 @@ struct Network {
 
 impl Network {
     fn new(seed: u64, priorities: [u8; 2], loss_percent: u64, delay_max: Duration) -> Self {
-        let machine = |priority, source| Machine::new(Settings { source, ..settings(priority) });
+        let machine = |priority, source| {
+            Machine::new(Settings {
+                source,
+                ..settings(priority)
+            })
+        };
         let mut network = Self {
             machines: [machine(priorities[0], HIGH), machine(priorities[1], LOW)],
             flying: Vec::new(),
@@ -83,13 +88,22 @@ impl Network {
     }
 
     fn masters(&self) -> Vec<usize> {
-        (0..2).filter(|i| self.machines[*i].state() == VrrpState::Master).collect()
+        (0..2)
+            .filter(|i| self.machines[*i].state() == VrrpState::Master)
+            .collect()
     }
 
     fn run_until(&mut self, end: Instant) {
         loop {
-            let arrival = self.flying.iter().enumerate().min_by_key(|(_, f)| f.0).map(|(i, f)| (f.0, i));
-            let timer = (0..2).filter_map(|i| self.machines[i].deadline().map(|d| (d, i))).min();
+            let arrival = self
+                .flying
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, f)| f.0)
+                .map(|(i, f)| (f.0, i));
+            let timer = (0..2)
+                .filter_map(|i| self.machines[i].deadline().map(|d| (d, i)))
+                .min();
             let next_arrival = arrival.map_or(Duration::MAX, |a| a.0);
             let next_timer = timer.map_or(Duration::MAX, |t| t.0);
             if next_arrival.min(next_timer) > end {

@@ -1,0 +1,237 @@
+//! The daemon's own life: starting again after a crash, reloading, what it leaves behind.
+
+use std::time::Duration;
+
+use lab::{
+    Guide,
+    guide::{self, Settings, VIP},
+    http, wait,
+};
+use lb_user::model::VrrpState;
+use nix::sys::signal::Signal;
+
+#[test]
+fn a_stopped_daemon_leaves_nothing() {
+    let mut guide = Guide::start().unwrap();
+    assert!(guide.node1.node.has_xdp().unwrap());
+    assert!(
+        !guide
+            .node1
+            .leftovers(&[&VIP.to_string()])
+            .unwrap()
+            .is_empty(),
+        "the test can see what it looks for"
+    );
+    guide.node1.stop().unwrap();
+    assert_eq!(
+        guide.node1.leftovers(&[&VIP.to_string()]).unwrap(),
+        Vec::<String>::new()
+    );
+}
+
+/// After kill -9 the program goes on forwarding; the next daemon takes over its maps and link, and
+/// removes the address that the dead one could not.
+#[test]
+fn a_killed_daemon_is_followed_by_one_that_takes_over() {
+    let mut guide = Guide::start().unwrap();
+    http::get_many(&guide.client, VIP, 10).unwrap();
+    guide.node2.stop().unwrap();
+    guide.node1.kill().unwrap();
+    let pages = http::get_many(&guide.client, VIP, 10).unwrap();
+    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
+    guide.node1.start(&guide.lab).unwrap();
+    let flows = guide.node1.dump("flows").unwrap().entries.len();
+    assert!(flows >= 20, "{flows} flows survive");
+    assert_eq!(guide.node1.state("VI_1").unwrap(), VrrpState::Backup);
+    assert!(
+        !guide
+            .node1
+            .node
+            .addresses()
+            .unwrap()
+            .contains(&VIP.to_string())
+    );
+    assert!(
+        guide.node1.log().contains("took over the XDP link"),
+        "{}",
+        guide.node1.log()
+    );
+    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    let pages = http::get_many(&guide.client, VIP, 10).unwrap();
+    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
+    guide.node1.stop().unwrap();
+    assert_eq!(
+        guide.node1.leftovers(&[&VIP.to_string()]).unwrap(),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_bad_configuration_on_reload_changes_nothing() {
+    let mut guide = Guide::start().unwrap();
+    let good = std::fs::read_to_string(&guide.node1.config).unwrap();
+    let before = guide.node1.status().unwrap();
+    std::fs::write(
+        &guide.node1.config,
+        good.replace("weight = 1", "weight = -1"),
+    )
+    .unwrap();
+    let output = guide.node1.lbctl(&["reload"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    assert!(
+        text.contains("node1.toml:") && text.contains("`weight` is -1"),
+        "{text}"
+    );
+    guide
+        .node1
+        .process()
+        .unwrap()
+        .signal(Signal::SIGHUP)
+        .unwrap();
+    wait::until_true("the refusal in the log", Duration::from_secs(3), || {
+        Ok(guide
+            .node1
+            .log()
+            .contains("reload refused, the running configuration stays"))
+    })
+    .unwrap();
+    let after = guide.node1.status().unwrap();
+    assert_eq!(after.generation.number, before.generation.number);
+    assert_eq!(after.instances[0].state, VrrpState::Master);
+    http::get_many(&guide.client, VIP, 4).unwrap();
+}
+
+/// A reload that touches neither instance nor service of a running connection keeps both.
+#[test]
+fn a_reload_misses_no_advert_and_no_request() {
+    let mut guide = Guide::start().unwrap();
+    let since = guide.node1.status().unwrap().instances[0].since;
+    let samples = lab::steps::under_requests(&guide.client, VIP, || {
+        for weights in [[1, 2], [3, 1], [1, 1], [0, 1], [1, 1]] {
+            guide.node1.configure(&guide::config(&Settings {
+                weights,
+                ..Settings::of(100)
+            }))?;
+            guide.node1.process()?.signal(Signal::SIGHUP)?;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(http::failures(&samples), 0, "of {}", samples.len());
+    let status = guide.node1.status().unwrap();
+    assert_eq!(status.instances[0].since, since);
+    assert_eq!(guide.node2.state("VI_1").unwrap(), VrrpState::Backup);
+    assert!(
+        status
+            .generation
+            .reason
+            .contains("weight of 10.1.15.45 0 -> 1"),
+        "{}",
+        status.generation.reason
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_change_and_changes_nothing() {
+    let guide = Guide::start().unwrap();
+    guide
+        .node1
+        .configure(&guide::config(&Settings {
+            weights: [1, 7],
+            ..Settings::of(100)
+        }))
+        .unwrap();
+    let text = guide.node1.ctl(&["reload", "--dry-run"]).unwrap();
+    assert_eq!(
+        text,
+        "would change: TCP 10.1.15.50:80: weight of 10.1.15.46 1 -> 7\n"
+    );
+    assert_eq!(guide.node1.service().unwrap().backends[1].weight, 1);
+}
+
+/// An address that somebody removes by hand comes back.
+#[test]
+fn a_virtual_address_removed_by_hand_is_put_back() {
+    let guide = Guide::start().unwrap();
+    let address = format!("{VIP}/16");
+    guide
+        .node1
+        .node
+        .ip(&[
+            "address",
+            "delete",
+            &address,
+            "dev",
+            lab::network::INTERFACE,
+        ])
+        .unwrap();
+    wait::until_true("the address is back", Duration::from_secs(3), || {
+        Ok(guide.node1.node.addresses()?.contains(&VIP.to_string()))
+    })
+    .unwrap();
+}
+
+/// A real server that comes back with another network card is followed without a health check's help.
+#[test]
+fn a_changed_mac_address_of_a_real_server_is_followed() {
+    let guide = Guide::start().unwrap();
+    let server = "10.1.15.45";
+    let mac = || -> Option<String> {
+        let service = guide.node1.service().ok()?;
+        service
+            .backends
+            .into_iter()
+            .find(|b| b.address == server)?
+            .mac
+    };
+    assert!(mac().is_some());
+    let node = &guide.node1.node;
+    let wanted = "02:00:00:00:aa:bb";
+    node.ip(&[
+        "neigh",
+        "replace",
+        server,
+        "lladdr",
+        wanted,
+        "dev",
+        lab::network::INTERFACE,
+        "nud",
+        "reachable",
+    ])
+    .unwrap();
+    wait::until_true(
+        "the new MAC address is in the map",
+        Duration::from_secs(1),
+        || Ok(mac().as_deref() == Some(wanted)),
+    )
+    .unwrap();
+}
+
+#[test]
+fn services_are_printed_as_ipvsadm_prints_them() {
+    let guide = Guide::start().unwrap();
+    http::get_many(&guide.client, VIP, 4).unwrap();
+    let text = guide.node1.ctl(&["services"]).unwrap();
+    let expected = "IP Virtual Server version 1.2.1 (size=262144)\n\
+        Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+        TCP  10.1.15.50:80 wrr\n  -> 10.1.15.45:80                Route   1      0          2         \n  \
+        -> 10.1.15.46:80                Route   1      0          2         \n";
+    assert_eq!(text, expected);
+    for arguments in [
+        &["status"][..],
+        &["vrrp"],
+        &["map", "list"],
+        &["map", "dump"],
+        &["services", "--stats"],
+    ] {
+        let text = guide.node1.ctl(arguments).unwrap();
+        assert!(text.lines().count() > 2, "{arguments:?}: {text}");
+        let json = guide.node1.ctl(&[&["--json"], arguments].concat()).unwrap();
+        serde_json::from_str::<serde_json::Value>(&json).unwrap();
+    }
+    let output = guide.node1.lbctl(&["map", "dump", "nonsense"]).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no map `nonsense`"));
+}
