@@ -1,12 +1,8 @@
 //! From a backend id to the interface that the frame leaves by.
 
-use aya_ebpf::bindings::xdp_action;
 use lb_common::{Backend, BackendFlags, Reason};
 
-use crate::{
-    maps::{BACKENDS, DEVICES},
-    packet::Packet,
-};
+use crate::{maps::BACKENDS, packet::Packet};
 
 /// How the frame leaves.
 pub enum Forward {
@@ -38,13 +34,4 @@ pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason>
     } else {
         Ok(Forward::Redirect(ifindex))
     }
-}
-
-/// The action for [`Forward::Redirect`]. The daemon puts an interface into the device map before
-/// any backend names it.
-#[inline(always)]
-pub fn redirect(ifindex: u32) -> u32 {
-    DEVICES
-        .redirect(ifindex, 0)
-        .unwrap_or(xdp_action::XDP_ABORTED)
 }

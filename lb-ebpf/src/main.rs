@@ -20,14 +20,17 @@ mod stats;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
-use crate::{forward::Forward, packet::Packet};
+use crate::{forward::Forward, maps::DEVICES, packet::Packet};
 
 /// The program that every data-plane interface runs.
 #[xdp]
 pub fn lbd(ctx: XdpContext) -> u32 {
     match pipeline::run(&Packet::new(&ctx)) {
         Ok(Forward::Transmit) => xdp_action::XDP_TX,
-        Ok(Forward::Redirect(ifindex)) => forward::redirect(ifindex),
+        // The daemon puts an interface into the device map before any backend names it.
+        Ok(Forward::Redirect(ifindex)) => DEVICES
+            .redirect(ifindex, 0)
+            .unwrap_or(xdp_action::XDP_ABORTED),
         Err(reason) => {
             stats::count_pass(reason);
             xdp_action::XDP_PASS

@@ -1,5 +1,11 @@
 //! Tests that need root: the program in the kernel, daemons in namespaces, real peers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod adverts;
 mod bad_input;
 mod flows;

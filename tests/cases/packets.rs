@@ -40,7 +40,7 @@ fn sealed(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-fn with_options(frame: Vec<u8>, words: usize) -> Vec<u8> {
+fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
     let mut out = frame[..34].to_vec();
     // No-operation options.
     out.extend(std::iter::repeat_n(1, words * 4));
@@ -67,7 +67,7 @@ fn tcp_to(last: u8, vport: u16) -> Vec<u8> {
 
 fn fragment(bits: u16) -> Vec<u8> {
     sealed(with(tcp(7, 80, "S"), |f| {
-        f[20..22].copy_from_slice(&bits.to_be_bytes())
+        f[20..22].copy_from_slice(&bits.to_be_bytes());
     }))
 }
 
@@ -75,7 +75,7 @@ fn rows() -> Vec<(&'static str, Vec<u8>, Fate)> {
     let cut = |length: usize| with(tcp(8, 80, "S"), |f| f.truncate(length));
     let ethertype = |value: u16| {
         with(tcp(8, 80, "S"), |f| {
-            f[12..14].copy_from_slice(&value.to_be_bytes())
+            f[12..14].copy_from_slice(&value.to_be_bytes());
         })
     };
     let icmp = {
@@ -136,17 +136,17 @@ fn rows() -> Vec<(&'static str, Vec<u8>, Fate)> {
         ),
         (
             "one word of IP options",
-            with_options(tcp(9, 80, "S"), 1),
+            with_options(&tcp(9, 80, "S"), 1),
             To(TX, 1),
         ),
         (
             "forty bytes of IP options",
-            with_options(tcp(10, 80, "S"), 10),
+            with_options(&tcp(10, 80, "S"), 10),
             To(TX, 1),
         ),
         (
             "UDP with IP options",
-            with_options(udp(2, 53), 3),
+            with_options(&udp(2, 53), 3),
             To(TX, 3),
         ),
         ("do not fragment", fragment(0x4000), To(TX, 1)),

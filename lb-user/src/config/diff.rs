@@ -9,7 +9,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),
             Some(before) if before != instance => {
-                lines.push(format!("VRRP instance {} changed", instance.name))
+                lines.push(format!("VRRP instance {} changed", instance.name));
             }
             Some(_) => {}
         }

@@ -10,11 +10,11 @@ impl Daemon {
     pub(super) async fn on_hangup(&mut self) {
         match self.reload(false).await {
             Ok(reload) if reload.changes.is_empty() => {
-                tracing::info!("reloaded: nothing has changed")
+                tracing::info!("reloaded: nothing has changed");
             }
             Ok(reload) => tracing::info!(changes = reload.changes.join("; "), "reloaded"),
             Err(error) => {
-                tracing::error!("reload refused, the running configuration stays:\n{error}")
+                tracing::error!("reload refused, the running configuration stays:\n{error}");
             }
         }
     }

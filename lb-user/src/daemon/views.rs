@@ -10,7 +10,7 @@ use crate::{
     },
     health::state::Health,
     model::VrrpState,
-    vrrp::driver,
+    vrrp::runner,
 };
 
 impl Daemon {
@@ -69,7 +69,7 @@ impl Daemon {
         }
     }
 
-    fn instance_status(&self, snapshot: driver::Snapshot) -> Option<InstanceStatus> {
+    fn instance_status(&self, snapshot: runner::Snapshot) -> Option<InstanceStatus> {
         let instance = self
             .config
             .instances

@@ -236,7 +236,7 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => {
-                mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default()
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default();
             }
             _ => {}
         }
@@ -293,7 +293,7 @@ fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
             NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok()
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
             }
             _ => {}
         }

@@ -133,7 +133,7 @@ mod tests {
                 for (position, slot) in ring.iter().enumerate() {
                     if usize::from(*slot) == index { seen += 1.0; }
                     let expected = share * (position + 1) as f64;
-                    prop_assert!((seen - expected as f64).abs() <= weights.len() as f64);
+                    prop_assert!((seen - expected).abs() <= weights.len() as f64);
                 }
             }
         }

@@ -18,8 +18,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
-    fsm::{Effect, Event, Machine, Reason, Settings},
-    packet::{self, AdvertPacket, Rejection},
+    fsm::{Effect, Event, Reason},
+    packet::{self, Rejection},
+    runner::{Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, VrrpSocket},
 };
 use crate::model::{Instance, VrrpState};
@@ -84,34 +85,6 @@ pub enum Report {
         /// What failed.
         error: String,
     },
-}
-
-/// Present state of an instance, for `lbctl vrrp`.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// Instance name.
-    pub name: String,
-    /// Current state.
-    pub state: VrrpState,
-    /// Why it was entered.
-    pub reason: String,
-    /// When it was entered.
-    pub since: SystemTime,
-    /// Until the timer fires.
-    pub timer: Option<Duration>,
-    /// Source of adverts, when the interface has one.
-    pub source: Option<Ipv4Addr>,
-    /// The last other router heard, with its priority and how long ago.
-    pub peer: Option<(Ipv4Addr, u8, Duration)>,
-    /// Adverts sent.
-    pub sent: u64,
-    /// Adverts believed.
-    pub received: u64,
-    /// Adverts that could not be sent.
-    pub send_errors: u64,
-    /// Adverts not believed, by reason; those that no instance could be named for are counted at
-    /// every instance of the interface.
-    pub rejected: Vec<(Rejection, u64)>,
 }
 
 enum Command {
@@ -185,21 +158,6 @@ impl Driver {
     }
 }
 
-struct Runner {
-    instance: Instance,
-    machine: Machine,
-    packet: AdvertPacket,
-    link: Link,
-    reason: Reason,
-    since: SystemTime,
-    peer: Option<(Ipv4Addr, u8, Instant)>,
-    sent: u64,
-    received: u64,
-    send_errors: u64,
-    noted_addresses: bool,
-    rejected: BTreeMap<Rejection, u64>,
-}
-
 struct Loop {
     inbox: mpsc::Receiver<Command>,
     reports: async_mpsc::Sender<Report>,
@@ -238,8 +196,12 @@ impl Loop {
                     }
                     Command::Link(interface, link) => self.set_link(&interface, link),
                     Command::Snapshot(answer) => {
-                        let _ =
-                            answer.send(self.runners.iter().map(|r| self.snapshot(r)).collect());
+                        let _ = answer.send(
+                            self.runners
+                                .iter()
+                                .map(|r| r.snapshot(self.now()))
+                                .collect(),
+                        );
                     }
                     Command::Stop(done) => {
                         self.configure(Vec::new());
@@ -502,95 +464,4 @@ impl Loop {
     fn report(&self, report: Report) {
         let _ = self.reports.try_send(report);
     }
-
-    fn snapshot(&self, runner: &Runner) -> Snapshot {
-        Snapshot {
-            name: runner.instance.name.clone(),
-            state: runner.machine.state(),
-            reason: runner.reason.to_string(),
-            since: runner.since,
-            timer: runner
-                .machine
-                .deadline()
-                .map(|d| d.saturating_sub(self.now())),
-            source: runner.source(),
-            peer: runner
-                .peer
-                .map(|(address, priority, at)| (address, priority, at.elapsed())),
-            sent: runner.sent,
-            received: runner.received,
-            send_errors: runner.send_errors,
-            rejected: runner
-                .rejected
-                .iter()
-                .map(|(reason, count)| (*reason, *count))
-                .collect(),
-        }
-    }
-}
-
-impl Runner {
-    fn new(setup: Setup) -> Self {
-        let source = source_of(setup.link);
-        Self {
-            machine: Machine::new(settings(&setup.instance, source)),
-            packet: AdvertPacket::new(&setup.instance, source),
-            instance: setup.instance,
-            link: setup.link,
-            reason: Reason::Started,
-            since: SystemTime::now(),
-            peer: None,
-            sent: 0,
-            received: 0,
-            send_errors: 0,
-            noted_addresses: false,
-            rejected: BTreeMap::new(),
-        }
-    }
-
-    fn source(&self) -> Option<Ipv4Addr> {
-        match self.link {
-            Link::Up { source, .. } => Some(source),
-            Link::Down => None,
-        }
-    }
-
-    /// Takes a changed configuration.
-    fn adopt(&mut self, instance: Instance, now: Duration) {
-        if self.instance != instance {
-            self.instance = instance;
-            self.noted_addresses = false;
-            self.refresh(now);
-        }
-    }
-
-    /// Follows a changed configuration or source address.
-    fn refresh(&mut self, now: Duration) {
-        let source = source_of(self.link);
-        self.packet = AdvertPacket::new(&self.instance, source);
-        self.machine
-            .reconfigure(settings(&self.instance, source), now);
-    }
-}
-
-fn source_of(link: Link) -> Ipv4Addr {
-    match link {
-        Link::Up { source, .. } => source,
-        Link::Down => Ipv4Addr::UNSPECIFIED,
-    }
-}
-
-fn settings(instance: &Instance, source: Ipv4Addr) -> Settings {
-    Settings {
-        priority: instance.priority,
-        interval: instance.advert_interval,
-        preempt: instance.preempt,
-        source,
-    }
-}
-
-/// Whether a running instance can become the other without leaving its state.
-fn same_on_the_wire(old: &Instance, new: &Instance) -> bool {
-    let identity = |i: &Instance| (i.name.clone(), i.interface.clone(), i.vrid, i.group);
-    identity(old) == identity(new)
 }

@@ -7,4 +7,5 @@
 pub mod driver;
 pub mod fsm;
 pub mod packet;
+pub mod runner;
 pub mod socket;

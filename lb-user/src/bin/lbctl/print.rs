@@ -25,12 +25,12 @@ pub fn status(status: &Status) -> String {
         ),
     );
     if status.problems.is_empty() {
-        line(&mut out, "no problems".to_owned());
+        line(&mut out, "no problems");
     }
     for problem in &status.problems {
         line(&mut out, format!("PROBLEM  {problem}"));
     }
-    line(&mut out, String::new());
+    line(&mut out, "");
     let plane = &status.data_plane;
     let interfaces: Vec<String> = plane
         .interfaces
@@ -397,8 +397,8 @@ pub fn reload(reload: &Reload, dry_run: bool) -> String {
     out
 }
 
-fn line(out: &mut String, text: String) {
-    out.push_str(text.trim_end_matches('\n'));
+fn line(out: &mut String, text: impl AsRef<str>) {
+    out.push_str(text.as_ref());
     out.push('\n');
 }
 

@@ -87,7 +87,7 @@ pub fn service_id(key: ServiceKey) -> Option<ServiceId> {
 }
 
 fn control(xdp: &Xdp) -> Value {
-    let control: Control = xdp.control.load(0);
+    let control: Control = xdp.control.load();
     let serving: Vec<usize> = (0..MAX_ROLES)
         .filter(|role| control.roles[*role] != 0)
         .collect();
@@ -121,7 +121,7 @@ fn service_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
     json!({
         "service": service_id(key).map(|id| id.to_string()),
         "generation": key.generation,
-        "live": u32::from(key.generation) == xdp.live(),
+        "live": u32::from(key.generation) == xdp.control.live(),
         "id": service.id,
         "role": service.role,
         "ring_first": service.ring_first,
@@ -139,7 +139,7 @@ fn ring_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
     json!({
         "service": service_id(key).map(|id| id.to_string()),
         "generation": key.generation,
-        "live": u32::from(key.generation) == xdp.live(),
+        "live": u32::from(key.generation) == xdp.control.live(),
         "backends": slots,
     })
 }

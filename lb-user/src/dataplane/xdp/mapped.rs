@@ -26,7 +26,7 @@ unsafe impl<T> Sync for MappedArray<T> {}
 impl<T: Copy> MappedArray<T> {
     /// Maps the array behind `fd`, which has `length` elements.
     pub fn new(fd: impl AsFd, length: u32) -> rustix::io::Result<Self> {
-        const { assert!(size_of::<T>() % 8 == 0) };
+        const { assert!(size_of::<T>().is_multiple_of(8)) };
         let length = length as usize;
         let page = rustix::param::page_size();
         let bytes = (length * size_of::<T>()).next_multiple_of(page);
@@ -57,7 +57,7 @@ impl<T: Copy> MappedArray<T> {
 
     /// The 64-bit word at `offset` bytes into element `index`.
     pub fn word(&self, index: usize, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset < size_of::<T>());
+        assert!(offset.is_multiple_of(8) && offset < size_of::<T>());
         // SAFETY: in bounds and aligned (asserted here and in `place`); shared memory is accessed
         // atomically by both sides.
         unsafe { AtomicU64::from_ptr(self.place(index).add(offset).cast()) }
@@ -65,7 +65,7 @@ impl<T: Copy> MappedArray<T> {
 
     /// The 32-bit word at `offset` bytes into element `index`.
     pub fn half_word(&self, index: usize, offset: usize) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset < size_of::<T>());
+        assert!(offset.is_multiple_of(4) && offset < size_of::<T>());
         // SAFETY: as in `word`.
         unsafe { AtomicU32::from_ptr(self.place(index).add(offset).cast()) }
     }
@@ -88,7 +88,7 @@ impl<T: Copy> MappedArray<T> {
                     .as_mut_ptr()
                     .byte_add(offset)
                     .cast::<u64>()
-                    .write_unaligned(word)
+                    .write_unaligned(word);
             };
         }
         // SAFETY: every byte was written, and map elements are plain integers.

@@ -5,117 +5,60 @@
 //! or the new one, never a mixture. Backends belong to no generation: their elements change in
 //! place, word by word, and their ids stay reserved while flows may hold them.
 
+mod control;
 mod dump;
 mod flows;
 mod ids;
 mod image;
 mod mapped;
+mod maps;
 mod object;
 mod pins;
+mod snapshot;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    mem::offset_of,
+    collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use aya::{
-    Pod,
     maps::{ArrayOfMaps, DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuValues},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    Backend, BackendCounters, BackendFlags, Control, Reason, RingChunk, Service, ServiceKey,
-    control::Timeouts,
-    flow,
-    limits::{
-        GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_ROLES, MAX_SERVICES,
-        RING_CHUNKS_PER_GENERATION,
-    },
-    reason::REASON_COUNT,
+    Backend, BackendCounters, BackendFlags, RingChunk, Service, ServiceKey,
+    limits::{GENERATIONS, MAX_BACKENDS, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
     table::Cursor,
 };
 
 pub use self::object::pin_pass;
 use self::{
+    control::ControlElement,
     flows::Flows,
     ids::Ids,
     image::Image,
     mapped::MappedArray,
+    maps::{PodCounters, PodKey, PodService, adopt, key_bytes, map_data, mapped},
     object::{Object, map_error},
     pins::Pins,
 };
 use super::{
-    BackendKey, BackendSnapshot, DataPlane, DataPlaneError, Plan, ServiceSnapshot, Snapshot,
-    TableInfo,
+    BackendKey, DataPlane, DataPlaneError, Plan, Snapshot, TableInfo,
     plan::{BackendState, PlannedService},
 };
 use crate::model::{DataplaneConfig, FlowTimeouts, Neighbour, Runtime, ServiceId, Target};
-
-macro_rules! pods {
-    ($($name:ident($inner:ty);)*) => { $(
-        #[repr(transparent)]
-        #[derive(Clone, Copy)]
-        struct $name($inner);
-        // SAFETY: the wrapped type is `repr(C)`, made of integers, and asserted to be unpadded.
-        unsafe impl Pod for $name {}
-    )* };
-}
-
-pods! {
-    PodKey(ServiceKey);
-    PodService(Service);
-    PodCounters(BackendCounters);
-}
 
 /// After this time no packet is in the program any more that began before it.
 const GRACE: Duration = Duration::from_secs(1);
 /// An identifier rests at least this long; longer if a flow time-out is longer.
 const MIN_REST: Duration = Duration::from_secs(900);
 
-/// Key size, value size and capacity that a map must have.
-fn shape(name: &str) -> Option<(u32, u32, u32)> {
-    let of = |key: usize, value: usize, entries: u32| Some((key as u32, value as u32, entries));
-    match name {
-        "control" => of(4, size_of::<Control>(), 1),
-        "services" => of(
-            size_of::<ServiceKey>(),
-            size_of::<Service>(),
-            MAX_SERVICES * GENERATIONS,
-        ),
-        "backends" => of(4, size_of::<Backend>(), MAX_BACKENDS),
-        "rings" => of(
-            4,
-            size_of::<RingChunk>(),
-            RING_CHUNKS_PER_GENERATION * GENERATIONS,
-        ),
-        "cursors" => of(4, size_of::<Cursor>(), MAX_SERVICES),
-        "flows" => of(4, 4, flow::FlowTable::ALL.len() as u32),
-        "devices" => of(4, 8, MAX_INTERFACES),
-        "backend_stats" => of(4, size_of::<BackendCounters>(), MAX_BACKENDS),
-        "reasons" => of(4, 8, REASON_COUNT),
-        _ => None,
-    }
-}
-
-fn map_data(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::ArrayOfMaps(data)
-        | Map::DevMapHash(data) => Some(data),
-        _ => None,
-    }
-}
-
 /// The XDP data plane.
 pub struct Xdp {
     object: Object,
     tables: Vec<TableInfo>,
-    control: MappedArray<Control>,
+    control: ControlElement,
     services: BpfHash<MapData, PodKey, PodService>,
     backends: MappedArray<Backend>,
     rings: MappedArray<RingChunk>,
@@ -180,11 +123,11 @@ impl Xdp {
             Ok::<Map, DataPlaneError>(map)
         };
         let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
-        let control = mapped(take("control")?, 1)?;
+        let control = mapped(&take("control")?, 1)?;
         let services = BpfHash::try_from(take("services")?).map_err(fails("open map services"))?;
-        let backends: MappedArray<Backend> = mapped(take("backends")?, MAX_BACKENDS)?;
-        let rings = mapped(take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
-        let cursors = mapped(take("cursors")?, MAX_SERVICES)?;
+        let backends: MappedArray<Backend> = mapped(&take("backends")?, MAX_BACKENDS)?;
+        let rings = mapped(&take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
+        let cursors = mapped(&take("cursors")?, MAX_SERVICES)?;
         let mut outer: ArrayOfMaps<MapData> =
             take("flows")?.try_into().map_err(fails("open map flows"))?;
         let devices = take("devices")?
@@ -197,7 +140,7 @@ impl Xdp {
             .try_into()
             .map_err(fails("open map reasons"))?;
         let flows = Flows::open(&mut outer, config.flow_slots)?;
-        prepare_control(&control, &flows, &config.timeouts);
+        let control = ControlElement::prepare(control, flows.masks(), &config.timeouts);
         let timeouts = [
             config.timeouts.tcp,
             config.timeouts.udp,
@@ -255,12 +198,6 @@ impl Xdp {
             .map_err(|e| map_error("run the program", &e))?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
-    }
-
-    fn live(&self) -> u32 {
-        self.control
-            .half_word(0, offset_of!(Control, live))
-            .load(Ordering::Acquire)
     }
 
     fn now(&self) -> Duration {
@@ -401,73 +338,6 @@ impl Xdp {
             }
         }
     }
-
-    fn counters(&self, id: u16) -> BackendCounters {
-        let Ok(values) = self.stats.get(&u32::from(id), 0) else {
-            return BackendCounters::default();
-        };
-        values
-            .iter()
-            .fold(BackendCounters::default(), |sum, PodCounters(one)| {
-                BackendCounters {
-                    connections: sum.connections + one.connections,
-                    packets: sum.packets + one.packets,
-                    bytes: sum.bytes + one.bytes,
-                    reserved: 0,
-                }
-            })
-    }
-
-    fn passed(&self) -> Vec<(String, u64)> {
-        Reason::ALL
-            .iter()
-            .map(|reason| {
-                let count = self
-                    .reasons
-                    .get(&(*reason as u32), 0)
-                    .map_or(0, |values| values.iter().sum());
-                (reason.label().to_owned(), count)
-            })
-            .collect()
-    }
-
-    fn service_snapshot(&self, service: &PlannedService) -> ServiceSnapshot {
-        let role = offset_of!(Control, roles) + usize::from(service.role);
-        let backends = service
-            .backends
-            .iter()
-            .zip(keys(service))
-            .map(|(backend, key)| {
-                let id = self.backend_id(&key);
-                let element = self.backends.load(usize::from(id));
-                let counters = self.counters(id);
-                let (active, inactive) = self.flow_counts.get(&id).copied().unwrap_or_default();
-                let resolved = element.flags() & BackendFlags::RESOLVED != 0;
-                BackendSnapshot {
-                    address: match backend.target {
-                        Target::Local => "local".to_owned(),
-                        Target::Host(address) => address.to_string(),
-                    },
-                    sorry: backend.sorry,
-                    weight: backend.weight,
-                    state: backend.state.label().to_owned(),
-                    mac: resolved.then(|| dump::mac(element.destination_mac())),
-                    active,
-                    inactive,
-                    connections: counters.connections,
-                    packets: counters.packets,
-                    bytes: counters.bytes,
-                }
-            })
-            .collect();
-        ServiceSnapshot {
-            protocol: service.id.protocol.to_string(),
-            address: service.id.address.to_string(),
-            scheduler: service.scheduler,
-            serving: self.control.byte(0, role).load(Ordering::Relaxed) != 0,
-            backends,
-        }
-    }
 }
 
 impl DataPlane for Xdp {
@@ -502,12 +372,10 @@ impl DataPlane for Xdp {
             self.write_backend(key, *state);
         }
         if self.image.as_ref() != Some(&image) {
-            let spare = 1 - (self.live() & 1);
+            let spare = 1 - (self.control.live() & 1);
             self.wait_for_readers();
             self.write_generation(&image, spare)?;
-            self.control
-                .half_word(0, offset_of!(Control, live))
-                .store(spare, Ordering::Release);
+            self.control.switch_to(spare);
             self.switched = Some(Instant::now());
             self.generation += 1;
             self.image = Some(image);
@@ -520,8 +388,7 @@ impl DataPlane for Xdp {
             self.write_backend(key, *state);
         }
         let now = self.now();
-        let wanted: std::collections::HashSet<BackendKey> =
-            states.iter().map(|(key, _)| *key).collect();
+        let wanted: HashSet<BackendKey> = states.iter().map(|(key, _)| *key).collect();
         for (_, id) in self.backend_ids.retain(|key| wanted.contains(key), now) {
             let mut element = self.backends.load(usize::from(id));
             let clear = Backend::new(element.destination_mac(), element.source_mac(), 0, 0, 0);
@@ -535,11 +402,7 @@ impl DataPlane for Xdp {
     }
 
     fn set_role(&mut self, role: u16, serving: bool) {
-        let index = usize::from(role);
-        if (1..MAX_ROLES).contains(&index) {
-            let byte = self.control.byte(0, offset_of!(Control, roles) + index);
-            byte.store(u8::from(serving), Ordering::Release);
-        }
+        self.control.set_role(role, serving);
     }
 
     fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>) {
@@ -563,7 +426,7 @@ impl DataPlane for Xdp {
     }
 
     fn set_timeouts(&self, timeouts: &FlowTimeouts) {
-        store_timeouts(&self.control, timeouts);
+        self.control.set_timeouts(timeouts);
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -605,11 +468,7 @@ impl DataPlane for Xdp {
     }
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
-        for role in 0..MAX_ROLES {
-            self.control
-                .byte(0, offset_of!(Control, roles) + role)
-                .store(0, Ordering::Release);
-        }
+        self.control.serve_nothing();
         self.object
             .remove()
             .map_err(|e| map_error("remove the pins", &e))
@@ -621,104 +480,4 @@ fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {
         .backends
         .iter()
         .map(|backend| (service.id, backend.target, backend.sorry))
-}
-
-fn key_bytes(key: ServiceKey) -> [u8; 8] {
-    let address = key.address_be.to_ne_bytes();
-    let port = key.port_be.to_ne_bytes();
-    [
-        address[0],
-        address[1],
-        address[2],
-        address[3],
-        port[0],
-        port[1],
-        key.protocol,
-        key.generation,
-    ]
-}
-
-fn mapped<T: Copy>(map: Map, length: u32) -> Result<MappedArray<T>, DataPlaneError> {
-    let data = map_data(&map).ok_or_else(|| map_error("map an array", &"not an array"))?;
-    MappedArray::new(data.fd(), length).map_err(|e| map_error("map an array", &e))
-}
-
-/// Fills the control element. Whatever an earlier daemon served, this one serves nothing yet.
-fn prepare_control(control: &MappedArray<Control>, flows: &Flows, timeouts: &FlowTimeouts) {
-    let ready = control.half_word(0, offset_of!(Control, ready));
-    if ready.load(Ordering::Acquire) == 0 {
-        for index in 0..2 {
-            control
-                .word(0, offset_of!(Control, hash_secret) + index * 8)
-                .store(secret(), Ordering::Relaxed);
-        }
-    }
-    for role in 1..MAX_ROLES {
-        control
-            .byte(0, offset_of!(Control, roles) + role)
-            .store(0, Ordering::Relaxed);
-    }
-    for (index, mask) in flows.masks().into_iter().enumerate() {
-        control
-            .half_word(0, offset_of!(Control, bucket_mask) + index * 4)
-            .store(mask, Ordering::Relaxed);
-    }
-    store_timeouts(control, timeouts);
-    control
-        .byte(0, offset_of!(Control, roles))
-        .store(1, Ordering::Relaxed);
-    ready.store(1, Ordering::Release);
-}
-
-fn store_timeouts(control: &MappedArray<Control>, timeouts: &FlowTimeouts) {
-    let base = offset_of!(Control, timeouts);
-    for (offset, timeout) in [
-        (offset_of!(Timeouts, tcp), timeouts.tcp),
-        (offset_of!(Timeouts, tcp_closing), timeouts.tcp_closing),
-        (offset_of!(Timeouts, tcp_half_open), timeouts.tcp_half_open),
-        (offset_of!(Timeouts, udp), timeouts.udp),
-    ] {
-        let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
-        control
-            .half_word(0, base + offset)
-            .store(flow::ticks(seconds), Ordering::Relaxed);
-    }
-}
-
-/// A secret word from the kernel.
-fn secret() -> u64 {
-    let mut bytes = [0; 8];
-    // Cannot fail for eight bytes once the kernel's pool is initialised, long before any daemon
-    // starts; a hash with a known secret would still be correct.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(bytes)
-}
-
-/// Learns from pinned maps which ids flows may hold.
-fn adopt(
-    services: &BpfHash<MapData, PodKey, PodService>,
-    backends: &MappedArray<Backend>,
-    service_ids: &mut Ids<ServiceId>,
-    backend_ids: &mut Ids<BackendKey>,
-) {
-    let mut by_id = HashMap::new();
-    for (key, service) in services.iter().flatten() {
-        if let Some(id) = dump::service_id(key.0) {
-            service_ids.restore(id, service.0.id);
-            by_id.insert(service.0.id, id);
-        }
-    }
-    for index in 1..backends.len() {
-        let element = backends.load(index);
-        let Some(service) = by_id.get(&((element.identity >> 32) as u16)) else {
-            continue;
-        };
-        let sorry = element.identity & Backend::SORRY != 0;
-        let target = if element.identity & Backend::HOST == 0 {
-            Target::Local
-        } else {
-            Target::Host(Ipv4Addr::from(element.identity as u32))
-        };
-        backend_ids.restore((*service, target, sorry), index as u16);
-    }
 }

@@ -13,7 +13,10 @@ use aya::{
     },
 };
 
-use super::pins::Pins;
+use super::{
+    maps::{map_data, shape},
+    pins::Pins,
+};
 use crate::{
     dataplane::{Attachment, DataPlaneError},
     model::DataplaneConfig,
@@ -45,25 +48,26 @@ pub struct Object {
 impl Object {
     /// Loads the program; with `pins`, takes over maps that an earlier daemon left there.
     pub fn load(pins: Option<Pins>) -> Result<Self, DataPlaneError> {
-        match Self::try_load(pins.as_ref()) {
-            Ok(ebpf) => Ok(Self {
+        let inherited = pins.as_ref().is_some_and(|pins| !pins.names().is_empty());
+        let mut loaded = Self::try_load(pins.as_ref());
+        if let (Err(error), Some(pins), true) = (&loaded, &pins, inherited) {
+            // Pinned maps of another version do not fit; a fresh start does.
+            tracing::warn!(%error, "what an earlier lbd left pinned does not fit; starting afresh");
+            pins.clear().map_err(|e| map_error("remove old pins", &e))?;
+            loaded = Self::try_load(Some(pins));
+        }
+        match (loaded, pins) {
+            (Ok(ebpf), pins) => Ok(Self {
                 ebpf,
                 pins,
                 links: Vec::new(),
             }),
-            Err(first) => {
-                // Pinned maps of another version do not fit; a fresh start does.
-                let Some(pins) = pins.filter(|pins| !pins.names().is_empty()) else {
-                    return Err(first);
-                };
-                tracing::warn!(error = %first, "what an earlier lbd left pinned does not fit; starting afresh");
-                pins.clear().map_err(|e| map_error("remove old pins", &e))?;
-                let ebpf = Self::try_load(Some(&pins))?;
-                Ok(Self {
-                    ebpf,
-                    pins: Some(pins),
-                    links: Vec::new(),
-                })
+            (Err(error), pins) => {
+                // Maps that were pinned before the kernel refused the next one.
+                if let Some(pins) = pins {
+                    let _ = pins.remove_all();
+                }
+                Err(error)
             }
         }
     }
@@ -267,8 +271,8 @@ fn take_over(program: &mut Xdp, path: &Path) -> Result<PinnedLink, String> {
 
 /// Whether a pinned map has another shape than the program expects.
 fn misfit(name: &str, map: &Map) -> Option<String> {
-    let (key, value, entries) = super::shape(name)?;
-    let data: &MapData = super::map_data(map)?;
+    let (key, value, entries) = shape(name)?;
+    let data: &MapData = map_data(map)?;
     let info = data.info().ok()?;
     let found = (info.key_size(), info.value_size(), info.max_entries());
     (found != (key, value, entries)).then(|| {

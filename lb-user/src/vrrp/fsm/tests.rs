@@ -45,7 +45,8 @@ fn full_table() {
     const SKEW: Option<u64> = Some(609_375);
     const NEXT: Option<u64> = Some(1_000_000);
     let higher = |priority, source| Reason::HigherPriority { priority, source };
-    let rows: Vec<(VrrpState, Event, VrrpState, Option<u64>, Vec<Effect>)> = vec![
+    type Row = (VrrpState, Event, VrrpState, Option<u64>, Vec<Effect>);
+    let rows: Vec<Row> = vec![
         (
             Init,
             Event::Start,

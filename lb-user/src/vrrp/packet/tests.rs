@@ -108,10 +108,10 @@ fn what_is_rejected_and_why() {
     type Change = fn(&mut Vec<u8>);
     let rows: &[(&str, Rejection, Change)] = &[
         ("shorter than an IP header", Rejection::Truncated, |p| {
-            p.truncate(19)
+            p.truncate(19);
         }),
         ("cut in the message", Rejection::Truncated, |p| {
-            p.truncate(30)
+            p.truncate(30);
         }),
         ("an address short", Rejection::Truncated, |p| p[23] = 2),
         ("an address too long", Rejection::Oversized, |p| {

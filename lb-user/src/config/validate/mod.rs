@@ -1,0 +1,138 @@
+//! From the file as written to a configuration that is always valid. Goes on after an error, so
+//! that one run names them all; what a faulty part yields is never used, because any diagnostic
+//! discards the result.
+
+mod service;
+mod values;
+mod vrrp;
+
+use std::{collections::HashSet, ops::Range, path::PathBuf, time::Duration};
+
+use lb_common::limits;
+
+use self::values::DAY;
+use super::{
+    diagnostic::Diagnostic,
+    raw::{Raw, RawDataplane, RawRuntime},
+    reader::At,
+};
+use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
+
+/// Adds to `errors` whatever is wrong.
+pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
+    let mut check = Validator { errors };
+    let instances = check.instances(raw.instances);
+    let services = check.services(raw.services, &instances);
+    Config {
+        router_id: raw
+            .router_id
+            .map_or_else(|| host_name.to_owned(), |at| at.value),
+        runtime: check.runtime(raw.runtime.map(|at| at.value).unwrap_or_default()),
+        dataplane: check.dataplane(
+            raw.dataplane.map(|at| at.value).unwrap_or_default(),
+            &instances,
+        ),
+        instances,
+        services,
+    }
+}
+
+struct Validator<'e> {
+    errors: &'e mut Vec<Diagnostic>,
+}
+
+impl Validator<'_> {
+    fn error(&mut self, span: &Range<usize>, message: impl Into<String>, help: &str) {
+        self.errors.push(Diagnostic {
+            span: span.clone(),
+            message: message.into(),
+            help: (!help.is_empty()).then(|| help.to_owned()),
+        });
+    }
+
+    fn runtime(&mut self, raw: RawRuntime) -> Runtime {
+        Runtime {
+            socket: self.path(raw.socket, "socket", "/run/lbd/lbd.sock"),
+            pin_path: self.path(raw.pin_path, "pin_path", "/sys/fs/bpf/lbd"),
+            script_user: raw
+                .script_user
+                .map_or_else(|| "nobody".to_owned(), |at| at.value),
+        }
+    }
+
+    fn path(&mut self, raw: Option<At<String>>, key: &str, default: &str) -> PathBuf {
+        let Some(at) = raw else {
+            return PathBuf::from(default);
+        };
+        if !at.value.starts_with('/') {
+            self.error(&at.span, format!("`{key}` must be an absolute path"), "");
+        }
+        PathBuf::from(at.value)
+    }
+
+    fn dataplane(&mut self, raw: RawDataplane, instances: &[Instance]) -> DataplaneConfig {
+        let interfaces = match raw.interfaces {
+            Some(list) => {
+                if list.value.is_empty() {
+                    self.error(
+                        &list.span,
+                        "`interfaces` is empty",
+                        "leave it out to use those of the VRRP instances",
+                    );
+                }
+                let mut seen = HashSet::new();
+                for name in &list.value {
+                    self.interface_name(name);
+                    if !seen.insert(name.value.clone()) {
+                        self.error(
+                            &name.span,
+                            format!("interface {} is listed twice", name.value),
+                            "",
+                        );
+                    }
+                }
+                list.value.into_iter().map(|name| name.value).collect()
+            }
+            None => {
+                let mut names: Vec<String> =
+                    instances.iter().map(|i| i.interface.clone()).collect();
+                names.sort();
+                names.dedup();
+                names
+            }
+        };
+        let slots = self.number(
+            raw.flow_slots,
+            "flow_slots",
+            1_024..=16_777_216,
+            i64::from(limits::DEFAULT_FLOW_SLOTS),
+            |v, n| {
+                if n.count_ones() != 1 {
+                    v.error_here(
+                        "flow_slots must be a power of two",
+                        "such as 262144; half of it is the number of flows it serves well",
+                    );
+                }
+            },
+        );
+        let mut timeout = |raw, key, seconds| {
+            self.duration(
+                raw,
+                key,
+                Duration::from_secs(1)..=DAY,
+                Duration::from_secs(seconds),
+            )
+        };
+        DataplaneConfig {
+            timeouts: FlowTimeouts {
+                tcp: timeout(raw.tcp_timeout, "tcp_timeout", 900),
+                tcp_closing: timeout(raw.tcp_closing_timeout, "tcp_closing_timeout", 120),
+                tcp_half_open: timeout(raw.tcp_half_open_timeout, "tcp_half_open_timeout", 60),
+                udp: timeout(raw.udp_timeout, "udp_timeout", 300),
+            },
+            interfaces,
+            allow_generic: raw.allow_generic.is_some_and(|at| at.value),
+            flow_slots: u32::try_from(slots).unwrap_or(limits::DEFAULT_FLOW_SLOTS),
+        }
+    }
+}

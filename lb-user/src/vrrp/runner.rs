@@ -1,0 +1,151 @@
+//! What the VRRP thread keeps of one instance.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    driver::{Link, Setup},
+    fsm::{Machine, Reason, Settings},
+    packet::{AdvertPacket, Rejection},
+};
+use crate::model::{Instance, VrrpState};
+
+/// Present state of an instance, for `lbctl vrrp`.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Instance name.
+    pub name: String,
+    /// Current state.
+    pub state: VrrpState,
+    /// Why it was entered.
+    pub reason: String,
+    /// When it was entered.
+    pub since: SystemTime,
+    /// Until the timer fires.
+    pub timer: Option<Duration>,
+    /// Source of adverts, when the interface has one.
+    pub source: Option<Ipv4Addr>,
+    /// The last other router heard, with its priority and how long ago.
+    pub peer: Option<(Ipv4Addr, u8, Duration)>,
+    /// Adverts sent.
+    pub sent: u64,
+    /// Adverts believed.
+    pub received: u64,
+    /// Adverts that could not be sent.
+    pub send_errors: u64,
+    /// Adverts not believed, by reason; those that no instance could be named for are counted at
+    /// every instance of the interface.
+    pub rejected: Vec<(Rejection, u64)>,
+}
+
+/// One instance in the thread: its machine, its packet, its counters.
+pub(super) struct Runner {
+    pub(super) instance: Instance,
+    pub(super) machine: Machine,
+    pub(super) packet: AdvertPacket,
+    pub(super) link: Link,
+    pub(super) reason: Reason,
+    pub(super) since: SystemTime,
+    pub(super) peer: Option<(Ipv4Addr, u8, Instant)>,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) send_errors: u64,
+    pub(super) noted_addresses: bool,
+    pub(super) rejected: BTreeMap<Rejection, u64>,
+}
+
+impl Runner {
+    /// A runner in INIT.
+    pub(super) fn new(setup: Setup) -> Self {
+        let source = source_of(setup.link);
+        Self {
+            machine: Machine::new(settings(&setup.instance, source)),
+            packet: AdvertPacket::new(&setup.instance, source),
+            instance: setup.instance,
+            link: setup.link,
+            reason: Reason::Started,
+            since: SystemTime::now(),
+            peer: None,
+            sent: 0,
+            received: 0,
+            send_errors: 0,
+            noted_addresses: false,
+            rejected: BTreeMap::new(),
+        }
+    }
+
+    /// Present state, at `now` of the machine's clock.
+    pub(super) fn snapshot(&self, now: Duration) -> Snapshot {
+        Snapshot {
+            name: self.instance.name.clone(),
+            state: self.machine.state(),
+            reason: self.reason.to_string(),
+            since: self.since,
+            timer: self
+                .machine
+                .deadline()
+                .map(|deadline| deadline.saturating_sub(now)),
+            source: self.source(),
+            peer: self
+                .peer
+                .map(|(address, priority, at)| (address, priority, at.elapsed())),
+            sent: self.sent,
+            received: self.received,
+            send_errors: self.send_errors,
+            rejected: self
+                .rejected
+                .iter()
+                .map(|(reason, count)| (*reason, *count))
+                .collect(),
+        }
+    }
+
+    fn source(&self) -> Option<Ipv4Addr> {
+        match self.link {
+            Link::Up { source, .. } => Some(source),
+            Link::Down => None,
+        }
+    }
+
+    /// Takes a changed configuration.
+    pub(super) fn adopt(&mut self, instance: Instance, now: Duration) {
+        if self.instance != instance {
+            self.instance = instance;
+            self.noted_addresses = false;
+            self.refresh(now);
+        }
+    }
+
+    /// Follows a changed configuration or source address.
+    pub(super) fn refresh(&mut self, now: Duration) {
+        let source = source_of(self.link);
+        self.packet = AdvertPacket::new(&self.instance, source);
+        self.machine
+            .reconfigure(settings(&self.instance, source), now);
+    }
+}
+
+fn source_of(link: Link) -> Ipv4Addr {
+    match link {
+        Link::Up { source, .. } => source,
+        Link::Down => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
+fn settings(instance: &Instance, source: Ipv4Addr) -> Settings {
+    Settings {
+        priority: instance.priority,
+        interval: instance.advert_interval,
+        preempt: instance.preempt,
+        source,
+    }
+}
+
+/// Whether a running instance can become the other without leaving its state.
+pub(super) fn same_on_the_wire(old: &Instance, new: &Instance) -> bool {
+    let identity = |i: &Instance| (i.name.clone(), i.interface.clone(), i.vrid, i.group);
+    identity(old) == identity(new)
+}

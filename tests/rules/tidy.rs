@@ -1,0 +1,270 @@
+//! Architecture and style, as docs/architecture.md promises them.
+
+use crate::source::{code, files, root};
+
+/// Files that hold logic only: time and randomness come in, effects go out.
+const PURE: [&str; 13] = [
+    "lb-user/src/model.rs",
+    "lb-user/src/config/",
+    "lb-user/src/schedule/",
+    "lb-user/src/vrrp/packet.rs",
+    "lb-user/src/vrrp/fsm.rs",
+    "lb-user/src/health/state.rs",
+    "lb-user/src/health/plan.rs",
+    "lb-user/src/dataplane/plan.rs",
+    "lb-user/src/dataplane/xdp/ids.rs",
+    "lb-user/src/dataplane/xdp/image.rs",
+    "lb-user/src/net/arp.rs",
+    "lb-user/src/net/interfaces.rs",
+    "lb-user/src/api/proto.rs",
+];
+
+/// What such a file never touches.
+const IMPURE: [&str; 14] = [
+    "tokio",
+    "aya::",
+    "aya_obj",
+    "socket2",
+    "rustix",
+    "libc::",
+    "nix::",
+    "std::fs",
+    "std::io",
+    "std::process",
+    "Instant::now",
+    "SystemTime",
+    "tracing",
+    "unsafe",
+];
+
+#[test]
+fn pure_files_stay_pure() {
+    for prefix in PURE {
+        let of_prefix = |(name, _): &(String, String)| name.starts_with(prefix);
+        let list: Vec<_> = files("lb-user/src", ".rs")
+            .into_iter()
+            .filter(of_prefix)
+            .collect();
+        assert!(!list.is_empty(), "{prefix} is gone; change the list");
+        for (name, text) in list {
+            for word in IMPURE {
+                assert!(
+                    !code(&text).contains(word),
+                    "{name} is pure and must not use `{word}`"
+                );
+            }
+        }
+    }
+}
+
+/// Folder, and what its code must not name.
+#[test]
+fn subsystems_meet_in_the_daemon_only() {
+    let rows: [(&str, &[&str]); 8] = [
+        (
+            "lb-user/src/vrrp/",
+            &[
+                "crate::health",
+                "crate::dataplane",
+                "crate::daemon",
+                "crate::api",
+                "crate::net",
+                "crate::notify",
+            ],
+        ),
+        (
+            "lb-user/src/health/",
+            &[
+                "crate::vrrp",
+                "crate::dataplane",
+                "crate::daemon",
+                "crate::api",
+                "crate::net",
+                "crate::notify",
+            ],
+        ),
+        (
+            "lb-user/src/dataplane/",
+            &[
+                "crate::vrrp",
+                "crate::health",
+                "crate::daemon",
+                "crate::api",
+                "crate::net",
+                "crate::notify",
+            ],
+        ),
+        (
+            "lb-user/src/net/",
+            &[
+                "crate::vrrp",
+                "crate::health",
+                "crate::daemon",
+                "crate::api",
+                "crate::dataplane",
+                "crate::notify",
+            ],
+        ),
+        (
+            "lb-user/src/config/",
+            &[
+                "crate::vrrp",
+                "crate::health",
+                "crate::daemon",
+                "crate::api",
+                "crate::dataplane",
+                "crate::net",
+            ],
+        ),
+        (
+            "lb-user/src/api/",
+            &[
+                "crate::vrrp",
+                "crate::health",
+                "crate::daemon",
+                "crate::net",
+                "crate::notify",
+            ],
+        ),
+        ("lb-user/src/schedule/", &["crate::"]),
+        (
+            "lb-user/src/bin/lbctl/",
+            &[
+                "lb_user::config",
+                "lb_user::daemon",
+                "lb_user::dataplane",
+                "lb_user::health",
+                "lb_user::model",
+                "lb_user::net",
+                "lb_user::vrrp",
+                "api::server",
+            ],
+        ),
+    ];
+    for (folder, forbidden) in rows {
+        for (name, text) in files(folder, ".rs") {
+            for word in forbidden {
+                assert!(!code(&text).contains(word), "{name} must not use `{word}`");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_xdp_data_plane_knows_aya() {
+    for (name, text) in files(".", ".rs") {
+        let allowed =
+            name.starts_with("lb-user/src/dataplane/xdp/") || name.starts_with("lb-ebpf/");
+        let own_words = name.starts_with("tests/rules/");
+        if !allowed && !own_words {
+            assert!(!code(&text).contains("aya::"), "{name} must not use aya");
+        }
+    }
+}
+
+#[test]
+fn only_the_entry_names_xdp_actions() {
+    for (name, text) in files("lb-ebpf/src", ".rs") {
+        if name != "lb-ebpf/src/main.rs" {
+            let code = code(&text);
+            assert!(
+                !code.contains("xdp_action"),
+                "{name} must return a reason or a way, not an XDP action"
+            );
+        }
+    }
+}
+
+#[test]
+fn crates_depend_as_designed() {
+    let manifest =
+        |name: &str| std::fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
+    let dependencies = |name: &str| {
+        let text = manifest(name);
+        text.split("[dependencies]")
+            .nth(1)
+            .map(|rest| rest.split("\n[").next().unwrap().to_owned())
+    };
+    assert_eq!(
+        dependencies("lb-common"),
+        None,
+        "lb-common depends on nothing"
+    );
+    let names =
+        |crate_name: &str, word: &str| dependencies(crate_name).is_some_and(|d| d.contains(word));
+    for name in ["lb-common", "lb-user", "tests", "xtask"] {
+        assert!(!names(name, "lb-ebpf"), "{name} must not depend on lb-ebpf");
+    }
+    for word in ["lb-common", "lb-user", "lb-tests"] {
+        assert!(!names("xtask", word), "xtask must not depend on {word}");
+    }
+}
+
+#[test]
+fn the_top_level_is_as_designed() {
+    let allowed = [
+        "Cargo.toml",
+        "Cargo.lock",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "README.md",
+        "config",
+        "docs",
+        "lb-common",
+        "lb-ebpf",
+        "lb-user",
+        "target",
+        "tests",
+        "xtask",
+    ];
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        assert!(
+            name.starts_with('.') || allowed.contains(&name.as_str()),
+            "{name} does not belong at the top level"
+        );
+    }
+}
+
+/// Style says 600; tests do not count.
+#[test]
+fn no_file_is_too_long() {
+    for (name, text) in files(".", ".rs") {
+        let lines = text
+            .split("#[cfg(test)]\nmod tests {")
+            .next()
+            .unwrap_or_default()
+            .lines()
+            .count();
+        assert!(
+            lines <= 600 || name.contains("tests"),
+            "{name} has {lines} lines"
+        );
+    }
+}
+
+#[test]
+fn files_begin_with_what_they_are() {
+    for (name, text) in files(".", ".rs") {
+        let test_of_a_file = name.ends_with("/tests.rs");
+        assert!(
+            text.starts_with("//!") || test_of_a_file,
+            "{name} does not say what it is"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    let words = [
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("FIX", "ME"),
+        concat!("#[ig", "nore"),
+    ];
+    for (name, text) in files(".", ".rs") {
+        for word in words {
+            assert!(!text.contains(word), "{name} contains `{word}`");
+        }
+    }
+}
