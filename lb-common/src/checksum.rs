@@ -55,6 +55,22 @@ mod tests {
     }
 
     proptest! {
+        /// Against etherparse, which shares no code with this.
+        #[test]
+        fn agrees_with_an_independent_implementation(
+            bytes in prop::collection::vec(any::<u8>(), 0..200), ttl in 1u8..,
+            source: [u8; 4], destination: [u8; 4], id: u16,
+        ) {
+            let theirs = etherparse::checksum::Sum16BitWords::new().add_slice(&bytes).ones_complement();
+            prop_assert_eq!(of(&bytes), u16::from_be(theirs));
+            let mut header = etherparse::Ipv4Header::new(100, ttl, etherparse::IpNumber::TCP, source, destination).unwrap();
+            header.identification = id;
+            let before = header.calc_header_checksum();
+            header.time_to_live -= 1;
+            let after = header.calc_header_checksum();
+            prop_assert_eq!(u16::from_be(after_ttl_decrement(before.to_be())), after);
+        }
+
         #[test]
         fn incremental_equals_recomputed(mut header in prop::array::uniform20(any::<u8>()), ttl in 1u8..) {
             header[8] = ttl;

@@ -13,3 +13,4 @@ mod guide;
 mod life;
 mod packets;
 mod program;
+mod traffic;

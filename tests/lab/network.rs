@@ -116,6 +116,37 @@ impl Lab {
         Ok(node)
     }
 
+    /// A cable between two hosts beside the switch, `eth1` to `eth1`, as a network of its own.
+    pub fn second_network(
+        &self,
+        a: &Node,
+        a_address: [u8; 4],
+        b: &Node,
+        b_address: [u8; 4],
+    ) -> Result<()> {
+        let pinned = self.pass.to_str().context("path")?;
+        a.ip(&[
+            "link",
+            "add",
+            "eth1",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth1",
+            "netns",
+            &b.namespace,
+        ])?;
+        b.ip(&["link", "set", "dev", "eth1", "xdpdrv", "pinned", pinned])?;
+        for (node, address) in [(a, a_address), (b, b_address)] {
+            let network = format!("{}/16", Ipv4Addr::from(address));
+            node.ip(&["address", "add", &network, "dev", "eth1"])?;
+            node.ip(&["link", "set", "eth1", "up"])?;
+            node.run("ethtool", &["-K", "eth1", "tx", "off"])?;
+        }
+        Ok(())
+    }
+
     /// A directory for files of the laboratory.
     pub fn directory(&self) -> &Path {
         self.registry.directory()

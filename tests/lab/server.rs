@@ -39,6 +39,11 @@ impl WebServer {
         Ok(server)
     }
 
+    /// Where it runs.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Starts it again after [`WebServer::stop`].
     pub fn resume(&mut self, lab: &Lab) -> Result<()> {
         let conf = self.directory.join("nginx.conf");

@@ -5,11 +5,12 @@ use anyhow::Result;
 use crate::{apt, ebpf, run};
 
 /// Programs of the laboratory, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("nginx", "nginx"),
     ("keepalived", "keepalived"),
     ("ethtool", "ethtool"),
     ("curl", "curl"),
+    ("socat", "socat"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("mount", "mount"),

@@ -31,6 +31,8 @@ struct Held {
     interface: String,
     ifindex: u32,
     prefixes: Vec<Prefix>,
+    /// The owner's addresses are the interface's real ones: announced, but never taken away.
+    owner: bool,
     /// When to announce next, and how many of the repeats are done.
     next: Instant,
     repeats: usize,
@@ -78,12 +80,20 @@ impl Addresses {
         };
         let prefixes = instance.addresses.clone();
         for prefix in &prefixes {
-            self.add(interface.ifindex, *prefix).await;
+            // Whatever its prefix length: the owner has its address already.
+            let present = interface
+                .addresses
+                .iter()
+                .any(|p| p.address == prefix.address);
+            if instance.priority != 255 || !present {
+                self.add(interface.ifindex, *prefix).await;
+            }
         }
         let held = Held {
             interface: interface.name.clone(),
             ifindex: interface.ifindex,
             prefixes,
+            owner: instance.priority == 255,
             next: Instant::now() + REPEATS[1],
             repeats: 1,
         };
@@ -93,21 +103,12 @@ impl Addresses {
 
     /// Takes addresses away that an instance held, except those that another holds by now, and
     /// those of an owner.
-    pub async fn release(&mut self, name: &str, owner: bool) {
+    pub async fn release(&mut self, name: &str) {
         let Some(held) = self.held.remove(name) else {
             return;
         };
-        if owner {
-            return;
-        }
-        for prefix in held.prefixes {
-            let elsewhere = self
-                .held
-                .values()
-                .any(|h| h.ifindex == held.ifindex && h.prefixes.contains(&prefix));
-            if !elsewhere {
-                self.delete(held.ifindex, prefix).await;
-            }
+        if !held.owner {
+            self.delete_unless_held(held.ifindex, &held.prefixes).await;
         }
     }
 
@@ -119,24 +120,32 @@ impl Addresses {
         if held.prefixes == instance.addresses {
             return;
         }
-        let (ifindex, before) = (held.ifindex, held.prefixes.clone());
+        let (ifindex, before, owner) = (held.ifindex, held.prefixes.clone(), held.owner);
         self.hold(instance, interfaces).await;
-        for prefix in before {
-            if !self
-                .held
-                .values()
-                .any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix))
-            {
-                self.delete(ifindex, prefix).await;
+        if !owner {
+            self.delete_unless_held(ifindex, &before).await;
+        }
+    }
+
+    async fn delete_unless_held(&self, ifindex: u32, prefixes: &[Prefix]) {
+        for prefix in prefixes {
+            if !self.holds(ifindex, prefix) {
+                self.delete(ifindex, *prefix).await;
             }
         }
+    }
+
+    fn holds(&self, ifindex: u32, prefix: &Prefix) -> bool {
+        self.held
+            .values()
+            .any(|held| held.ifindex == ifindex && held.prefixes.contains(prefix))
     }
 
     /// Takes every held address away.
     pub async fn remove_all(&mut self) {
         let names: Vec<String> = self.held.keys().cloned().collect();
         for name in names {
-            self.release(&name, false).await;
+            self.release(&name).await;
         }
     }
 
@@ -178,11 +187,7 @@ impl Addresses {
 
     /// Puts back a held address that somebody else removed.
     pub async fn restore(&self, ifindex: u32, prefix: Prefix) {
-        let ours = self
-            .held
-            .values()
-            .any(|h| h.ifindex == ifindex && h.prefixes.contains(&prefix));
-        if ours {
+        if self.holds(ifindex, &prefix) {
             tracing::warn!(address = %prefix, "a virtual address was removed by somebody else; putting it back");
             self.add(ifindex, prefix).await;
         }

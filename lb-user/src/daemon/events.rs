@@ -45,8 +45,7 @@ impl Daemon {
             .cloned();
         match &instance {
             Some(instance) if serving => self.addresses.hold(instance, &self.interfaces).await,
-            Some(instance) => self.addresses.release(name, instance.priority == 255).await,
-            None => self.addresses.release(name, false).await,
+            Some(_) | None => self.addresses.release(name).await,
         }
         let before = self
             .instances

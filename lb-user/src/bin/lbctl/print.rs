@@ -139,13 +139,10 @@ pub fn services(plane: &DataPlaneSnapshot) -> String {
             plane.flow_slots
         ),
     );
+    line(&mut out, "Prot LocalAddress:Port Scheduler Flags");
     line(
         &mut out,
-        "Prot LocalAddress:Port Scheduler Flags".to_owned(),
-    );
-    line(
-        &mut out,
-        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn".to_owned(),
+        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
     );
     for service in &plane.services {
         line(
@@ -185,9 +182,9 @@ pub fn service_stats(plane: &DataPlaneSnapshot) -> String {
     );
     line(
         &mut out,
-        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes".to_owned(),
+        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes",
     );
-    line(&mut out, "  -> RemoteAddress:Port".to_owned());
+    line(&mut out, "  -> RemoteAddress:Port");
     for service in &plane.services {
         let sum = |of: fn(&BackendSnapshot) -> u64| service.backends.iter().map(of).sum::<u64>();
         line(
@@ -310,7 +307,7 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
                     precise(peer.heard_ms_ago)
                 ),
             ),
-            None => line(&mut out, "  no peer heard yet".to_owned()),
+            None => line(&mut out, "  no peer heard yet"),
         }
         line(
             &mut out,

@@ -1,6 +1,9 @@
 //! Every BPF map decoded for people: what `lbctl map dump` shows.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use aya::maps::MapInfo;
 use lb_common::{
@@ -47,11 +50,14 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
                 .map(|(key, service)| service_entry(xdp, key, service))
                 .collect(),
         ),
-        "backends" => Some(
-            used_backends(xdp)
-                .map(|(id, element)| backend_entry(id, &element))
-                .collect(),
-        ),
+        "backends" => {
+            let names = service_names(xdp);
+            Some(
+                used_backends(xdp)
+                    .map(|(id, element)| backend_entry(id, &element, &names))
+                    .collect(),
+            )
+        }
         "rings" => Some(
             services(xdp)
                 .into_iter()
@@ -144,24 +150,35 @@ fn ring_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
     })
 }
 
+/// Services by id, of either generation.
+fn service_names(xdp: &Xdp) -> HashMap<u16, String> {
+    let named =
+        |(key, service): (ServiceKey, Service)| Some((service.id, service_id(key)?.to_string()));
+    services(xdp).into_iter().filter_map(named).collect()
+}
+
+/// The host of an element.
+fn host(element: &Backend) -> String {
+    if element.identity & Backend::HOST == 0 {
+        return "local".to_owned();
+    }
+    Ipv4Addr::from(element.identity as u32).to_string()
+}
+
 fn used_backends(xdp: &Xdp) -> impl Iterator<Item = (usize, Backend)> + '_ {
     (1..xdp.backends.len())
         .map(|id| (id, xdp.backends.load(id)))
         .filter(|(_, element)| element.identity != 0)
 }
 
-fn backend_entry(id: usize, element: &Backend) -> Value {
+fn backend_entry(id: usize, element: &Backend, names: &HashMap<u16, String>) -> Value {
     let flags = element.flags();
     let local = flags & BackendFlags::LOCAL != 0;
     let resolved = flags & BackendFlags::RESOLVED != 0;
     json!({
         "id": id,
-        "service_id": (element.identity >> 32) as u16,
-        "address": if element.identity & Backend::HOST == 0 {
-            "local".to_owned()
-        } else {
-            Ipv4Addr::from(element.identity as u32).to_string()
-        },
+        "service": names.get(&((element.identity >> 32) as u16)),
+        "address": host(element),
         "sorry": element.identity & Backend::SORRY != 0,
         "alive": flags & BackendFlags::ALIVE != 0,
         "local": local,
@@ -172,16 +189,18 @@ fn backend_entry(id: usize, element: &Backend) -> Value {
 }
 
 fn cursors(xdp: &Xdp) -> Vec<Value> {
+    let names = service_names(xdp);
     (0..xdp.cursors.len())
         .map(|id| (id, xdp.cursors.load(id).next))
         .filter(|(_, next)| *next != 0)
-        .map(|(id, next)| json!({ "service_id": id, "scheduled": next }))
+        .map(|(id, next)| json!({ "service_id": id, "service": names.get(&(id as u16)), "scheduled": next }))
         .collect()
 }
 
 fn flow_entries(xdp: &Xdp) -> Vec<Value> {
     let now = flows::now();
     let flows = xdp.flows.list(now);
+    let names = service_names(xdp);
     let total = flows.len();
     let mut list: Vec<Value> = flows
         .into_iter()
@@ -195,7 +214,8 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
             json!({
                 "table": flow.table.label(),
                 "client": client.to_string(),
-                "service_id": flow.key.service(),
+                "service": names.get(&flow.key.service()),
+                "backend": host(&xdp.backends.load(usize::from(flow.value.backend()))),
                 "backend_id": flow.value.backend(),
                 "closing": flow.value.is_closing(),
                 "expires_in_s": (left << lb_common::flow::TICK_SHIFT) / 1_000_000_000,
@@ -218,10 +238,11 @@ fn devices(xdp: &Xdp) -> Vec<Value> {
 
 fn backend_stats(xdp: &Xdp) -> Vec<Value> {
     used_backends(xdp)
-        .map(|(id, _)| {
+        .map(|(id, element)| {
             let counters = xdp.counters(id as u16);
             json!({
                 "backend_id": id,
+                "backend": host(&element),
                 "connections": counters.connections,
                 "packets": counters.packets,
                 "bytes": counters.bytes,

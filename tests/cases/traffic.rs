@@ -1,0 +1,189 @@
+//! Real traffic in other shapes than the guide's: UDP, a second network, other sorry servers, a
+//! director that is a real server, a service that belongs to no instance.
+
+use std::{net::UdpSocket, time::Duration};
+
+use lab::{
+    Director, Guide, Lab, Node, Process,
+    guide::{self, Settings, VIP},
+    http,
+    network::INTERFACE,
+    server::{WebServer, accept_vip},
+    wait,
+};
+use lb_user::model::VrrpState;
+
+/// Echoes UDP on every address of `node`, with socat.
+fn echo(lab: &Lab, node: &Node, port: u16) -> Process {
+    let listen = format!("UDP4-RECVFROM:{port},fork,bind={VIP}");
+    let answer = format!("SYSTEM:echo {}", node.name);
+    Process::start(
+        lab,
+        node,
+        "socat",
+        "/usr/bin/socat".as_ref(),
+        &[&listen, &answer],
+    )
+    .unwrap()
+}
+
+/// One datagram from a port of its own, and who answered.
+fn ask(node: &Node, port: u16) -> Option<String> {
+    node.within(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
+        socket.send_to(b"who are you?\n", (VIP, port)).unwrap();
+        let mut buffer = [0; 100];
+        let (length, from) = socket.recv_from(&mut buffer).ok()?;
+        assert_eq!(from.ip(), VIP, "the answer comes from the VIP");
+        Some(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+    })
+    .unwrap()
+}
+
+#[test]
+fn udp_goes_through_xdp() {
+    let mut guide = Guide::prepare().unwrap();
+    let service = format!(
+        "[[service]]\naddress = \"{VIP}:5353\"\nprotocol = \"udp\"\nscheduler = \"rr\"\n\
+         [[service.backend]]\naddress = \"10.1.15.45\"\nweight = 3\n[[service.backend]]\naddress = \"10.1.15.46\"\n"
+    );
+    guide
+        .node1
+        .configure(&format!("{}\n{service}", guide::config(&Settings::of(100))))
+        .unwrap();
+    guide.start_directors().unwrap();
+    let servers = [guide.rs1.node().clone(), guide.rs2.node().clone()];
+    let _echo = servers.each_ref().map(|node| echo(&guide.lab, node, 5353));
+    wait::until_true("both echo", Duration::from_secs(5), || {
+        Ok((0..4).all(|_| ask(&guide.client, 5353).is_some()))
+    })
+    .unwrap();
+    let answers: Vec<_> = (0..20)
+        .map(|_| ask(&guide.client, 5353).unwrap_or_default())
+        .collect();
+    let count = |name| answers.iter().filter(|a| *a == name).count();
+    assert_eq!(
+        (count("rs1"), count("rs2")),
+        (10, 10),
+        "rr ignores weights: {answers:?}"
+    );
+    let status = guide.node1.status().unwrap();
+    let udp = status
+        .data_plane
+        .services
+        .iter()
+        .find(|s| s.protocol == "UDP")
+        .unwrap();
+    assert!(udp.backends.iter().map(|b| b.connections).sum::<u64>() >= 24);
+}
+
+/// Clients on one network, real servers on another: frames leave by the director's second interface.
+#[test]
+fn a_backend_behind_another_interface_is_reached_by_redirect() {
+    let lab = Lab::new().unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    let director = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let server = lab.node("rs1", [10, 1, 15, 45]).unwrap();
+    lab.second_network(&director, [172, 20, 0, 43], &server, [172, 20, 0, 45])
+        .unwrap();
+    accept_vip(&server, &VIP.to_string()).unwrap();
+    let page = WebServer::start(&lab, &server, "rs1").unwrap();
+    let config = format!(
+        "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n{}",
+        guide::config(&Settings::of(100))
+            .replace("address = \"10.1.15.45\"", "address = \"172.20.0.45\"")
+            .replace("address = \"10.1.15.46\"", "address = \"172.20.0.46\"")
+    );
+    let mut lbd = Director::new(&lab, &director, &config).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for("VI_1", VrrpState::Master).unwrap();
+    lbd.wait_for_backends(&["up", "down", "draining"]).unwrap();
+    let pages = http::get_many(&client, VIP, 20).unwrap();
+    assert!(pages.iter().all(|page| page == "rs1"), "{pages:?}");
+    let backend = lbd.service().unwrap().backends.remove(0);
+    assert_eq!(backend.connections, 20);
+    assert!(backend.packets >= 100, "{backend:?}");
+    drop(page);
+    lbd.stop().unwrap();
+}
+
+#[test]
+fn a_sorry_server_on_another_host() {
+    let mut guide = Guide::prepare().unwrap();
+    let config = guide::config(&Settings::of(100));
+    let second = "[[service.backend]]\naddress = \"10.1.15.46\"\nweight = 1\n";
+    assert!(config.contains(second));
+    let config = config
+        .replace(second, "")
+        .replace("sorry_server = \"local\"", "sorry_server = \"10.1.15.46\"");
+    guide.node1.configure(&config).unwrap();
+    guide.start_directors().unwrap();
+    assert_eq!(http::get_many(&guide.client, VIP, 4).unwrap(), ["rs1"; 4]);
+    guide.rs1.stop().unwrap();
+    guide.node1.wait_for_backends(&["down", "up"]).unwrap();
+    assert_eq!(http::get_many(&guide.client, VIP, 4).unwrap(), ["rs2"; 4]);
+    guide.rs1.resume(&guide.lab).unwrap();
+    guide.node1.wait_for_backends(&["up", "draining"]).unwrap();
+    assert_eq!(http::get_many(&guide.client, VIP, 4).unwrap(), ["rs1"; 4]);
+}
+
+/// The master is one of its own real servers: its share stays in its stack.
+#[test]
+fn a_director_that_is_a_real_server() {
+    let mut guide = Guide::prepare().unwrap();
+    let config = guide::config(&Settings::of(100)).replace("10.1.15.46", "10.1.15.43");
+    guide.node1.configure(&config).unwrap();
+    guide.start_directors().unwrap();
+    let pages = http::get_many(&guide.client, VIP, 20).unwrap();
+    let count = |name| pages.iter().filter(|p| *p == name).count();
+    assert_eq!((count("rs1"), count("sorry")), (10, 10), "{pages:?}");
+    assert!(guide.node1.passed("local").unwrap() > 0);
+}
+
+/// A VIP that no instance holds is served at once, by whoever has it.
+#[test]
+fn a_service_without_an_instance_is_always_served() {
+    let guide = {
+        let mut guide = Guide::prepare().unwrap();
+        let config = guide::config(&Settings::of(100));
+        let service = &config[config.find("[[service]]").unwrap()..];
+        let own = format!("[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n{service}");
+        guide.node1.configure(&own).unwrap();
+        guide.node1.start(&guide.lab).unwrap();
+        guide
+    };
+    let address = format!("{VIP}/32");
+    guide
+        .node1
+        .node
+        .ip(&["address", "add", &address, "dev", INTERFACE])
+        .unwrap();
+    let pages = http::get_many(&guide.client, VIP, 20).unwrap();
+    let count = |name| pages.iter().filter(|p| *p == name).count();
+    assert_eq!((count("rs1"), count("rs2")), (10, 10), "{pages:?}");
+}
+
+/// The owner of an address keeps it, also after lbd has stopped.
+#[test]
+fn an_owner_keeps_its_address() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 50]).unwrap();
+    let mut lbd = Director::new(&lab, &node, &guide::config(&Settings::of(255))).unwrap();
+    let before = node.addresses().unwrap();
+    lbd.start(&lab).unwrap();
+    wait::until_true("MASTER at once", Duration::from_millis(700), || {
+        Ok(lbd.state("VI_1")? == VrrpState::Master)
+    })
+    .unwrap();
+    assert_eq!(node.addresses().unwrap(), before);
+    node.cable(false).unwrap();
+    lbd.wait_for("VI_1", VrrpState::Fault).unwrap();
+    assert_eq!(node.addresses().unwrap(), before);
+    node.cable(true).unwrap();
+    lbd.wait_for("VI_1", VrrpState::Master).unwrap();
+    lbd.stop().unwrap();
+    assert_eq!(node.addresses().unwrap(), before);
+}
