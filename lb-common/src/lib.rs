@@ -5,6 +5,7 @@
 //! and is tested on the host.
 #![no_std]
 
+pub mod bench;
 pub mod checksum;
 pub mod control;
 pub mod flow;

@@ -33,6 +33,9 @@ pub const BUCKET_WAYS: usize = 8;
 /// flows at the half-full mark up to which practically every flow finds a slot.
 pub const DEFAULT_FLOW_SLOTS: u32 = 262_144;
 
+/// Promoted flows that found no slot: at the half-full mark 0.8 % of the default table's flows.
+pub const SPILL_FLOWS: u32 = 4_096;
+
 /// Slots of each half-open table: 16,384 (256 KiB), small enough to stay in the second-level cache
 /// while a flood of SYNs runs through it.
 pub const HALF_OPEN_SLOTS: u32 = 16_384;

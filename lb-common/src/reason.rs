@@ -31,7 +31,8 @@ reasons! {
     NotAService = 3, "not_a_service";
     /// The service's VRRP instance is not MASTER here.
     NotMaster = 4, "not_master";
-    /// A fragment: the kernel reassembles it.
+    /// A fragment of a packet for a service, or of any TCP or UDP packet where the ports are missing:
+    /// the director's own stack gets it.
     Fragment = 5, "fragment";
     /// TTL 0 or 1: the kernel answers with time exceeded.
     TtlExpired = 6, "ttl_expired";

@@ -14,7 +14,7 @@ use lb_common::{
 
 use crate::{
     atomic, forward,
-    maps::{FLOWS, now},
+    maps::{FLOWS, SPILL, now},
     parse::{
         ipv4::Ipv4,
         transport::{Kind, Transport},
@@ -72,7 +72,7 @@ pub fn backend_of(
     let half_open = look.bucket(half_open)?;
     match look.find(half_open) {
         Some((slot, value)) => look.second_packet(promoted, slot, value),
-        None => look.first_packet(half_open),
+        None => look.spilled_or_first_packet(promoted, half_open),
     }
 }
 
@@ -139,19 +139,49 @@ impl Lookup<'_> {
         if self.kind != Kind::TcpSyn {
             let closing = self.kind == Kind::TcpEnd;
             let flow = FlowValue::new(value.backend(), self.expiry(closing), closing);
-            // Without a free slot the flow stays where it is and asks again with its next packet.
-            if self.insert(promoted, flow) {
-                replace(
-                    slot,
-                    value,
-                    FlowValue::new(value.backend(), self.now, false),
-                );
-            }
+            let left = if self.insert(promoted, flow) {
+                // The half-open slot is free for others.
+                FlowValue::new(value.backend(), self.now, false)
+            } else {
+                // A full bucket, or a lost race. The flow lives on in the half-open table, where a
+                // flood may evict it; the spill table remembers it then.
+                let _ = SPILL.insert(self.key.0, flow.0, 0);
+                flow
+            };
+            replace(slot, value, left);
         }
         Ok(Chosen {
             backend: value.backend(),
             scheduled: false,
         })
+    }
+
+    /// A packet that neither table knows. Only where the promoted bucket is full can the flow have
+    /// been spilled, so a flood of new flows does not pay for this look-up.
+    #[inline(always)]
+    fn spilled_or_first_packet(
+        &self,
+        promoted: *mut Bucket,
+        half_open: *mut Bucket,
+    ) -> Result<Chosen, Reason> {
+        if self.kind != Kind::TcpSyn && self.is_full(promoted) {
+            // SAFETY: the value is copied at once; a concurrent update can only replace it whole.
+            let spilled = unsafe { SPILL.get(self.key.0) }.map(|value| FlowValue(*value));
+            if let Some(value) = spilled
+                && alive(value.backend())?
+            {
+                let closing = value.is_closing() || self.kind == Kind::TcpEnd;
+                let flow = FlowValue::new(value.backend(), self.expiry(closing), closing);
+                if !self.insert(promoted, flow) {
+                    self.insert_evicting(half_open, flow);
+                }
+                return Ok(Chosen {
+                    backend: value.backend(),
+                    scheduled: false,
+                });
+            }
+        }
+        self.first_packet(half_open)
     }
 
     /// A packet of an unknown flow.
@@ -167,13 +197,7 @@ impl Lookup<'_> {
         }
         let backend = schedule::next(self.service)?;
         let flow = FlowValue::new(backend, self.half_open_expiry(), false);
-        if !self.insert(half_open, flow) {
-            let victim = slot_at(half_open, (self.hash >> 40) as usize & (BUCKET_WAYS - 1));
-            let value = read_value(victim);
-            if !value.is_busy() {
-                claim(victim, value, self.key, flow, self.now);
-            }
-        }
+        self.insert_evicting(half_open, flow);
         Ok(Chosen {
             backend,
             scheduled: true,
@@ -206,6 +230,23 @@ impl Lookup<'_> {
             }
         }
         false
+    }
+
+    /// Takes a free slot, or any.
+    #[inline(always)]
+    fn insert_evicting(&self, bucket: *mut Bucket, flow: FlowValue) {
+        if !self.insert(bucket, flow) {
+            let victim = slot_at(bucket, (self.hash >> 40) as usize & (BUCKET_WAYS - 1));
+            let value = read_value(victim);
+            if !value.is_busy() {
+                claim(victim, value, self.key, flow, self.now);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn is_full(&self, bucket: *mut Bucket) -> bool {
+        (0..BUCKET_WAYS).all(|way| !read_value(slot_at(bucket, way)).is_free(self.now))
     }
 
     #[inline(always)]

@@ -10,6 +10,8 @@ pub enum Forward {
     Transmit,
     /// By the interface of this index.
     Redirect(u32),
+    /// It does not: the backend is this host.
+    ToStack,
 }
 
 /// The precomputed answer for a backend.
@@ -23,7 +25,7 @@ pub fn element(backend: u16) -> Result<&'static Backend, Reason> {
 pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason> {
     let flags = backend.flags();
     if flags & BackendFlags::LOCAL != 0 {
-        return Err(Reason::Local);
+        return Ok(Forward::ToStack);
     }
     if flags & BackendFlags::RESOLVED == 0 {
         return Err(Reason::NeighbourUnknown);

@@ -19,6 +19,7 @@ mod service;
 mod stats;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::Reason;
 
 use crate::{forward::Forward, maps::DEVICES, packet::Packet};
 
@@ -31,6 +32,10 @@ pub fn lbd(ctx: XdpContext) -> u32 {
         Ok(Forward::Redirect(ifindex)) => DEVICES
             .redirect(ifindex, 0)
             .unwrap_or(xdp_action::XDP_ABORTED),
+        Ok(Forward::ToStack) => {
+            stats::count_pass(Reason::Local);
+            xdp_action::XDP_PASS
+        }
         Err(reason) => {
             stats::count_pass(reason);
             xdp_action::XDP_PASS

@@ -2,14 +2,17 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LruHashMap, PerCpuArray},
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use lb_common::{
     Backend, BackendCounters, Control, Reason, RingChunk, Service, ServiceKey,
     flow::{Bucket, TICK_SHIFT},
-    limits::{GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
+    limits::{
+        GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION,
+        SPILL_FLOWS,
+    },
     reason::REASON_COUNT,
     table::Cursor,
 };
@@ -44,6 +47,10 @@ pub static CURSORS: Array<Cursor, { MAX_SERVICES as usize }, MMAPABLE> = Array::
 /// Indexed by [`FlowTable`](lb_common::flow::FlowTable).
 #[btf_map(name = "flows")]
 pub static FLOWS: ArrayOfMaps<Array<Bucket, 1, INNER>, 4> = ArrayOfMaps::new();
+
+/// Promoted flows whose bucket was full. The kernel's LRU: slow, and rarely asked.
+#[btf_map(name = "spill")]
+pub static SPILL: LruHashMap<u64, u64, { SPILL_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();

@@ -28,6 +28,9 @@ pub fn run(packet: &Packet<'_>) -> Result<Forward, Reason> {
     let backend = forward::element(chosen.backend)?;
     let forward = forward::way_to(packet, backend)?;
     stats::count_forward(&chosen, &ip);
-    direct::rewrite(packet, backend)?;
+    match forward {
+        Forward::ToStack => {}
+        Forward::Transmit | Forward::Redirect(_) => direct::rewrite(packet, backend)?,
+    }
     Ok(forward)
 }

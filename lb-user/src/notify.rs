@@ -23,6 +23,8 @@ use crate::model::{Instance, VrrpState};
 const QUEUE: usize = 100;
 /// How much of a failing script's standard error goes to the log.
 const STDERR_LIMIT: u64 = 1024;
+/// How long after a failing script's end its last words are waited for.
+const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// The account named in the configuration does not exist.
 #[derive(Debug, Error)]
@@ -87,7 +89,7 @@ impl Notifier {
             .await
             .is_err()
         {
-            tracing::warn!("leaving notify scripts that are still running");
+            tracing::warn!("notify scripts are still running; ending them");
         }
     }
 }
@@ -164,18 +166,29 @@ async fn run(call: &Call, account: Option<(u32, u32)>) -> io::Result<Outcome> {
     }
 }
 
+/// Waits for the script itself. What it leaves running in the background may go on, and may hold
+/// its standard error open.
 async fn wait(child: &mut Child) -> io::Result<Outcome> {
-    let mut text = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        let mut first = stderr.take(STDERR_LIMIT);
-        first.read_to_end(&mut text).await?;
-        // The script must not be stopped by a full pipe.
-        tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await?;
-    }
+    let stderr = child.stderr.take();
+    let reader = tokio::spawn(async move {
+        let mut text = Vec::new();
+        if let Some(stderr) = stderr {
+            let mut first = stderr.take(STDERR_LIMIT);
+            let _ = first.read_to_end(&mut text).await;
+            // The script must not be stopped by a full pipe.
+            let _ = tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await;
+        }
+        text
+    });
     let status = child.wait().await?;
     if status.success() {
         return Ok(Outcome::Succeeded);
     }
+    let text = timeout(STDERR_GRACE, reader)
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .unwrap_or_default();
     let stderr = String::from_utf8_lossy(&text).trim().to_owned();
     Ok(Outcome::Failed(status.to_string(), stderr))
 }
@@ -256,6 +269,21 @@ mod tests {
         let began = Instant::now();
         assert!(matches!(run(&call, None).await.unwrap(), Outcome::Killed));
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[tokio::test]
+    async fn a_script_may_leave_something_in_the_background() {
+        let command = ["sh", "-c", "sleep 3 & exit 0"].map(str::to_owned).to_vec();
+        let call = Call {
+            command,
+            limit: Duration::from_secs(10),
+        };
+        let began = Instant::now();
+        assert!(matches!(
+            run(&call, None).await.unwrap(),
+            Outcome::Succeeded
+        ));
+        assert!(began.elapsed() < Duration::from_secs(2));
     }
 
     #[tokio::test]

@@ -170,6 +170,40 @@ fn a_missing_interface() {
 }
 
 #[test]
+fn a_source_address_that_is_not_there() {
+    let stage = Stage::new();
+    let config = good().replacen(
+        "priority = 100",
+        "priority = 100\nsource_address = \"10.1.15.77\"",
+        1,
+    );
+    let director = stage.director(&config);
+    refuses(
+        &stage.lbd(&director),
+        1,
+        &[
+            "source_address 10.1.15.77 is not an address of eno16777736",
+            "ip address show",
+        ],
+    );
+    nothing_left(&director);
+}
+
+#[test]
+fn a_service_without_any_interface() {
+    let stage = Stage::new();
+    let director = stage.director(
+        "[[service]]\naddress = \"10.1.15.50:80\"\n[[service.backend]]\naddress = \"10.1.15.45\"\n",
+    );
+    refuses(
+        &stage.lbd(&director),
+        4,
+        &["a service, but no interface", "[dataplane] interfaces"],
+    );
+    nothing_left(&director);
+}
+
+#[test]
 fn no_capability() {
     let stage = Stage::new();
     let director = stage.director(&good());

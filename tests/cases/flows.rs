@@ -194,6 +194,7 @@ fn a_closed_connections_port_is_scheduled_anew() {
             first,
             "the last ACK belongs to the old one"
         );
+        xdp.sweep();
         let snapshot = xdp.snapshot();
         let counts: Vec<_> = snapshot.services[0]
             .backends
@@ -312,6 +313,43 @@ fn a_udp_flood_evicts_no_tcp_flow() {
     });
 }
 
+/// A table of 1,024 slots is offered 1,500 flows: those that find their bucket full live on, through
+/// the half-open table and, when a flood of SYNs has run through that, through the spill table.
+#[test]
+fn no_live_flow_is_lost_to_a_full_bucket() {
+    in_namespace(|_| {
+        let mut xdp = load(1024);
+        apply(
+            &mut xdp,
+            vec![service(Tcp, 80, 1, &[(1, 1, Up), (2, 1, Up), (3, 1, Up)])],
+        );
+        for last in 1..=3 {
+            resolve(&mut xdp, last, INGRESS);
+        }
+        let homes: Vec<u8> = (1..=1500)
+            .map(|port| {
+                server_of(&mut xdp, &tcp(port, 80, "S"));
+                server_of(&mut xdp, &tcp(port, 80, "A"))
+            })
+            .collect();
+        let spilled = xdp.dump("spill").unwrap().len();
+        assert!(spilled >= 476, "{spilled} spilled");
+        for number in 0..100_000_u32 {
+            let client =
+                Ipv4Addr::from(0x1000_0000 + number.wrapping_mul(2_654_435_761) % 0x1000_0000);
+            let syn = frame(client, VIP, 64, transport(number as u16, 80, "S"), b"");
+            xdp.run(&syn, 0).unwrap();
+        }
+        for (port, home) in (1..=1500).zip(homes) {
+            assert_eq!(
+                server_of(&mut xdp, &tcp(port, 80, "A")),
+                home,
+                "port {port}"
+            );
+        }
+    });
+}
+
 #[test]
 fn expired_flows_are_swept_and_their_slots_used_again() {
     in_namespace(|_| {
@@ -324,6 +362,7 @@ fn expired_flows_are_swept_and_their_slots_used_again() {
             server_of(&mut xdp, &tcp(port, 80, "S"));
             server_of(&mut xdp, &tcp(port, 80, "A"));
         }
+        xdp.sweep();
         assert_eq!(xdp.snapshot().services[0].backends[0].active, 100);
         std::thread::sleep(std::time::Duration::from_millis(1500));
         xdp.sweep();

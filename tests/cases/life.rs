@@ -107,7 +107,7 @@ fn a_bad_configuration_on_reload_changes_nothing() {
 fn a_reload_misses_no_advert_and_no_request() {
     let mut guide = Guide::start().unwrap();
     let since = guide.node1.status().unwrap().instances[0].since;
-    let samples = lab::steps::under_requests(&guide.client, VIP, || {
+    let samples = lab::steps::under_requests(&guide.client, VIP, Duration::from_secs(2), || {
         for weights in [[1, 2], [3, 1], [1, 1], [0, 1], [1, 1]] {
             guide.node1.configure(&guide::config(&Settings {
                 weights,
@@ -234,4 +234,113 @@ fn services_are_printed_as_ipvsadm_prints_them() {
     let output = guide.node1.lbctl(&["map", "dump", "nonsense"]).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("there is no map `nonsense`"));
+}
+
+/// A real server that is added by a reload gets connections only once it is found: until then its
+/// share would end in the director's own stack.
+#[test]
+fn an_added_real_server_that_is_absent_gets_nothing() {
+    let guide = Guide::start().unwrap();
+    let config = guide::config(&Settings::of(100)).replace("10.1.15.46", "10.1.15.99");
+    // Without a check it counts as up, and still nothing may be sent to it.
+    let check = &config
+        [config.find("[service.check]").unwrap()..config.find("[[service.backend]]").unwrap()];
+    guide.node1.configure(&config.replace(check, "")).unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    assert_eq!(http::get_many(&guide.client, VIP, 20).unwrap(), ["rs1"; 20]);
+    let states: Vec<String> = guide
+        .node1
+        .service()
+        .unwrap()
+        .backends
+        .into_iter()
+        .map(|b| b.state)
+        .collect();
+    assert_eq!(states, ["up", "unresolved", "draining"]);
+    let problems = guide.node1.status().unwrap().problems;
+    assert!(
+        problems
+            .iter()
+            .any(|p| p.contains("10.1.15.99") && p.contains("MAC")),
+        "{problems:?}"
+    );
+}
+
+/// A running instance that a reload removes ends as if it were stopped.
+#[test]
+fn a_removed_instance_says_goodbye() {
+    let guide = Guide::start().unwrap();
+    let log = guide.notify_log("removed").unwrap();
+    let with_log = |second| Settings {
+        second,
+        notify_log: Some(log.clone()),
+        ..Settings::of(100)
+    };
+    guide
+        .node1
+        .configure(&guide::config(&with_log(Some(100))))
+        .unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    guide.node1.wait_for("VI_2", VrrpState::Master).unwrap();
+    let second = guide::VIP2.to_string();
+    assert!(guide.node1.node.addresses().unwrap().contains(&second));
+    guide
+        .node1
+        .configure(&guide::config(&with_log(None)))
+        .unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    assert!(
+        !guide.node1.node.addresses().unwrap().contains(&second),
+        "gone when lbctl returns"
+    );
+    wait::until_true("its stop script", Duration::from_secs(3), || {
+        Ok(std::fs::read_to_string(&log)?.contains("INSTANCE VI_2 STOP 100"))
+    })
+    .unwrap();
+    assert_eq!(
+        guide.node1.state("VI_1").unwrap(),
+        VrrpState::Master,
+        "the other is not disturbed"
+    );
+}
+
+/// Ctrl-C, a termination, and what a harness sends to the process alone: the demonstration goes and
+/// leaves nothing.
+#[test]
+fn an_interrupted_demonstration_leaves_nothing() {
+    for (signal, patience) in [
+        (Signal::SIGINT, 900),
+        (Signal::SIGTERM, 3_000),
+        (Signal::SIGHUP, 6_000),
+    ] {
+        let program = lab::binaries::find("lbd-demo").unwrap();
+        let mut child = std::process::Command::new(program)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mine = format!("lbd-{}-", child.id());
+        std::thread::sleep(Duration::from_millis(patience));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(128 + signal as i32), "{signal}");
+        let namespaces = String::from_utf8(
+            std::process::Command::new("ip")
+                .arg("netns")
+                .output()
+                .unwrap()
+                .stdout,
+        )
+        .unwrap();
+        assert!(!namespaces.contains(&mine), "{signal}: {namespaces}");
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        assert!(
+            !mounts.contains(&format!("/run/lbd-lab/{}-", child.id())),
+            "{signal}: {mounts}"
+        );
+        assert!(
+            !std::path::Path::new(&format!("/run/lbd-lab/{}-0", child.id())).exists(),
+            "{signal}"
+        );
+    }
 }

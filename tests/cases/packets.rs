@@ -315,7 +315,9 @@ fn one_packet_each() {
                 Pass(reason) => {
                     assert_eq!(verdict, PASS, "{what}");
                     assert_eq!(out, frame, "{what}: changed although it passes");
-                    // A local backend counts its packets as IPVS does for its local real servers.
+                    // A local backend's packets count as its own too, as with IPVS.
+                    let counted = forwarded(&mut xdp).0 - packets.0;
+                    assert_eq!(counted, u64::from(reason == "local"), "{what}");
                     assert_eq!(moved, [format!("{reason} +1")], "{what}");
                 }
             }

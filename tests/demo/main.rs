@@ -1,9 +1,9 @@
 //! The demonstration: the deployment guide's cluster in namespaces, every step measured.
 //!
-//! `lbd-demo [--json FILE] [--keep-going]`. Run by `cargo xtask demo`, which builds what it needs.
+//! `lbd-demo [--json FILE]`. Run by `cargo xtask demo`, which builds what it needs.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -35,11 +35,11 @@ fn main() -> ExitCode {
             }
         }
     }
-    let outcomes = match demonstrate() {
+    let outcomes = match demonstrate(json_file.as_deref()) {
         Ok(outcomes) => outcomes,
         Err(error) => {
             eprintln!("demo: the cluster does not start: {error:#}");
-            write_json(json_file, false, &[]);
+            write_json(json_file.as_deref(), false, &[]);
             return ExitCode::FAILURE;
         }
     };
@@ -53,14 +53,14 @@ fn main() -> ExitCode {
             "The demonstration FAILED."
         }
     );
-    if write_json(json_file, passed, &outcomes) && passed {
+    if write_json(json_file.as_deref(), passed, &outcomes) && passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
 
-fn demonstrate() -> Result<Vec<Outcome>> {
+fn demonstrate(json_file: Option<&Path>) -> Result<Vec<Outcome>> {
     println!("building the cluster: a switch, a client, two directors, two real servers");
     let began = Instant::now();
     let mut guide = Guide::start()?;
@@ -92,6 +92,8 @@ fn demonstrate() -> Result<Vec<Outcome>> {
             error,
             took,
         });
+        // An interrupted run leaves what it has seen, and that it did not pass.
+        write_json(json_file, false, &outcomes);
         if failed {
             // Later steps need the normal state that this one did not restore.
             break;
@@ -110,7 +112,7 @@ fn print_table(outcomes: &[Outcome]) {
             "FAILED"
         };
         println!(
-            "{}. {:<62} {verdict:>6} {:>6.1} s",
+            "{}. {:<67} {verdict:>6} {:>6.1} s",
             index + 1,
             outcome.step.title,
             outcome.took.as_secs_f64()
@@ -128,7 +130,7 @@ fn print_table(outcomes: &[Outcome]) {
 }
 
 /// Writes the result; says whether that worked.
-fn write_json(file: Option<PathBuf>, passed: bool, outcomes: &[Outcome]) -> bool {
+fn write_json(file: Option<&Path>, passed: bool, outcomes: &[Outcome]) -> bool {
     let Some(file) = file else { return true };
     let steps: Vec<Value> = outcomes
         .iter()
@@ -145,7 +147,7 @@ fn write_json(file: Option<PathBuf>, passed: bool, outcomes: &[Outcome]) -> bool
     let document = json!({ "passed": passed, "steps": steps });
     let written = serde_json::to_string_pretty(&document)
         .context("encode")
-        .and_then(|text| std::fs::write(&file, text + "\n").context("write"));
+        .and_then(|text| std::fs::write(file, text + "\n").context("write"));
     if let Err(error) = &written {
         eprintln!("demo: cannot write {}: {error:#}", file.display());
     }

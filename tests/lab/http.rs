@@ -62,11 +62,12 @@ pub struct Sample {
 const PAUSE: Duration = Duration::from_millis(5);
 /// A probe that takes longer counts as failed: far above any answer on a switch, and short, because
 /// it is the grain of the measurement.
-const LIMIT: Duration = Duration::from_millis(25);
+pub const GRAIN: Duration = Duration::from_millis(25);
 
 impl Prober {
-    /// Starts asking for `GET /` at `address`.
-    pub fn start(node: &Node, address: Ipv4Addr) -> Result<Self> {
+    /// Starts asking for `GET /` at `address`. Only a real server's page counts as an answer, and
+    /// only within `limit`.
+    pub fn start(node: &Node, address: Ipv4Addr, limit: Duration) -> Result<Self> {
         let namespace = node.open()?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -77,7 +78,7 @@ impl Prober {
                 let sent = Instant::now();
                 samples.push(Sample {
                     sent,
-                    answered: get(address, LIMIT).is_ok(),
+                    answered: get(address, limit).is_ok_and(|page| page.starts_with("rs")),
                 });
                 std::thread::sleep(PAUSE);
             }
@@ -96,7 +97,15 @@ impl Prober {
 }
 
 /// The longest time between two answered probes with a failed one in between; zero if none failed.
-pub fn outage(samples: &[Sample]) -> Duration {
+/// A service that was not there at the beginning or did not come back has no outage but an error.
+pub fn outage(samples: &[Sample]) -> Result<Duration> {
+    let answered = |sample: Option<&Sample>| sample.is_some_and(|sample| sample.answered);
+    if !answered(samples.first()) || !answered(samples.last()) {
+        bail!(
+            "no answer at the beginning or at the end of {} probes",
+            samples.len()
+        );
+    }
     let mut longest = Duration::ZERO;
     let mut last: Option<Instant> = None;
     let mut failed = false;
@@ -111,7 +120,7 @@ pub fn outage(samples: &[Sample]) -> Duration {
         failed = false;
         last = Some(sample.sent);
     }
-    longest
+    Ok(longest)
 }
 
 /// Failed probes.

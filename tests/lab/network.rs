@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use crate::registry::{PREFIX, Registry};
+use crate::registry::{PREFIX, Registry, making};
 
 /// Name of every host's interface, as in the deployment guide.
 pub const INTERFACE: &str = "eno16777736";
@@ -43,8 +43,7 @@ impl Lab {
         );
         let registry = Registry::create()?;
         let switch = format!("{PREFIX}-{}-switch", registry.id());
-        registry.note_namespace(&switch)?;
-        host(&["netns", "add", &switch])?;
+        add_namespace(&registry, &switch)?;
         for arguments in [
             &["link", "set", "lo", "up"][..],
             &[
@@ -64,9 +63,12 @@ impl Lab {
         }
         let bpffs = registry.directory().join("bpf");
         std::fs::create_dir(&bpffs)?;
-        registry.note_mount(&bpffs)?;
         let target = bpffs.to_str().context("path")?;
-        run(Command::new("mount").args(["-t", "bpf", "bpf", target]))?;
+        {
+            let _making = making();
+            registry.note_mount(&bpffs)?;
+            run(Command::new("mount").args(["-t", "bpf", "bpf", target]))?;
+        }
         // A veth driver transmits from XDP only when its peer runs a program as well.
         let pass = bpffs.join("pass");
         lb_user::dataplane::xdp::pin_pass(&pass)?;
@@ -82,8 +84,7 @@ impl Lab {
         let namespace = format!("{PREFIX}-{}-{name}", self.registry.id());
         let address = Ipv4Addr::from(address);
         let port = format!("p-{name}");
-        self.registry.note_namespace(&namespace)?;
-        host(&["netns", "add", &namespace])?;
+        add_namespace(&self.registry, &namespace)?;
         let switch = &self.switch;
         inside(
             switch,
@@ -272,6 +273,12 @@ impl Node {
     pub fn has_xdp(&self) -> Result<bool> {
         Ok(self.ip(&["link", "show", INTERFACE])?.contains("xdp"))
     }
+}
+
+fn add_namespace(registry: &Registry, name: &str) -> Result<()> {
+    let _making = making();
+    registry.note_namespace(name)?;
+    host(&["netns", "add", name]).map(|_| ())
 }
 
 fn entering(namespace: &str, program: &str) -> Command {

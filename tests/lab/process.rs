@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Lab, Node};
+use crate::{Lab, Node, registry::making};
 
 /// A running process with its output in a file.
 pub struct Process {
@@ -43,6 +43,7 @@ impl Process {
     ) -> Result<Self> {
         let log = lab.directory().join(format!("{}-{name}.log", node.name));
         let output = File::options().create(true).append(true).open(&log)?;
+        let _making = making();
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

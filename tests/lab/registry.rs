@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex, Once,
+        Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -26,6 +26,8 @@ const ROOT: &str = "/run/lbd-lab";
 /// Prefix of every namespace, so that a person sees whose they are.
 pub const PREFIX: &str = "lbd";
 
+/// Held while something is made and noted; taken for good by the clean-up after a signal.
+static MAKING: Mutex<()> = Mutex::new(());
 static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static PREPARE: Once = Once::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -105,9 +107,13 @@ impl Drop for Registry {
     }
 }
 
-fn live() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
-    LIVE.lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+/// Nothing is made while a signal's clean-up runs, and no clean-up runs while something is made.
+pub fn making() -> MutexGuard<'static, ()> {
+    MAKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn live() -> MutexGuard<'static, Vec<PathBuf>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// "pid start-time", from /proc/PID/stat: field 22, counted behind the name in parentheses.
@@ -174,6 +180,7 @@ fn clean_up_on_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            let _nothing_new = making();
             eprintln!("\nlab: interrupted; removing namespaces, processes, mounts and pins");
             for directory in live().drain(..) {
                 remove(&directory);

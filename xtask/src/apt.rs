@@ -1,6 +1,6 @@
 //! Debian packages: installed as root, otherwise named in the exact command.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -8,6 +8,8 @@ use crate::run;
 
 /// Services of freshly installed packages do not start while this file says so.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+const NO_SERVICES: &str =
+    "#!/bin/sh\n# lbd's setup: services of packages being installed do not start.\nexit 101\n";
 
 /// Installs packages.
 pub fn install(packages: &[String]) -> Result<()> {
@@ -66,9 +68,10 @@ struct NoServices {
 impl NoServices {
     fn begin() -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
-        let ours = !Path::new(POLICY).exists();
+        // One with our own words was left by an interrupted run.
+        let ours = fs::read_to_string(POLICY).map_or(true, |text| text == NO_SERVICES);
         if ours {
-            fs::write(POLICY, "#!/bin/sh\nexit 101\n").context(POLICY)?;
+            fs::write(POLICY, NO_SERVICES).context(POLICY)?;
             fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))?;
         }
         Ok(Self { ours })

@@ -44,13 +44,13 @@ pub fn toolchain() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// Compiles the program to `target/bpf/lb-ebpf.o`.
-pub fn build() -> Result<PathBuf> {
+/// Compiles the program to `target/bpf/lb-ebpf.o`, and the benchmark's beside it.
+pub fn build() -> Result<()> {
     let toolchain = toolchain()?;
     run::stage("compiling the XDP program", || compile(&toolchain))
 }
 
-fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
+fn compile(toolchain: &Toolchain) -> Result<()> {
     let folder = run::target().join("bpf");
     let flags = [
         "-Clinker=bpf-linker",
@@ -86,14 +86,16 @@ fn compile(toolchain: &Toolchain) -> Result<PathBuf> {
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER");
     run::run(&mut command)?;
-    let built = folder.join(TARGET).join("bpf/lb-ebpf");
-    let object = folder.join("lb-ebpf.o");
-    let bytes = fs::read(&built).with_context(|| built.display().to_string())?;
-    // An unchanged object keeps its time, and the daemon is not compiled again for it.
-    if fs::read(&object).ok().as_deref() != Some(&bytes) {
-        fs::write(&object, bytes)?;
+    for name in ["lb-ebpf", "lb-bench"] {
+        let built = folder.join(TARGET).join("bpf").join(name);
+        let object = folder.join(name).with_extension("o");
+        let bytes = fs::read(&built).with_context(|| built.display().to_string())?;
+        // An unchanged object keeps its time, and the daemon is not compiled again for it.
+        if fs::read(&object).ok().as_deref() != Some(&bytes) {
+            fs::write(&object, bytes)?;
+        }
     }
-    Ok(object)
+    Ok(())
 }
 
 fn find() -> Option<Toolchain> {
@@ -142,10 +144,11 @@ fn install_compiler() -> Result<()> {
         bail!("no Rust compiler with `core` for {TARGET}; run: {by_rustup}");
     }
     apt::update()?;
-    let Some(packages) = PACKAGES
+    let available = PACKAGES
         .iter()
-        .find(|names| names.iter().all(|name| apt::is_available(name)))
-    else {
+        .find(|names| names.iter().all(|name| apt::is_available(name)));
+    // Without root the package lists may never have been fetched: name the usual packages then.
+    let Some(packages) = available.or((!run::is_root()).then_some(&PACKAGES[0])) else {
         bail!("this system has no package with `core` for {TARGET}; run: {by_rustup}");
     };
     apt::install(&packages.map(str::to_owned))

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// A stage that takes longer says so this often.
 const REMINDER: Duration = Duration::from_secs(15);
@@ -98,19 +99,11 @@ pub fn output(command: &mut Command) -> Option<String> {
 /// Runs a command that cleans up after itself when interrupted: the interrupt that a terminal sends
 /// to both of us must not end us before it.
 pub fn through_interrupts(command: &mut Command) -> Result<()> {
-    signal_hook::flag::register(
-        signal_hook::consts::SIGINT,
-        Arc::new(AtomicBool::new(false)),
-    )?;
-    signal_hook::flag::register(
-        signal_hook::consts::SIGHUP,
-        Arc::new(AtomicBool::new(false)),
-    )?;
+    // A terminal interrupts both of us; anybody else only one. A second copy does no harm.
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let pid = rustix::process::Pid::from_child(&child);
-    // A termination is meant for us alone and is passed on.
     let ended = Arc::new(AtomicBool::new(false));
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;
     let handle = signals.handle();
     let seen = Arc::clone(&ended);
     let forwarder = std::thread::spawn(move || {

@@ -51,7 +51,9 @@ pub enum SocketError {
     #[error("another lbd answers on {0}; stop it, or give this one its own `socket` in [runtime]")]
     InUse(String),
     /// Anything else.
-    #[error("cannot listen on {path}: {source}")]
+    #[error(
+        "cannot listen on {path}: {source}; remove what is there, or set `socket` in [runtime]"
+    )]
     Listen {
         /// The socket.
         path: String,
@@ -73,8 +75,13 @@ impl Server {
             path: path.display().to_string(),
             source,
         };
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(SocketError::InUse(path.display().to_string()));
+        match UnixStream::connect(path).await {
+            Err(error)
+                if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused]
+                    .contains(&error.kind()) => {}
+            Err(error) if path.exists() => return Err(failed(error)),
+            Err(_) => {}
+            Ok(_) => return Err(SocketError::InUse(path.display().to_string())),
         }
         if path
             .symlink_metadata()

@@ -5,6 +5,12 @@ use crate::model::Config;
 /// One line per difference between the running and the new configuration.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     let mut lines = Vec::new();
+    if old.router_id != new.router_id {
+        lines.push(format!("router_id {} -> {}", old.router_id, new.router_id));
+    }
+    if old.dataplane.timeouts != new.dataplane.timeouts {
+        lines.push("flow time-outs changed".to_owned());
+    }
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),

@@ -27,12 +27,14 @@ const REPEATS: [Duration; 4] = [
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// What a master holds.
+#[derive(Clone)]
 struct Held {
     interface: String,
     ifindex: u32,
     prefixes: Vec<Prefix>,
-    /// The owner's addresses are the interface's real ones: announced, but never taken away.
-    owner: bool,
+    /// Those that an owner (priority 255) had on its interface already: its real addresses, which
+    /// are announced but never taken away.
+    own: Vec<Prefix>,
     /// When to announce next, and how many of the repeats are done.
     next: Instant,
     repeats: usize,
@@ -79,13 +81,19 @@ impl Addresses {
             return;
         };
         let prefixes = instance.addresses.clone();
+        let mut own = self
+            .held
+            .remove(&instance.name)
+            .map(|held| held.own)
+            .unwrap_or_default();
         for prefix in &prefixes {
-            // Whatever its prefix length: the owner has its address already.
             let present = interface
                 .addresses
                 .iter()
                 .any(|p| p.address == prefix.address);
-            if instance.priority != 255 || !present {
+            if instance.priority == 255 && present && !self.holds(interface.ifindex, prefix) {
+                own.push(*prefix);
+            } else if !own.contains(prefix) {
                 self.add(interface.ifindex, *prefix).await;
             }
         }
@@ -93,7 +101,7 @@ impl Addresses {
             interface: interface.name.clone(),
             ifindex: interface.ifindex,
             prefixes,
-            owner: instance.priority == 255,
+            own,
             next: Instant::now() + REPEATS[1],
             repeats: 1,
         };
@@ -101,14 +109,10 @@ impl Addresses {
         self.held.insert(instance.name.clone(), held);
     }
 
-    /// Takes addresses away that an instance held, except those that another holds by now, and
-    /// those of an owner.
+    /// Takes addresses away that an instance held, except those that another holds by now.
     pub async fn release(&mut self, name: &str) {
-        let Some(held) = self.held.remove(name) else {
-            return;
-        };
-        if !held.owner {
-            self.delete_unless_held(held.ifindex, &held.prefixes).await;
+        if let Some(held) = self.held.remove(name) {
+            self.delete_unless_held(&held).await;
         }
     }
 
@@ -120,17 +124,19 @@ impl Addresses {
         if held.prefixes == instance.addresses {
             return;
         }
-        let (ifindex, before, owner) = (held.ifindex, held.prefixes.clone(), held.owner);
+        let before = held.clone();
         self.hold(instance, interfaces).await;
-        if !owner {
-            self.delete_unless_held(ifindex, &before).await;
-        }
+        self.delete_unless_held(&before).await;
     }
 
-    async fn delete_unless_held(&self, ifindex: u32, prefixes: &[Prefix]) {
-        for prefix in prefixes {
-            if !self.holds(ifindex, prefix) {
-                self.delete(ifindex, *prefix).await;
+    async fn delete_unless_held(&self, before: &Held) {
+        for prefix in before
+            .prefixes
+            .iter()
+            .filter(|prefix| !before.own.contains(prefix))
+        {
+            if !self.holds(before.ifindex, prefix) {
+                self.delete(before.ifindex, *prefix).await;
             }
         }
     }
@@ -181,6 +187,22 @@ impl Addresses {
         for held in due.iter().filter_map(|name| self.held.get(name)) {
             if let Some(interface) = interfaces.by_name(&held.interface) {
                 self.send(held, interface);
+            }
+        }
+    }
+
+    /// Puts back every held address that is not there.
+    pub async fn restore_missing(&self, interfaces: &Interfaces) {
+        for held in self.held.values() {
+            let Some(interface) = interfaces.by_index(held.ifindex) else {
+                continue;
+            };
+            for prefix in held
+                .prefixes
+                .iter()
+                .filter(|p| !interface.addresses.contains(p))
+            {
+                self.restore(held.ifindex, *prefix).await;
             }
         }
     }

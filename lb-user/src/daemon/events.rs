@@ -2,11 +2,13 @@
 
 use std::time::SystemTime;
 
+use tokio::sync::mpsc::Receiver;
+
 use super::{Daemon, HealthRecord};
 use crate::{
     health::{driver::Change, state::Health},
     model::VrrpState,
-    net::interfaces::NetEvent,
+    net::interfaces::{Interfaces, NetEvent},
     vrrp::{driver::Report, fsm::Reason},
 };
 
@@ -17,7 +19,15 @@ impl Daemon {
                 instance,
                 state,
                 reason,
-            } => self.on_transition(&instance, state, reason).await,
+            } => {
+                self.on_transition(&instance, state, &reason.to_string())
+                    .await;
+                if reason == Reason::Stopped
+                    && !self.config.instances.iter().any(|i| i.name == instance)
+                {
+                    self.instances.remove(&instance);
+                }
+            }
             Report::Announce { instance } => {
                 tracing::info!(
                     instance,
@@ -30,22 +40,28 @@ impl Daemon {
         }
     }
 
-    /// The data plane first: when the addresses are announced it must be ready, and when they are
-    /// another's it must have let go.
-    async fn on_transition(&mut self, name: &str, state: VrrpState, reason: Reason) {
-        let serving = state == VrrpState::Master;
-        if let Some(role) = self.roles.of(name) {
-            self.data_plane.set_role(role, serving);
-        }
+    /// A new master's data plane is ready before its addresses are announced. One that yields gives
+    /// its addresses up first: while it had them without forwarding, its own stack would answer and
+    /// reset connections. A daemon that stops goes silent in the order of its parts.
+    async fn on_transition(&mut self, name: &str, state: VrrpState, reason: &str) {
+        let role = self.roles.of(name);
         let instance = self
-            .config
             .instances
-            .iter()
-            .find(|i| i.name == name)
-            .cloned();
-        match &instance {
-            Some(instance) if serving => self.addresses.hold(instance, &self.interfaces).await,
-            Some(_) | None => self.addresses.release(name).await,
+            .get(name)
+            .map(|record| record.instance.clone());
+        match (state, &instance) {
+            (VrrpState::Master, Some(instance)) => {
+                self.set_role(role, true);
+                self.addresses.hold(instance, &self.interfaces).await;
+            }
+            (VrrpState::Backup | VrrpState::Fault, _) => {
+                self.addresses.release(name).await;
+                self.set_role(role, false);
+            }
+            (VrrpState::Init, _) | (VrrpState::Master, None) => {
+                self.set_role(role, false);
+                self.addresses.release(name).await;
+            }
         }
         let before = self
             .instances
@@ -54,21 +70,34 @@ impl Daemon {
         tracing::info!(
             instance = name,
             generation = self.switch.generation,
-            data_plane = if serving { "serving" } else { "passing" },
+            data_plane = if state == VrrpState::Master {
+                "serving"
+            } else {
+                "passing"
+            },
             "{before} -> {state}: {reason}"
         );
         if let Some(record) = self.instances.get_mut(name) {
             record.state = state;
             record.generation = self.switch.generation;
         }
-        if let Some(instance) = &instance {
-            self.notifier.transition(instance, state);
+        if let (Some(instance), Some(notifier)) = (&instance, &mut self.notifier) {
+            notifier.transition(instance, state);
+        }
+    }
+
+    fn set_role(&mut self, role: Option<u16>, serving: bool) {
+        if let Some(role) = role {
+            self.data_plane.set_role(role, serving);
         }
     }
 
     pub(super) fn on_health(&mut self, change: Change) {
-        let (service, address) = change.subject;
-        let Some(record) = self.health.get_mut(&change.subject) else {
+        if !self.checks.is_running(&change.job) {
+            return;
+        }
+        let (service, address) = change.job.subject;
+        let Some(record) = self.health.get_mut(&change.job.subject) else {
             return;
         };
         let lasted = record.since.elapsed().unwrap_or_default().as_secs();
@@ -85,8 +114,13 @@ impl Daemon {
             ),
         };
         tracing::warn!("{reason}");
-        if let Err(error) = self.apply(&reason) {
-            tracing::error!(%error, "the data plane keeps its last state");
+        self.apply_or_stay(&reason);
+    }
+
+    /// Applies; a data plane that refuses keeps its last state, and the next tick tries again.
+    fn apply_or_stay(&mut self, reason: &str) {
+        if let Err(error) = self.apply(reason) {
+            tracing::error!(%error, "the data plane keeps its last state for now");
         }
     }
 
@@ -98,20 +132,39 @@ impl Daemon {
                 if self.neighbours.learn(&event) {
                     let place = self.neighbours.locate(*address, &self.interfaces);
                     self.data_plane.set_neighbour(*address, place);
+                    let word = if place.is_some() {
+                        "is found"
+                    } else {
+                        "cannot be found"
+                    };
+                    self.apply_or_stay(&format!("{address} {word} on the network"));
                 }
             }
-            NetEvent::Link { .. } | NetEvent::LinkGone { .. } | NetEvent::Address { .. } => {
-                if let NetEvent::Address {
-                    ifindex,
-                    prefix,
-                    present: false,
-                } = &event
-                {
+            NetEvent::Address {
+                ifindex,
+                prefix,
+                present,
+            } => {
+                if !present {
                     self.addresses.restore(*ifindex, *prefix).await;
                 }
+                let ours = self
+                    .config
+                    .instances
+                    .iter()
+                    .any(|i| i.addresses.contains(prefix));
                 if changed.is_some() {
                     self.follow_links();
-                    self.find_neighbours().await;
+                    // Our own addresses lead to no new place.
+                    if !ours {
+                        self.find_neighbours_and_apply().await;
+                    }
+                }
+            }
+            NetEvent::Link { .. } | NetEvent::LinkGone { .. } => {
+                if changed.is_some() {
+                    self.follow_links();
+                    self.find_neighbours_and_apply().await;
                 }
             }
         }
@@ -122,13 +175,15 @@ impl Daemon {
         tracing::warn!("netlink events were lost; reading everything again");
         match self.netlink.dump().await {
             Ok(events) => {
-                self.interfaces = crate::net::interfaces::Interfaces::default();
+                self.interfaces = Interfaces::default();
+                self.neighbours.forget();
                 for event in &events {
                     self.interfaces.apply(event);
                     self.neighbours.learn(event);
                 }
+                self.addresses.restore_missing(&self.interfaces).await;
                 self.follow_links();
-                self.find_neighbours().await;
+                self.find_neighbours_and_apply().await;
             }
             Err(error) => tracing::error!(error = super::with_sources(&error), "netlink"),
         }
@@ -138,9 +193,14 @@ impl Daemon {
     fn follow_links(&self) {
         if let Some(vrrp) = &self.vrrp {
             for instance in &self.config.instances {
-                vrrp.link(&instance.interface, self.link_of(instance));
+                vrrp.link(&instance.name, self.link_of(instance));
             }
         }
+    }
+
+    async fn find_neighbours_and_apply(&mut self) {
+        self.find_neighbours().await;
+        self.apply_or_stay("paths to real servers changed");
     }
 
     /// Looks for every real server and tells the data plane.
@@ -153,8 +213,46 @@ impl Daemon {
         self.neighbours.refresh(&self.netlink).await;
     }
 
-    pub(super) async fn on_tick(&mut self) {
+    pub(super) async fn on_tick(&mut self, reports: &mut Receiver<Report>) {
         self.addresses.tick(&self.interfaces);
-        self.neighbours.refresh(&self.netlink).await;
+        if self.neighbours.is_due() {
+            // Routes change without telling.
+            self.find_neighbours_and_apply().await;
+        } else {
+            self.neighbours.refresh(&self.netlink).await;
+        }
+        if self.behind {
+            self.apply_or_stay("retry");
+        }
+        self.follow_links();
+        self.catch_up(reports).await;
+    }
+
+    /// Repairs what a lost report left behind: the VRRP thread drops reports when the daemon is too
+    /// slow to take them.
+    async fn catch_up(&mut self, reports: &mut Receiver<Report>) {
+        while let Ok(report) = reports.try_recv() {
+            self.on_report(report).await;
+        }
+        let Some(vrrp) = &self.vrrp else { return };
+        let snapshots = vrrp.snapshot().await;
+        if !reports.is_empty() {
+            // Something happened in between and will be handled as it was reported.
+            return;
+        }
+        for snapshot in snapshots {
+            let known = self
+                .instances
+                .get(&snapshot.name)
+                .map(|record| record.state);
+            if known.is_some_and(|state| state != snapshot.state) {
+                tracing::error!(
+                    instance = snapshot.name,
+                    "a transition was not reported; following it now"
+                );
+                self.on_transition(&snapshot.name, snapshot.state, &snapshot.reason)
+                    .await;
+            }
+        }
     }
 }

@@ -26,7 +26,11 @@ use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles};
 use crate::{
     api::server::{Request, Server, SocketError},
     config::{self, ConfigError},
-    dataplane::{DataPlane, DataPlaneError, plan, xdp::Xdp},
+    dataplane::{
+        DataPlane, DataPlaneError, Plan,
+        plan::{self, Condition},
+        xdp::Xdp,
+    },
     health::{
         driver::{Change, Checks},
         plan::Subject,
@@ -34,7 +38,7 @@ use crate::{
     },
     model::{Config, Instance, Target, VrrpState},
     net::{
-        interfaces::Interfaces,
+        interfaces::{Interface, Interfaces},
         netlink::{Events, Netlink, NetlinkError},
     },
     notify::{NoSuchUser, Notifier},
@@ -43,7 +47,8 @@ use crate::{
 
 /// Housekeeping: neighbours are looked after, late announcements sent.
 const TICK: Duration = Duration::from_secs(1);
-/// Expired flows are swept this often: 0.5 % of the shortest default time-out.
+/// Expired flows are swept this often. Their slots count as free before that; the sweep is for
+/// counting and for slots whose writer was lost.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long scripts of the shut-down may run on.
 const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
@@ -65,6 +70,31 @@ pub enum DaemonError {
     /// An interface is missing.
     #[error("interface {0} does not exist; `ip link` lists those that do")]
     NoInterface(String),
+    /// The source of adverts is not on the interface.
+    #[error(
+        "{name}: source_address {source_address} is not an address of {interface}; `ip address show {interface}` lists them"
+    )]
+    NoSourceAddress {
+        /// Instance name.
+        name: String,
+        /// Configured address.
+        source_address: std::net::Ipv4Addr,
+        /// Interface.
+        interface: String,
+    },
+    /// A reload wants what only a start can do.
+    #[error(
+        "the XDP program runs on {running}, and the new configuration wants {wanted}: restart lbd for that"
+    )]
+    NeedsRestart {
+        /// Interfaces in use.
+        running: String,
+        /// Interfaces wanted.
+        wanted: String,
+    },
+    /// A part of the daemon has ended.
+    #[error("the VRRP thread has ended; lbd cannot go on without it")]
+    NoVrrp,
     /// The script account is missing.
     #[error(transparent)]
     NoSuchUser(#[from] NoSuchUser),
@@ -160,8 +190,10 @@ struct HealthRecord {
     cause: Option<String>,
 }
 
-/// What is known of an instance besides what the VRRP thread knows.
+/// What is known of an instance besides what the VRRP thread knows. One that a reload removes stays
+/// until the thread has reported its end.
 struct InstanceRecord {
+    instance: Instance,
     state: VrrpState,
     generation: u64,
 }
@@ -188,7 +220,9 @@ struct Daemon {
     health: HashMap<Subject, HealthRecord>,
     data_plane: Box<dyn DataPlane>,
     switch: Switch,
-    notifier: Notifier,
+    /// The data plane refused its last plan; the next tick tries again.
+    behind: bool,
+    notifier: Option<Notifier>,
     server: Option<Server>,
 }
 
@@ -233,10 +267,26 @@ impl Daemon {
                 reason: "start".to_owned(),
                 at: SystemTime::now(),
             },
-            notifier,
+            behind: false,
+            notifier: Some(notifier),
             server: Some(server),
             config,
         };
+        for instance in &daemon.config.instances {
+            if !daemon
+                .config
+                .dataplane
+                .interfaces
+                .contains(&instance.interface)
+            {
+                let (name, interface) = (&instance.name, &instance.interface);
+                tracing::warn!(
+                    instance = name,
+                    interface,
+                    "the XDP program does not run on this instance's interface"
+                );
+            }
+        }
         if let Err(error) = daemon.first_configuration().await {
             let _ = daemon.data_plane.detach();
             return Err(error);
@@ -256,9 +306,10 @@ impl Daemon {
         self.addresses
             .remove_leftovers(&self.config, &self.interfaces)
             .await;
-        self.follow_instances();
-        self.apply("start")?;
+        let freed = self.roles.follow(&names(&self.config));
+        self.follow_instances(&freed);
         self.find_neighbours().await;
+        self.apply("start")?;
         self.start_checks();
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
@@ -276,14 +327,20 @@ impl Daemon {
             tokio::select! {
                 // A transition waits for nothing else.
                 biased;
-                Some(report) = inputs.reports.recv() => self.on_report(report).await,
+                report = inputs.reports.recv() => match report {
+                    Some(report) => self.on_report(report).await,
+                    None => {
+                        self.stop(inputs.reports).await?;
+                        return Err(DaemonError::NoVrrp);
+                    }
+                },
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
                 Some(event) = inputs.net.next() => self.on_net(event).await,
                 Some(change) = inputs.changes.recv() => self.on_health(change),
-                _ = signals.hangup.recv() => self.on_hangup().await,
-                Some(request) = inputs.requests.recv() => self.on_request(request).await,
-                _ = tick.tick() => self.on_tick().await,
+                _ = signals.hangup.recv() => self.on_hangup(&mut inputs.reports).await,
+                Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
+                _ = tick.tick() => self.on_tick(&mut inputs.reports).await,
                 _ = sweep.tick() => self.data_plane.sweep(),
             }
         }
@@ -302,28 +359,39 @@ impl Daemon {
         self.addresses.remove_all().await;
         let detached = self.data_plane.detach();
         self.server = None;
-        let idle = Notifier::new(&self.config.runtime.script_user)?;
-        std::mem::replace(&mut self.notifier, idle)
-            .finish(SCRIPTS_AT_STOP)
-            .await;
+        if let Some(notifier) = self.notifier.take() {
+            notifier.finish(SCRIPTS_AT_STOP).await;
+        }
         tracing::info!("stopped");
         Ok(detached?)
     }
 
-    /// Makes the data plane hold what configuration and health demand.
+    /// Makes the data plane hold what configuration, health and neighbours demand.
     fn apply(&mut self, reason: &str) -> Result<(), DataPlaneError> {
-        let plan = plan::build(
-            &self.config,
-            self.roles.indexes(),
-            |service, target| match target {
-                Target::Local => true,
-                Target::Host(address) => self
-                    .health
-                    .get(&(service.id, address))
-                    .is_none_or(|record| record.health == Health::Up),
+        let plan = self.plan(&self.config, &self.roles);
+        let result = self.install(&plan, reason);
+        self.behind = result.is_err();
+        result
+    }
+
+    fn plan(&self, config: &Config, roles: &Roles) -> Plan {
+        plan::build(config, roles.indexes(), |service, target| match target {
+            Target::Local => Condition {
+                up: true,
+                resolved: true,
             },
-        );
-        let generation = self.data_plane.apply(&plan)?;
+            Target::Host(address) => {
+                let record = self.health.get(&(service.id, address));
+                Condition {
+                    up: record.is_none_or(|record| record.health == Health::Up),
+                    resolved: self.neighbours.locate(address, &self.interfaces).is_some(),
+                }
+            }
+        })
+    }
+
+    fn install(&mut self, plan: &Plan, reason: &str) -> Result<(), DataPlaneError> {
+        let generation = self.data_plane.apply(plan)?;
         if generation != self.switch.generation {
             tracing::info!(
                 generation,
@@ -339,23 +407,19 @@ impl Daemon {
         Ok(())
     }
 
-    /// Gives every configured instance a role and a record, and forgets the others.
-    fn follow_instances(&mut self) {
-        let names: Vec<String> = self
-            .config
-            .instances
-            .iter()
-            .map(|i| i.name.clone())
-            .collect();
-        for freed in self.roles.follow(&names) {
-            self.data_plane.set_role(freed, false);
+    /// Clears the flags of instances that are gone and gives new ones a record.
+    fn follow_instances(&mut self, freed: &[u16]) {
+        for role in freed {
+            self.data_plane.set_role(*role, false);
         }
-        self.instances.retain(|name, _| names.contains(name));
-        for name in names {
-            self.instances.entry(name).or_insert(InstanceRecord {
+        for instance in &self.config.instances {
+            let new = InstanceRecord {
+                instance: instance.clone(),
                 state: VrrpState::Init,
                 generation: 0,
-            });
+            };
+            let record = self.instances.entry(instance.name.clone()).or_insert(new);
+            record.instance = instance.clone();
         }
     }
 
@@ -409,6 +473,14 @@ impl Daemon {
     }
 }
 
+fn names(config: &Config) -> Vec<String> {
+    config
+        .instances
+        .iter()
+        .map(|instance| instance.name.clone())
+        .collect()
+}
+
 fn require_interfaces(config: &Config, interfaces: &Interfaces) -> Result<(), DaemonError> {
     let named = config
         .instances
@@ -418,6 +490,20 @@ fn require_interfaces(config: &Config, interfaces: &Interfaces) -> Result<(), Da
     for name in named {
         if interfaces.by_name(name).is_none() {
             return Err(DaemonError::NoInterface(name.clone()));
+        }
+    }
+    for instance in &config.instances {
+        let Some(source_address) = instance.source else {
+            continue;
+        };
+        let on = |i: &Interface| i.addresses.iter().any(|p| p.address == source_address);
+        if !interfaces.by_name(&instance.interface).is_some_and(on) {
+            let (name, interface) = (instance.name.clone(), instance.interface.clone());
+            return Err(DaemonError::NoSourceAddress {
+                name,
+                source_address,
+                interface,
+            });
         }
     }
     Ok(())

@@ -93,10 +93,20 @@ impl Neighbours {
         })
     }
 
+    /// Whether it is time to look for paths again and to verify what is known.
+    pub fn is_due(&self) -> bool {
+        self.verified.is_none_or(|at| at.elapsed() >= VERIFY)
+    }
+
+    /// Forgets every MAC address.
+    pub fn forget(&mut self) {
+        self.macs.clear();
+    }
+
     /// Makes the kernel resolve what is unknown, and from time to time verify what is known.
     pub async fn refresh(&mut self, netlink: &Netlink) {
         let mut wanted: Vec<(Ipv4Addr, u32)> = self.unresolved().collect();
-        if self.verified.is_none_or(|at| at.elapsed() >= VERIFY) {
+        if self.is_due() {
             self.verified = Some(Instant::now());
             wanted = self
                 .paths

@@ -1,14 +1,18 @@
 //! A new configuration for a running daemon: all of it, or none.
 
-use super::{Daemon, DaemonError, load_config, require_interfaces};
+use tokio::sync::mpsc::Receiver;
+
+use super::{Daemon, DaemonError, load_config, names, require_interfaces};
 use crate::{
     api::proto::{Failure, Reload},
     config::{changes, needs_restart},
+    model::Config,
+    vrrp::driver::Report,
 };
 
 impl Daemon {
-    pub(super) async fn on_hangup(&mut self) {
-        match self.reload(false).await {
+    pub(super) async fn on_hangup(&mut self, reports: &mut Receiver<Report>) {
+        match self.reload(false, reports).await {
             Ok(reload) if reload.changes.is_empty() => {
                 tracing::info!("reloaded: nothing has changed");
             }
@@ -19,16 +23,27 @@ impl Daemon {
         }
     }
 
-    pub(super) async fn answer_reload(&mut self, dry_run: bool) -> Result<Reload, Failure> {
-        self.reload(dry_run).await.map_err(|error| Failure {
-            invalid_config: matches!(error, DaemonError::Config(_)),
-            error: error.to_string(),
-        })
+    pub(super) async fn answer_reload(
+        &mut self,
+        dry_run: bool,
+        reports: &mut Receiver<Report>,
+    ) -> Result<Reload, Failure> {
+        self.reload(dry_run, reports)
+            .await
+            .map_err(|error| Failure {
+                invalid_config: matches!(error, DaemonError::Config(_)),
+                error: error.to_string(),
+            })
     }
 
-    async fn reload(&mut self, dry_run: bool) -> Result<Reload, DaemonError> {
+    async fn reload(
+        &mut self,
+        dry_run: bool,
+        reports: &mut Receiver<Report>,
+    ) -> Result<Reload, DaemonError> {
         let mut config = load_config(&self.path)?;
         require_interfaces(&config, &self.interfaces)?;
+        self.require_attached(&config)?;
         let waiting = needs_restart(&self.config, &config);
         let answer = Reload {
             changes: changes(&self.config, &config),
@@ -44,30 +59,54 @@ impl Daemon {
         let timeouts = config.dataplane.timeouts;
         config.dataplane = self.config.dataplane.clone();
         config.dataplane.timeouts = timeouts;
-        let before = std::mem::replace(&mut self.config, config);
-        self.follow_instances();
-        self.start_checks();
-        self.data_plane
-            .set_timeouts(&self.config.dataplane.timeouts);
         let reason = match answer.changes.as_slice() {
             [] => "reload".to_owned(),
             changes => format!("reload: {}", changes.join("; ")),
         };
-        if let Err(error) = self.apply(&reason) {
-            // The data plane still holds the old plan: go back to it everywhere.
-            self.config = before;
-            self.follow_instances();
-            self.start_checks();
-            return Err(error.into());
-        }
+        // The one step that can fail comes before anything is changed.
+        self.neighbours.find_paths(&config, &self.netlink).await;
+        self.neighbours
+            .publish(&self.interfaces, self.data_plane.as_mut());
+        let mut roles = self.roles.clone();
+        let freed = roles.follow(&names(&config));
+        let plan = self.plan(&config, &roles);
+        self.install(&plan, &reason)?;
+        self.config = config;
+        self.roles = roles;
+        self.follow_instances(&freed);
+        self.start_checks();
+        self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
+        self.follow_vrrp(reports).await;
+        Ok(answer)
+    }
+
+    /// Makes the VRRP thread run the new instances, handles what it reports of that, and follows
+    /// changed address lists.
+    async fn follow_vrrp(&mut self, reports: &mut Receiver<Report>) {
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
         }
+        while let Ok(report) = reports.try_recv() {
+            self.on_report(report).await;
+        }
         for instance in self.config.instances.clone() {
             self.addresses.update(&instance, &self.interfaces).await;
         }
-        Ok(answer)
+    }
+
+    /// The program is attached at the start only: an instance on another interface would hold
+    /// addresses whose packets nobody forwards.
+    fn require_attached(&self, config: &Config) -> Result<(), DaemonError> {
+        let running = &self.config.dataplane.interfaces;
+        let wanted = &config.dataplane.interfaces;
+        if wanted.iter().all(|interface| running.contains(interface)) {
+            return Ok(());
+        }
+        Err(DaemonError::NeedsRestart {
+            running: running.join(", "),
+            wanted: wanted.join(", "),
+        })
     }
 }

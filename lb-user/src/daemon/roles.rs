@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 /// Flags by instance name; 0 is nobody's.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Roles {
     indexes: HashMap<String, u16>,
 }
 
 impl Roles {
-    /// Gives every name a flag, keeping those given before. Returns the flags that were freed.
+    /// Gives every name a flag, keeping those given before. Returns the flags that were freed; they
+    /// may still be set, so nobody else gets them in the same turn.
     pub fn follow(&mut self, names: &[String]) -> Vec<u16> {
         let mut freed = Vec::new();
         self.indexes.retain(|name, index| {
@@ -21,7 +22,7 @@ impl Roles {
         });
         for name in names {
             if !self.indexes.contains_key(name) {
-                let taken: Vec<u16> = self.indexes.values().copied().collect();
+                let taken: Vec<u16> = self.indexes.values().chain(&freed).copied().collect();
                 if let Some(index) = (1..=u16::MAX).find(|index| !taken.contains(index)) {
                     self.indexes.insert(name.clone(), index);
                 }
@@ -52,6 +53,8 @@ mod tests {
         assert!(roles.follow(&names(&["a", "b"])).is_empty());
         assert_eq!((roles.of("a"), roles.of("b")), (Some(1), Some(2)));
         assert_eq!(roles.follow(&names(&["b", "c"])), [1]);
-        assert_eq!((roles.of("b"), roles.of("c")), (Some(2), Some(1)));
+        assert_eq!((roles.of("b"), roles.of("c")), (Some(2), Some(3)));
+        roles.follow(&names(&["b", "c", "d"]));
+        assert_eq!(roles.of("d"), Some(1));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc::Receiver;
+
 use super::Daemon;
 use crate::{
     api::{
@@ -10,11 +12,11 @@ use crate::{
     },
     health::state::Health,
     model::VrrpState,
-    vrrp::runner,
+    vrrp::{driver::Report, runner},
 };
 
 impl Daemon {
-    pub(super) async fn on_request(&mut self, request: Request) {
+    pub(super) async fn on_request(&mut self, request: Request, reports: &mut Receiver<Report>) {
         // Whoever asked may be gone by now; that is their business.
         match request {
             Request::Status(answer) => drop(answer.send(self.status().await)),
@@ -24,7 +26,7 @@ impl Daemon {
                 drop(answer.send(entries.map(|entries| MapDump { name, entries })));
             }
             Request::Reload { dry_run, answer } => {
-                let result = self.answer_reload(dry_run).await;
+                let result = self.answer_reload(dry_run, reports).await;
                 drop(answer.send(result));
             }
         }
@@ -143,9 +145,17 @@ impl Daemon {
                 "the MAC address of real server {address} is not known: it does not answer ARP"
             ));
         }
-        for instance in instances.iter().filter(|i| !i.rejected.is_empty()) {
-            let list: Vec<String> = instance
+        for instance in instances {
+            // Other routers of the segment are no problem.
+            let odd: Vec<_> = instance
                 .rejected
+                .iter()
+                .filter(|(reason, _)| reason != "wrong_vrid")
+                .collect();
+            if odd.is_empty() {
+                continue;
+            }
+            let list: Vec<String> = odd
                 .iter()
                 .map(|(reason, n)| format!("{n} {reason}"))
                 .collect();

@@ -28,7 +28,7 @@ pub trait DataPlane: Send {
     fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>);
 
     /// Follows changed flow time-outs; they hold from each flow's next packet on.
-    fn set_timeouts(&self, timeouts: &FlowTimeouts);
+    fn set_timeouts(&mut self, timeouts: &FlowTimeouts);
 
     /// What is live now, with counters.
     fn snapshot(&mut self) -> Snapshot;

@@ -44,6 +44,9 @@ pub enum BackendState {
     Up,
     /// Its flows, but no new ones.
     Draining,
+    /// The same, because its MAC address is not known: what it was sent would reach the director's
+    /// own stack.
+    Unresolved,
     /// Nothing: its flows move at their next packet.
     Down,
 }
@@ -54,6 +57,7 @@ impl BackendState {
         match self {
             BackendState::Up => "up",
             BackendState::Draining => "draining",
+            BackendState::Unresolved => "unresolved",
             BackendState::Down => "down",
         }
     }
@@ -66,7 +70,11 @@ impl PlannedService {
             .iter()
             .map(
                 |backend| match (backend.state, self.scheduler, backend.sorry) {
-                    (BackendState::Draining | BackendState::Down, _, _) => 0,
+                    (
+                        BackendState::Draining | BackendState::Unresolved | BackendState::Down,
+                        _,
+                        _,
+                    ) => 0,
                     (BackendState::Up, _, true) | (BackendState::Up, Scheduler::Rr, false) => 1,
                     (BackendState::Up, Scheduler::Wrr, false) => backend.weight,
                 },
@@ -75,17 +83,27 @@ impl PlannedService {
     }
 }
 
-/// Builds the plan. `is_up` answers for a real server of a service, `role` for an instance's name.
+/// What is known of a backend besides its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Its health check says so, or it has none.
+    pub up: bool,
+    /// Its MAC address is known, or it is this host.
+    pub resolved: bool,
+}
+
+/// Builds the plan. `roles` has the mastership flag of each instance; `condition` answers for a
+/// backend of a service.
 pub fn build(
     config: &Config,
     roles: &HashMap<String, u16>,
-    is_up: impl Fn(&VirtualService, Target) -> bool,
+    condition: impl Fn(&VirtualService, Target) -> Condition,
 ) -> Plan {
     let services = config
         .services
         .iter()
         .map(|service| {
-            let up = |target| is_up(service, target);
+            let condition = |target| condition(service, target);
             PlannedService {
                 id: service.id,
                 role: service
@@ -95,23 +113,39 @@ pub fn build(
                     .copied()
                     .unwrap_or(0),
                 scheduler: service.scheduler,
-                backends: backends(service, &up),
+                backends: backends(service, &condition),
             }
         })
         .collect();
     Plan { services }
 }
 
-fn backends(service: &VirtualService, up: &dyn Fn(Target) -> bool) -> Vec<PlannedBackend> {
+fn backends(
+    service: &VirtualService,
+    condition: &dyn Fn(Target) -> Condition,
+) -> Vec<PlannedBackend> {
     let mut backends: Vec<PlannedBackend> = service
         .backends
         .iter()
         .map(|server| {
             let target = Target::Host(server.address);
-            let state = match (up(target), server.weight) {
-                (false, _) => BackendState::Down,
-                (true, 0) => BackendState::Draining,
-                (true, _) => BackendState::Up,
+            let state = match (condition(target), server.weight) {
+                (Condition { up: false, .. }, _) => BackendState::Down,
+                (Condition { up: true, .. }, 0) => BackendState::Draining,
+                (
+                    Condition {
+                        up: true,
+                        resolved: false,
+                    },
+                    _,
+                ) => BackendState::Unresolved,
+                (
+                    Condition {
+                        up: true,
+                        resolved: true,
+                    },
+                    _,
+                ) => BackendState::Up,
             };
             PlannedBackend {
                 target,
@@ -122,14 +156,14 @@ fn backends(service: &VirtualService, up: &dyn Fn(Target) -> bool) -> Vec<Planne
         })
         .collect();
     if let Some(target) = service.sorry {
-        // Who was served the sorry page may finish reading it when the real servers are back.
-        let alive = backends
+        let needed = !backends
             .iter()
-            .any(|backend| backend.state != BackendState::Down);
-        let state = if alive {
-            BackendState::Draining
-        } else {
-            BackendState::Up
+            .any(|backend| backend.state == BackendState::Up);
+        let state = match (needed, condition(target).resolved) {
+            (true, true) => BackendState::Up,
+            (true, false) => BackendState::Unresolved,
+            // Who was served the sorry page may finish reading it when the real servers are back.
+            (false, _) => BackendState::Draining,
         };
         backends.push(PlannedBackend {
             target,
@@ -208,21 +242,25 @@ mod tests {
                 &[0, 1, 0],
             ),
             (
-                "only weight 0 left: nobody new, but no sorry",
+                "only weight 0 left: sorry, as weight 0 is no quorum",
                 Scheduler::Wrr,
                 &[0, 2],
                 &[46],
-                &[0, 0, 0],
+                &[0, 0, 1],
             ),
         ];
         for (what, scheduler, weights, down, expected) in rows {
             let service = service(weights, Some(Target::Local), *scheduler);
             let up = |target| !matches!(target, Target::Host(a) if down.contains(&a.octets()[3]));
+            let condition = |target| Condition {
+                up: up(target),
+                resolved: true,
+            };
             let planned = PlannedService {
                 id: service.id,
                 role: 1,
                 scheduler: *scheduler,
-                backends: backends(&service, &up),
+                backends: backends(&service, &condition),
             };
             assert_eq!(planned.ring_weights(), *expected, "{what}");
         }
@@ -231,7 +269,32 @@ mod tests {
     #[test]
     fn the_sorry_server_keeps_its_readers_when_servers_return() {
         let service = service(&[1], Some(Target::Local), Scheduler::Wrr);
-        let planned = backends(&service, &|_| true);
+        let planned = backends(&service, &|_| Condition {
+            up: true,
+            resolved: true,
+        });
         assert_eq!(planned[1].state, BackendState::Draining);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_host_that_cannot_be_found() {
+        let service = service(&[1, 1], Some(Target::Local), Scheduler::Wrr);
+        let lost = |lost: u8| {
+            move |target| Condition {
+                up: true,
+                resolved: !matches!(target, Target::Host(a) if a.octets()[3] >= lost),
+            }
+        };
+        let states =
+            |planned: Vec<PlannedBackend>| planned.iter().map(|b| b.state).collect::<Vec<_>>();
+        use BackendState::{Draining, Unresolved, Up};
+        assert_eq!(
+            states(backends(&service, &lost(46))),
+            [Up, Unresolved, Draining]
+        );
+        assert_eq!(
+            states(backends(&service, &lost(45))),
+            [Unresolved, Unresolved, Up]
+        );
     }
 }

@@ -16,8 +16,8 @@ const CHANGE_QUEUE: usize = 1024;
 /// A real server changed its state.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// Service and real server.
-    pub subject: Subject,
+    /// The check that noticed.
+    pub job: Job,
     /// The new state.
     pub health: Health,
     /// Why: the last attempt's error, or nothing on success.
@@ -63,6 +63,13 @@ impl Checks {
     }
 }
 
+impl Checks {
+    /// Whether this check still runs: a change that an ended one left in the queue is stale.
+    pub fn is_running(&self, job: &Job) -> bool {
+        self.tasks.contains_key(job)
+    }
+}
+
 impl Drop for Checks {
     fn drop(&mut self) {
         for task in self.tasks.values() {
@@ -84,7 +91,7 @@ async fn run(
         if let Some(health) = next.change {
             let cause = result.err().map(|error| error.to_string());
             let change = Change {
-                subject: job.subject,
+                job: job.clone(),
                 health,
                 cause,
             };

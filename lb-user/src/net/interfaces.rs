@@ -1,9 +1,6 @@
 //! What is known of this host's interfaces. Pure: fed with netlink's events.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use crate::model::Prefix;
 
@@ -59,8 +56,8 @@ pub struct Interface {
     pub up: bool,
     /// MAC address.
     pub mac: [u8; 6],
-    /// IPv4 addresses.
-    pub addresses: BTreeSet<Prefix>,
+    /// IPv4 addresses in the kernel's order: the primary one of each network before the others.
+    pub addresses: Vec<Prefix>,
 }
 
 /// All interfaces.
@@ -84,7 +81,7 @@ impl Interfaces {
                     name: name.clone(),
                     up: !up,
                     mac: *mac,
-                    addresses: BTreeSet::new(),
+                    addresses: Vec::new(),
                 });
                 let changed = entry.up != *up || entry.mac != *mac || entry.name != *name;
                 entry.name.clone_from(name);
@@ -99,11 +96,13 @@ impl Interfaces {
                 present,
             } => {
                 let interface = self.by_index.get_mut(ifindex)?;
-                let changed = if *present {
-                    interface.addresses.insert(*prefix)
-                } else {
-                    interface.addresses.remove(prefix)
-                };
+                let known = interface.addresses.contains(prefix);
+                if *present && !known {
+                    interface.addresses.push(*prefix);
+                } else if !*present {
+                    interface.addresses.retain(|other| other != prefix);
+                }
+                let changed = *present != known;
                 changed.then(|| interface.name.clone())
             }
             NetEvent::Neighbour { .. } | NetEvent::Lost => None,
@@ -120,11 +119,6 @@ impl Interfaces {
     /// The interface of this index.
     pub fn by_index(&self, ifindex: u32) -> Option<&Interface> {
         self.by_index.get(&ifindex)
-    }
-
-    /// Every interface.
-    pub fn iter(&self) -> impl Iterator<Item = &Interface> {
-        self.by_index.values()
     }
 }
 

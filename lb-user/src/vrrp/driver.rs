@@ -2,7 +2,8 @@
 //! machines, sends adverts, and reports everything else to the daemon.
 //!
 //! It never waits for the daemon: commands come through a queue and an eventfd, reports leave
-//! through a bounded channel, and a full channel drops the report and counts it.
+//! through a bounded channel. A full channel drops the report; the daemon notices from the next
+//! [`Snapshot`] that a state was entered without its knowledge.
 
 use std::{
     collections::BTreeMap,
@@ -129,9 +130,9 @@ impl Driver {
         let _ = finished.await;
     }
 
-    /// Tells what became of an interface.
-    pub fn link(&self, interface: &str, link: Link) {
-        self.send(Command::Link(interface.to_owned(), link));
+    /// Tells what became of an instance's interface.
+    pub fn link(&self, instance: &str, link: Link) {
+        self.send(Command::Link(instance.to_owned(), link));
     }
 
     /// Present state of every instance.
@@ -194,7 +195,7 @@ impl Loop {
                         self.configure(setups);
                         let _ = done.send(());
                     }
-                    Command::Link(interface, link) => self.set_link(&interface, link),
+                    Command::Link(instance, link) => self.set_link(&instance, link),
                     Command::Snapshot(answer) => {
                         let _ = answer.send(
                             self.runners
@@ -247,6 +248,8 @@ impl Loop {
             if let Some(index) = kept {
                 let mut runner = old.swap_remove(index);
                 runner.adopt(setup.instance, self.now());
+                self.follow_link(&mut runner, setup.link);
+                self.open(&mut runner);
                 self.runners.push(runner);
             } else {
                 starting.push(setup);
@@ -258,10 +261,11 @@ impl Loop {
         }
         for setup in starting {
             let mut runner = Runner::new(setup);
-            self.open(&mut runner);
-            let event = match runner.link {
-                Link::Up { .. } => Event::Start,
-                Link::Down => Event::LinkDown,
+            let event = if self.open(&mut runner) {
+                Event::Start
+            } else {
+                runner.link = Link::Down;
+                Event::LinkDown
             };
             self.feed(&mut runner, event);
             self.runners.push(runner);
@@ -271,40 +275,44 @@ impl Loop {
             .retain(|name, _| runners.iter().any(|r| r.instance.interface == *name));
     }
 
-    fn set_link(&mut self, interface: &str, link: Link) {
+    fn set_link(&mut self, instance: &str, link: Link) {
         let mut runners = std::mem::take(&mut self.runners);
-        for runner in runners
-            .iter_mut()
-            .filter(|r| r.instance.interface == interface)
-        {
-            if runner.link == link {
-                continue;
-            }
-            let was_up = matches!(runner.link, Link::Up { .. });
-            match link {
-                Link::Down => {
-                    // The farewell needs the old socket, should the interface still carry it.
-                    self.feed(runner, Event::LinkDown);
-                    runner.link = link;
-                }
-                Link::Up { .. } => {
-                    runner.link = link;
-                    runner.refresh(self.now());
-                    self.open(runner);
-                    if !was_up {
-                        self.feed(runner, Event::LinkUp);
-                    }
-                }
-            }
+        if let Some(runner) = runners.iter_mut().find(|r| r.instance.name == instance) {
+            self.follow_link(runner, link);
         }
         self.runners = runners;
     }
 
-    /// Opens the interface's socket where it is missing or belongs to an earlier interface of the
-    /// same name.
-    fn open(&mut self, runner: &mut Runner) {
-        let Link::Up { ifindex, .. } = runner.link else {
+    fn follow_link(&mut self, runner: &mut Runner, link: Link) {
+        if runner.link == link {
             return;
+        }
+        let was_up = matches!(runner.link, Link::Up { .. });
+        match link {
+            Link::Down => {
+                // The farewell needs the old socket, should the interface still carry it.
+                self.feed(runner, Event::LinkDown);
+                runner.link = link;
+            }
+            Link::Up { .. } => {
+                runner.link = link;
+                runner.refresh(self.now());
+                if !self.open(runner) {
+                    // Deaf, it would become a second master. The daemon tries again.
+                    runner.link = Link::Down;
+                    self.feed(runner, Event::LinkDown);
+                } else if !was_up {
+                    self.feed(runner, Event::LinkUp);
+                }
+            }
+        }
+    }
+
+    /// Opens the interface's socket where it is missing or belongs to an earlier interface of the
+    /// same name. Says whether the instance can hear and speak.
+    fn open(&mut self, runner: &mut Runner) -> bool {
+        let Link::Up { ifindex, .. } = runner.link else {
+            return false;
         };
         let name = &runner.instance.interface;
         let result = match self.sockets.get_mut(name) {
@@ -315,12 +323,21 @@ impl Loop {
                 Ok(())
             }),
         };
-        if let Err(error) = result {
-            let error = format!("cannot open a VRRP socket on {name}: {error}");
-            self.report(Report::Trouble {
-                instance: runner.instance.name.clone(),
-                error,
-            });
+        match result {
+            Ok(()) => {
+                runner.deaf = false;
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut runner.deaf, true) {
+                    let error = format!("cannot open a VRRP socket on {name}: {error}");
+                    self.report(Report::Trouble {
+                        instance: runner.instance.name.clone(),
+                        error,
+                    });
+                }
+                false
+            }
         }
     }
 

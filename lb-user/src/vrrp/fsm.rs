@@ -84,7 +84,7 @@ pub enum Reason {
     MasterSilent,
     /// The master said that it stops (priority 0).
     MasterStopped,
-    /// No advert yet from a lower master that we replace.
+    /// Only adverts of a lower priority than ours were heard.
     Preempted,
     /// An advert of higher priority, or equal with a higher address.
     HigherPriority {
@@ -112,8 +112,10 @@ impl std::fmt::Display for Reason {
             Reason::HigherPriority { priority, source } => {
                 write!(f, "{source} is master with priority {priority}")
             }
-            Reason::LinkDown => f.write_str("the interface is down"),
-            Reason::LinkUp => f.write_str("the interface is up again"),
+            Reason::LinkDown => {
+                f.write_str("the interface is down or has no address to speak from")
+            }
+            Reason::LinkUp => f.write_str("the interface can be used again"),
             Reason::Stopped => f.write_str("stopped"),
         }
     }

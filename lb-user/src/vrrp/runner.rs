@@ -54,6 +54,8 @@ pub(super) struct Runner {
     pub(super) received: u64,
     pub(super) send_errors: u64,
     pub(super) noted_addresses: bool,
+    /// Whether the last attempt to open the socket failed.
+    pub(super) deaf: bool,
     pub(super) rejected: BTreeMap<Rejection, u64>,
 }
 
@@ -73,6 +75,7 @@ impl Runner {
             received: 0,
             send_errors: 0,
             noted_addresses: false,
+            deaf: false,
             rejected: BTreeMap::new(),
         }
     }

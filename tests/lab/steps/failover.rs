@@ -31,11 +31,11 @@ pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         lab,
         ..
     } = guide;
-    let samples = under_requests(client, VIP, || {
+    let samples = under_requests(client, VIP, http::GRAIN, || {
         node1.stop()?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
-    let outage = http::outage(&samples);
+    let outage = http::outage(&samples)?;
     seen.note("node2's control element after", control(node2)?);
     seen.note("outage when node1 stops (ms)", outage.as_millis() as u64);
     ensure!(
@@ -45,12 +45,12 @@ pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     let left = node1.leftovers(&[&VIP.to_string()])?;
     ensure!(left.is_empty(), "node1 left behind: {left:?}");
 
-    let samples = under_requests(client, VIP, || {
+    let samples = under_requests(client, VIP, http::GRAIN, || {
         node1.start(lab)?;
         node1.wait_for("VI_1", VrrpState::Master)?;
         node2.wait_for("VI_1", VrrpState::Backup)
     })?;
-    let outage = http::outage(&samples);
+    let outage = http::outage(&samples)?;
     seen.note(
         "outage when node1 returns and preempts (ms)",
         outage.as_millis() as u64,
@@ -70,12 +70,12 @@ pub fn port_down(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         client,
         ..
     } = guide;
-    let samples = under_requests(client, VIP, || {
+    let samples = under_requests(client, VIP, http::GRAIN, || {
         node1.node.cable(false)?;
         node1.wait_for("VI_1", VrrpState::Fault)?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
-    let outage = http::outage(&samples);
+    let outage = http::outage(&samples)?;
     seen.note(
         "outage when node1's port goes down (ms)",
         outage.as_millis() as u64,
@@ -90,12 +90,12 @@ pub fn port_down(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         "node1 still holds the VIP: {addresses:?}"
     );
 
-    let samples = under_requests(client, VIP, || {
+    let samples = under_requests(client, VIP, http::GRAIN, || {
         node1.node.cable(true)?;
         node1.wait_for("VI_1", VrrpState::Master)?;
         node2.wait_for("VI_1", VrrpState::Backup)
     })?;
-    let outage = http::outage(&samples);
+    let outage = http::outage(&samples)?;
     seen.note(
         "outage when the port returns (ms)",
         outage.as_millis() as u64,
@@ -134,21 +134,25 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         http::get_many(client, vip, 4)?;
     }
 
-    let samples = under_requests(client, VIP, || {
+    // Death: the daemon is killed and the cable cut, so that nothing of node1 answers any more.
+    let samples = under_requests(client, VIP, http::GRAIN, || {
         node1.kill()?;
+        node1.node.cable(false)?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
+    let outage = http::outage(&samples)?;
     seen.note(
-        "node1's daemon killed",
+        "node1 dead",
         format!(
-            "VI_1 {}, VI_2 {}",
+            "VI_1 {}, VI_2 {} on node2",
             node2.state("VI_1")?,
             node2.state("VI_2")?
         ),
     );
-    seen.note(
-        "outage of VI_1 (ms)",
-        http::outage(&samples).as_millis() as u64,
+    seen.note("outage of VI_1 (ms)", outage.as_millis() as u64);
+    ensure!(
+        outage < SILENT_LIMIT,
+        "the client was without service for {outage:?}"
     );
     for vip in [VIP, VIP2] {
         let pages = http::get_many(client, vip, 4)?;
@@ -156,8 +160,14 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
             pages.iter().all(|page| page.starts_with("rs")),
             "{vip}: {pages:?}"
         );
+        let entry = client.neighbour(&vip.to_string())?;
+        ensure!(
+            entry == Some(node2.node.mac()?),
+            "{vip} is at {entry:?}, not at node2"
+        );
     }
 
+    node1.node.cable(true)?;
     node1.start(lab)?;
     node1.wait_for("VI_1", VrrpState::Master)?;
     let split = masters(node1, node2)?;

@@ -211,13 +211,15 @@ fn millis(began: Instant) -> u64 {
     Duration::as_millis(&began.elapsed()) as u64
 }
 
-/// Requests go on through `work`; the samples tell how it was for the client.
+/// Requests go on through `work`; the samples tell how it was for a client that gives each request
+/// `limit`.
 pub fn under_requests(
     client: &Node,
     vip: std::net::Ipv4Addr,
+    limit: Duration,
     work: impl FnOnce() -> Result<()>,
 ) -> Result<Vec<http::Sample>> {
-    let prober = Prober::start(client, vip)?;
+    let prober = Prober::start(client, vip, limit)?;
     std::thread::sleep(Duration::from_millis(300));
     let result = work();
     std::thread::sleep(Duration::from_millis(700));

@@ -22,6 +22,18 @@ use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
 pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
     let mut check = Validator { errors };
     let instances = check.instances(raw.instances);
+    let nowhere = raw.dataplane.is_none()
+        || raw
+            .dataplane
+            .as_ref()
+            .is_some_and(|d| d.value.interfaces.is_none());
+    if let Some(service) = raw.services.first()
+        && instances.is_empty()
+        && nowhere
+    {
+        let help = "name those that receive its traffic: [dataplane] interfaces = [\"...\"]";
+        check.error(&service.span, "a service, but no interface", help);
+    }
     let services = check.services(raw.services, &instances);
     Config {
         router_id: raw

@@ -8,6 +8,7 @@ use std::{
 use aya::maps::MapInfo;
 use lb_common::{
     Backend, BackendFlags, Control, Reason, Service, ServiceKey,
+    flow::{FlowKey, FlowValue},
     limits::{MAX_ROLES, RING_CHUNK_SLOTS},
 };
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
     let kind = match name {
         "control" | "backends" | "rings" | "cursors" => "array (memory-mapped)",
         "services" => "hash",
+        "spill" => "LRU hash",
         "flows" => "array of 4 arrays",
         "devices" => "devmap hash",
         _ => "per-CPU array",
@@ -66,6 +68,7 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
         ),
         "cursors" => Some(cursors(xdp)),
         "flows" => Some(flow_entries(xdp)),
+        "spill" => Some(spilled_entries(xdp)),
         "devices" => Some(devices(xdp)),
         "backend_stats" => Some(backend_stats(xdp)),
         "reasons" => Some(reasons(xdp)),
@@ -206,14 +209,10 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
         .into_iter()
         .take(MAX_FLOWS)
         .map(|flow| {
-            let client = SocketAddrV4::new(
-                Ipv4Addr::from(flow.key.client_be().to_ne_bytes()),
-                u16::from_be(flow.key.port_be()),
-            );
             let left = u64::from(flow.value.expires().wrapping_sub(now));
             json!({
                 "table": flow.table.label(),
-                "client": client.to_string(),
+                "client": client(flow.key),
                 "service": names.get(&flow.key.service()),
                 "backend": host(&xdp.backends.load(usize::from(flow.value.backend()))),
                 "backend_id": flow.value.backend(),
@@ -226,6 +225,24 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
         list.push(json!({ "not_listed": total - MAX_FLOWS }));
     }
     list
+}
+
+fn spilled_entries(xdp: &Xdp) -> Vec<Value> {
+    let names = service_names(xdp);
+    let entry = |(key, value): (u64, u64)| {
+        let (key, value) = (FlowKey(key), FlowValue(value));
+        json!({
+            "client": client(key),
+            "service": names.get(&key.service()),
+            "backend": host(&xdp.backends.load(usize::from(value.backend()))),
+        })
+    };
+    xdp.spill.iter().flatten().map(entry).collect()
+}
+
+fn client(key: FlowKey) -> String {
+    let address = Ipv4Addr::from(key.client_be().to_ne_bytes());
+    SocketAddrV4::new(address, u16::from_be(key.port_be())).to_string()
 }
 
 fn devices(xdp: &Xdp) -> Vec<Value> {

@@ -83,6 +83,11 @@ impl<K: Copy + Eq + Hash> Ids<K> {
         gone
     }
 
+    /// Lengthens the rest; those resting already rest longer too.
+    pub fn rest_at_least(&mut self, rest: Duration) {
+        self.rest = self.rest.max(rest);
+    }
+
     /// The key's identifier, if it lives.
     pub fn get(&self, key: &K) -> Option<u16> {
         self.live.get(key).copied()

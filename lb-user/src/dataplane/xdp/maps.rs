@@ -10,7 +10,10 @@ use aya::{
 use lb_common::{
     Backend, BackendCounters, Control, RingChunk, Service, ServiceKey,
     flow::FlowTable,
-    limits::{GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
+    limits::{
+        GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION,
+        SPILL_FLOWS,
+    },
     reason::REASON_COUNT,
     table::Cursor,
 };
@@ -55,6 +58,7 @@ pub fn shape(name: &str) -> Option<(u32, u32, u32)> {
         ),
         "cursors" => of(4, size_of::<Cursor>(), MAX_SERVICES),
         "flows" => of(4, 4, FlowTable::ALL.len() as u32),
+        "spill" => of(8, 8, SPILL_FLOWS),
         "devices" => of(4, 8, MAX_INTERFACES),
         "backend_stats" => of(4, size_of::<BackendCounters>(), MAX_BACKENDS),
         "reasons" => of(4, 8, REASON_COUNT),
@@ -66,6 +70,7 @@ pub fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)
         | Map::HashMap(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::ArrayOfMaps(data)
         | Map::DevMapHash(data) => Some(data),

@@ -51,6 +51,8 @@ use crate::model::{DataplaneConfig, FlowTimeouts, Neighbour, Runtime, ServiceId,
 
 /// After this time no packet is in the program any more that began before it.
 const GRACE: Duration = Duration::from_secs(1);
+/// Counts of flows in a snapshot are at most this old: walking the tables takes milliseconds.
+const STALE: Duration = Duration::from_millis(100);
 /// An identifier rests at least this long; longer if a flow time-out is longer.
 const MIN_REST: Duration = Duration::from_secs(900);
 
@@ -63,6 +65,7 @@ pub struct Xdp {
     backends: MappedArray<Backend>,
     rings: MappedArray<RingChunk>,
     cursors: MappedArray<Cursor>,
+    spill: BpfHash<MapData, u64, u64>,
     devices: DevMapHash<MapData>,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
@@ -77,6 +80,7 @@ pub struct Xdp {
     switched: Option<Instant>,
     /// Active and inactive flows by backend id, from the last sweep.
     flow_counts: HashMap<u16, (u64, u64)>,
+    swept: Option<Instant>,
 }
 
 impl Xdp {
@@ -130,6 +134,7 @@ impl Xdp {
         let cursors = mapped(&take("cursors")?, MAX_SERVICES)?;
         let mut outer: ArrayOfMaps<MapData> =
             take("flows")?.try_into().map_err(fails("open map flows"))?;
+        let spill = take("spill")?.try_into().map_err(fails("open map spill"))?;
         let devices = take("devices")?
             .try_into()
             .map_err(fails("open map devices"))?;
@@ -141,12 +146,7 @@ impl Xdp {
             .map_err(fails("open map reasons"))?;
         let flows = Flows::open(&mut outer, config.flow_slots)?;
         let control = ControlElement::prepare(control, flows.masks(), &config.timeouts);
-        let timeouts = [
-            config.timeouts.tcp,
-            config.timeouts.udp,
-            config.timeouts.tcp_closing,
-        ];
-        let rest = timeouts.into_iter().fold(MIN_REST, Duration::max);
+        let rest = rest(&config.timeouts);
         let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
         let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
         adopt(&services, &backends, &mut service_ids, &mut backend_ids);
@@ -158,6 +158,7 @@ impl Xdp {
             backends,
             rings,
             cursors,
+            spill,
             devices,
             stats,
             reasons,
@@ -171,6 +172,7 @@ impl Xdp {
             generation: 0,
             switched: None,
             flow_counts: HashMap::new(),
+            swept: None,
         })
     }
 
@@ -198,6 +200,11 @@ impl Xdp {
             .map_err(|e| map_error("run the program", &e))?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
+    }
+
+    /// The loaded program, for the benchmark's tail calls.
+    pub fn program(&mut self) -> Result<&mut aya::programs::Xdp, DataPlaneError> {
+        self.object.program()
     }
 
     fn now(&self) -> Duration {
@@ -261,28 +268,44 @@ impl Xdp {
             Some(Neighbour::ThisHost) => {
                 Backend::new([0; 6], [0; 6], 0, flags | BackendFlags::LOCAL, identity)
             }
+            // The device is known to the kernel before any packet is sent to it.
             Some(Neighbour::Host {
                 mac,
                 ifindex,
                 source_mac,
-            }) => {
-                // The device is known to the kernel before any packet is sent to it.
-                if let Err(error) = self.devices.insert(ifindex, ifindex, None, 0) {
-                    tracing::error!(ifindex, %error, "cannot register an interface for redirection");
+            }) if self.register(ifindex) => Backend::new(
+                mac,
+                source_mac,
+                ifindex,
+                flags | BackendFlags::RESOLVED,
+                identity,
+            ),
+            Some(Neighbour::Host { .. }) | None => {
+                // Only the flags go: a packet that saw them a moment ago finds the rest intact.
+                let old = self.backends.load(usize::from(id));
+                let clear =
+                    Backend::new(old.destination_mac(), old.source_mac(), 0, flags, identity);
+                Backend {
+                    ifindex: old.ifindex,
+                    ..clear
                 }
-                Backend::new(
-                    mac,
-                    source_mac,
-                    ifindex,
-                    flags | BackendFlags::RESOLVED,
-                    identity,
-                )
             }
-            None => Backend::new([0; 6], [0; 6], 0, flags, identity),
         };
         if self.backends.load(usize::from(id)) != element {
             self.backends.store(usize::from(id), &element);
         }
+    }
+
+    /// Makes an interface known as a way out. Says whether that worked.
+    fn register(&mut self, ifindex: u32) -> bool {
+        if self.devices.get(ifindex, 0).is_ok() {
+            return true;
+        }
+        let result = self.devices.insert(ifindex, ifindex, None, 0);
+        if let Err(error) = &result {
+            tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
+        }
+        result.is_ok()
     }
 
     /// Fills the generation that is not live.
@@ -425,12 +448,16 @@ impl DataPlane for Xdp {
         }
     }
 
-    fn set_timeouts(&self, timeouts: &FlowTimeouts) {
+    fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
         self.control.set_timeouts(timeouts);
+        self.service_ids.rest_at_least(rest(timeouts));
+        self.backend_ids.rest_at_least(rest(timeouts));
     }
 
     fn snapshot(&mut self) -> Snapshot {
-        self.sweep();
+        if self.swept.is_none_or(|at| at.elapsed() >= STALE) {
+            self.sweep();
+        }
         Snapshot {
             kind: "xdp".to_owned(),
             interfaces: self.object.attachments(),
@@ -465,6 +492,7 @@ impl DataPlane for Xdp {
             }
         });
         self.flow_counts = counts;
+        self.swept = Some(Instant::now());
     }
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
@@ -473,6 +501,18 @@ impl DataPlane for Xdp {
             .remove()
             .map_err(|e| map_error("remove the pins", &e))
     }
+}
+
+/// How long an identifier must rest: no flow lives longer in silence.
+fn rest(timeouts: &FlowTimeouts) -> Duration {
+    [
+        timeouts.tcp,
+        timeouts.tcp_closing,
+        timeouts.tcp_half_open,
+        timeouts.udp,
+    ]
+    .into_iter()
+    .fold(MIN_REST, Duration::max)
 }
 
 fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {

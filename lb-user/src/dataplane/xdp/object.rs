@@ -15,7 +15,7 @@ use aya::{
 
 use super::{
     maps::{map_data, shape},
-    pins::Pins,
+    pins::{Pins, absent_is_fine},
 };
 use crate::{
     dataplane::{Attachment, DataPlaneError},
@@ -26,13 +26,14 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map of the object, as pinned.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 10] = [
     "control",
     "services",
     "backends",
     "rings",
     "cursors",
     "flows",
+    "spill",
     "devices",
     "backend_stats",
     "reasons",
@@ -226,10 +227,13 @@ impl Object {
 
     /// Detaches from every interface and removes every pin.
     pub fn remove(&mut self) -> io::Result<()> {
+        let mut result = Ok(());
         for (_, link) in self.links.drain(..) {
-            drop(link.unpin()?);
+            // A pin that somebody removed by hand is no reason to leave the others.
+            let unpinned = link.unpin().map(drop);
+            result = result.and(unpinned.or_else(absent_is_fine));
         }
-        self.pins.as_ref().map_or(Ok(()), Pins::remove_all)
+        result.and(self.pins.as_ref().map_or(Ok(()), Pins::remove_all))
     }
 }
 

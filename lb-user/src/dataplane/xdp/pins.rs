@@ -26,20 +26,18 @@ impl Pins {
             path: path.display().to_string(),
             source,
         };
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        let file_system = rustix::fs::statfs(parent).map_err(|e| failed(e.into()))?;
+        let existing = path
+            .ancestors()
+            .find(|p| p.exists())
+            .unwrap_or(Path::new("/"));
+        let file_system = rustix::fs::statfs(existing).map_err(|e| failed(e.into()))?;
         if file_system.f_type != BPF_FS_MAGIC {
             return Err(failed(io::Error::other(format!(
                 "{} is not on a bpffs",
-                parent.display()
+                existing.display()
             ))));
         }
-        match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed(error));
-            }
-            _ => {}
-        }
+        fs::create_dir_all(path).map_err(failed)?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let lock = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -69,18 +67,30 @@ impl Pins {
             .collect()
     }
 
-    /// Removes every pin, and the directory.
+    /// Removes every pin, and the directory unless it is the bpffs itself.
     pub fn remove_all(&self) -> io::Result<()> {
-        for name in self.names() {
-            fs::remove_file(self.path(&name))?;
+        let cleared = self.clear();
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => cleared,
+            removed => cleared.and(removed.or_else(absent_is_fine)),
         }
-        fs::remove_dir(&self.path)
     }
 
     /// Removes every pin but leaves the directory, and with it the lock.
     pub fn clear(&self) -> io::Result<()> {
-        self.names()
-            .iter()
-            .try_for_each(|name| fs::remove_file(self.path(name)))
+        let mut result = Ok(());
+        for name in self.names() {
+            result = result.and(fs::remove_file(self.path(&name)).or_else(absent_is_fine));
+        }
+        result
+    }
+}
+
+/// What is to be removed may be gone already.
+pub fn absent_is_fine(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound {
+        Ok(())
+    } else {
+        Err(error)
     }
 }

@@ -1,0 +1,170 @@
+//! What the product is measured against, and the wrapper that makes measuring honest.
+//!
+//! `BPF_PROG_TEST_RUN` with `repeat` feeds a program its own output. The wrapper restores what
+//! forwarding changes, gives the packet the next client's address and port, and tail-calls the
+//! program under test. `floor_tx` behind the wrapper is the wrapper's own cost.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    btf_maps::{Array, HashMap, LruHashMap, ProgramArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{bench::Traffic, checksum};
+
+/// Large enough for a million flows, as the product's own table in that case.
+const LRU_ENTRIES: usize = 1 << 20;
+
+#[btf_map(name = "traffic")]
+static TRAFFIC: Array<Traffic, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map(name = "targets")]
+static TARGETS: ProgramArray<8> = ProgramArray::new();
+
+/// VIP and port to service id: what the textbook looks up first.
+#[btf_map(name = "text_services")]
+static TEXT_SERVICES: HashMap<u64, u32, 1024> = HashMap::new();
+
+#[btf_map(name = "text_flows")]
+static TEXT_FLOWS: LruHashMap<u64, u32, LRU_ENTRIES> = LruHashMap::new();
+
+/// MAC address in the low six bytes.
+#[btf_map(name = "text_backends")]
+static TEXT_BACKENDS: Array<u64, 64> = Array::new();
+
+#[btf_map(name = "text_cursor")]
+static TEXT_CURSOR: Array<u64, 1> = Array::new();
+
+/// Ethernet, IPv4 without options, and the ports: what every program here needs.
+#[repr(C, packed(2))]
+struct Frame {
+    destination: [u16; 3],
+    source: [u16; 3],
+    ethertype_be: u16,
+    version_ihl: u8,
+    tos: u8,
+    length: [u16; 3],
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    client_be: u32,
+    vip_be: u32,
+    client_port_be: u16,
+    vip_port_be: u16,
+}
+
+#[inline(always)]
+fn frame(ctx: &XdpContext) -> Option<*mut Frame> {
+    let start = ctx.data();
+    (start + size_of::<Frame>() <= ctx.data_end()).then_some(start as *mut Frame)
+}
+
+/// Prepares the next packet and calls the program under test.
+#[xdp]
+pub fn wrapper(ctx: XdpContext) -> u32 {
+    let (Some(frame), Some(traffic)) = (frame(&ctx), TRAFFIC.get_ptr_mut(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: bounds are checked, the map element is only used by this test run.
+    let target = unsafe {
+        let traffic = &mut *traffic;
+        let flow = traffic.next & traffic.flow_mask;
+        traffic.next = traffic.next.wrapping_add(1);
+        // Clients of 16,384 ports each; the multiplication scatters their addresses.
+        let client = (flow >> 14).wrapping_mul(2_654_435_761);
+        (*frame).destination = traffic.destination;
+        (*frame).source = traffic.source;
+        (*frame).ttl = 64;
+        (*frame).checksum = traffic.checksum;
+        (*frame).client_be = traffic.client ^ client;
+        (*frame).client_port_be = ((flow & 0x3fff) as u16 + 1024).to_be();
+        traffic.target
+    };
+    // SAFETY: a tail call does not return; a missing target falls through.
+    unsafe { TARGETS.tail_call(&ctx, target) };
+    xdp_action::XDP_ABORTED
+}
+
+/// Nothing but the verdict.
+#[xdp]
+pub fn floor_tx(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Parses, swaps the MAC addresses, sends.
+#[xdp]
+pub fn floor_swap(ctx: XdpContext) -> u32 {
+    let Some(frame) = frame(&ctx) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: bounds are checked.
+    unsafe {
+        if (*frame).ethertype_be != 0x0800_u16.to_be()
+            || (*frame).version_ihl != 0x45
+            || (*frame).protocol != 6
+        {
+            return xdp_action::XDP_PASS;
+        }
+        let source = (*frame).source;
+        (*frame).source = (*frame).destination;
+        (*frame).destination = source;
+    }
+    xdp_action::XDP_TX
+}
+
+/// The load balancer of every tutorial: service hash, LRU flow hash, backend array, nothing else.
+#[xdp]
+pub fn textbook(ctx: XdpContext) -> u32 {
+    let Some(frame) = frame(&ctx) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: bounds are checked; map values are read and written as the kernel allows.
+    unsafe {
+        if (*frame).ethertype_be != 0x0800_u16.to_be()
+            || (*frame).version_ihl != 0x45
+            || (*frame).protocol != 6
+        {
+            return xdp_action::XDP_PASS;
+        }
+        let vip = u64::from((*frame).vip_be) << 32 | u64::from((*frame).vip_port_be) << 16 | 6;
+        let Some(service) = TEXT_SERVICES.get(vip).copied() else {
+            return xdp_action::XDP_PASS;
+        };
+        let flow = u64::from((*frame).client_be) << 32
+            | u64::from((*frame).client_port_be) << 16
+            | u64::from(service);
+        let backend = match TEXT_FLOWS.get(flow) {
+            Some(backend) => *backend,
+            None => {
+                let Some(cursor) = TEXT_CURSOR.get_ptr_mut(0) else {
+                    return xdp_action::XDP_ABORTED;
+                };
+                *cursor += 1;
+                let backend = (*cursor % 4) as u32;
+                let _ = TEXT_FLOWS.insert(flow, backend, 0);
+                backend
+            }
+        };
+        let Some(mac) = TEXT_BACKENDS.get(backend) else {
+            return xdp_action::XDP_ABORTED;
+        };
+        (*frame).source = (*frame).destination;
+        (*frame).destination = [*mac as u16, (*mac >> 16) as u16, (*mac >> 32) as u16];
+        (*frame).ttl -= 1;
+        (*frame).checksum = checksum::after_ttl_decrement((*frame).checksum);
+    }
+    xdp_action::XDP_TX
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: the verifier proves that no path reaches this.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
