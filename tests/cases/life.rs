@@ -213,12 +213,17 @@ fn a_changed_mac_address_of_a_real_server_is_followed() {
 fn services_are_printed_as_ipvsadm_prints_them() {
     let guide = Guide::start().unwrap();
     http::get_many(&guide.client, VIP, 4).unwrap();
-    let text = guide.node1.ctl(&["services"]).unwrap();
     let expected = "IP Virtual Server version 1.2.1 (size=262144)\n\
         Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
         TCP  10.1.15.50:80 wrr\n  -> 10.1.15.45:80                Route   1      0          2         \n  \
         -> 10.1.15.46:80                Route   1      0          2         \n";
-    assert_eq!(text, expected);
+    // Counts of flows are up to a tenth of a second old.
+    wait::until("two connections each", Duration::from_secs(2), || {
+        let text = guide.node1.ctl(&["services"])?;
+        anyhow::ensure!(text == expected, "{text}");
+        Ok(Some(()))
+    })
+    .unwrap();
     for arguments in [
         &["status"][..],
         &["vrrp"],

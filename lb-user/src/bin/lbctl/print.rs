@@ -44,9 +44,9 @@ pub fn status(status: &Status) -> String {
     line(
         &mut out,
         format!(
-            "generation  {}, {} ago: {}",
+            "generation  {} since {}: {}",
             status.generation.number,
-            ago(status.generation.at),
+            since(status.generation.at),
             status.generation.reason
         ),
     );
@@ -54,10 +54,10 @@ pub fn status(status: &Status) -> String {
         line(
             &mut out,
             format!(
-                "{:<10}  {} for {}: {}; {} on {}; data plane {} since generation {}",
+                "{:<10}  {} since {}: {}; {} on {}; data plane {}, generation {}",
                 instance.name,
                 instance.state,
-                ago(instance.since),
+                since(instance.since),
                 instance.reason,
                 instance.addresses.join(" "),
                 instance.interface,
@@ -264,10 +264,10 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         line(
             &mut out,
             format!(
-                "{}  {} for {}: {}",
+                "{}  {} since {}: {}",
                 instance.name,
                 instance.state,
-                ago(instance.since),
+                since(instance.since),
                 instance.reason
             ),
         );
@@ -397,6 +397,16 @@ pub fn reload(reload: &Reload, dry_run: bool) -> String {
 fn line(out: &mut String, text: impl AsRef<str>) {
     out.push_str(text.as_ref());
     out.push('\n');
+}
+
+/// A point in time, with how long ago it is.
+fn since(unix: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(unix);
+    format!(
+        "{} ({})",
+        humantime::format_rfc3339_seconds(time),
+        ago(unix)
+    )
 }
 
 fn ago(unix: u64) -> String {
