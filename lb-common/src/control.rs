@@ -14,15 +14,17 @@ pub struct Control {
     pub hash_secret: [u64; 2],
     /// Bucket index mask by [`FlowTable`](crate::flow::FlowTable): buckets - 1.
     pub bucket_mask: [u32; 4],
-    /// How long a flow may be silent, in [ticks](crate::flow::TICK_SHIFT).
+    /// How long a flow may be silent, in [ticks](crate::flow::tick_shift).
     pub timeouts: Timeouts,
+    /// How far jiffies are shifted to make ticks: [`tick_shift`](crate::flow::tick_shift).
+    pub tick_shift: u32,
     /// Pads the hot part to two cache lines.
-    pub reserved: [u32; 18],
+    pub reserved: [u32; 17],
     /// Mastership by role index: non-zero means that this node serves. Index 0 is always 1.
     pub roles: [u8; MAX_ROLES],
 }
 
-/// Time-outs of a flow's states, in [ticks](crate::flow::TICK_SHIFT).
+/// Time-outs of a flow's states, in [ticks](crate::flow::tick_shift).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

@@ -3,17 +3,28 @@
 
 use crate::limits::BUCKET_WAYS;
 
-/// Nanoseconds to ticks: one tick is 2^26 ns, 67.1 ms. A 32-bit count wraps after nine years, and
-/// comparisons are made modulo that.
-pub const TICK_SHIFT: u32 = 26;
+/// The clock of expiry counts ticks of about 64 ms: a power of two of kernel jiffies, so that the
+/// program gets one from a single load. A 32-bit count wraps after eight years, and comparisons are
+/// made modulo that. This is the length aimed at; see [`tick_shift`].
+const TICK_NS: u64 = 1 << 26;
 
-/// A hit renews its slot only when that moves the expiry by at least this much: 16 ticks, 1.07 s.
+/// How far jiffies of `jiffy_ns` nanoseconds are shifted right to make ticks: the longest tick that
+/// is not above 67 ms.
+pub const fn tick_shift(jiffy_ns: u64) -> u32 {
+    let mut shift = 0;
+    while jiffy_ns << (shift + 1) <= TICK_NS {
+        shift += 1;
+    }
+    shift
+}
+
+/// A hit renews its slot only when that moves the expiry by at least this much: 16 ticks, a second.
 /// A busy flow dirties its cache line about once a second.
 pub const REFRESH_TICKS: u32 = 16;
 
-/// Ticks in `seconds`, rounded up.
-pub const fn ticks(seconds: u32) -> u32 {
-    ((seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT)) as u32
+/// Ticks of `tick_ns` nanoseconds in `seconds`, rounded up.
+pub const fn ticks(seconds: u32, tick_ns: u64) -> u32 {
+    (seconds as u64 * 1_000_000_000).div_ceil(tick_ns) as u32
 }
 
 /// Index of an inner map of the table of flow tables.
@@ -187,9 +198,17 @@ mod tests {
 
     #[test]
     fn ticks_round_up() {
-        assert_eq!(ticks(0), 0);
-        assert_eq!(ticks(1), 15);
-        assert_eq!(ticks(900), 13_412);
+        // HZ 1000, 300, 250 and 100.
+        for (jiffy_ns, shift, quarter_hour) in [
+            (1_000_000, 6, 14_063),
+            (3_333_333, 4, 16_876),
+            (4_000_000, 4, 14_063),
+            (10_000_000, 2, 22_500),
+        ] {
+            assert_eq!(tick_shift(jiffy_ns), shift);
+            assert_eq!(ticks(900, jiffy_ns << shift), quarter_hour);
+            assert_eq!(ticks(0, jiffy_ns << shift), 0);
+        }
     }
 
     #[test]

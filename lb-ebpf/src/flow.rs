@@ -59,7 +59,7 @@ pub fn backend_of(
             transport.destination_port_be,
         ),
         kind: transport.kind,
-        now: now(),
+        now: now(control),
     };
     let (promoted, half_open) = match look.kind {
         Kind::Udp => (FlowTable::Udp, FlowTable::UdpHalfOpen),

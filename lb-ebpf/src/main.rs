@@ -43,6 +43,12 @@ pub fn lbd(ctx: XdpContext) -> u32 {
     }
 }
 
+/// Answers with the present tick: how the daemon learns where the program's clock stands.
+#[xdp]
+pub fn clock(_: XdpContext) -> u32 {
+    maps::control().map_or(0, maps::now)
+}
+
 /// Runs on the far end of a veth pair, which needs a program of its own before the near end may
 /// transmit from XDP.
 #[xdp]

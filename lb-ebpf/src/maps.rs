@@ -3,12 +3,12 @@
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
     btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LruHashMap, PerCpuArray},
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::bpf_jiffies64,
     macros::btf_map,
 };
 use lb_common::{
     Backend, BackendCounters, Control, Reason, RingChunk, Service, ServiceKey,
-    flow::{Bucket, TICK_SHIFT},
+    flow::Bucket,
     limits::{
         GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION,
         SPILL_FLOWS,
@@ -71,10 +71,11 @@ pub fn control() -> Result<&'static Control, Reason> {
     }
 }
 
-/// The clock of flow expiry. The coarse clock costs nothing measurable and goes on when the daemon
+/// The clock of flow expiry, in ticks. Jiffies are one load that the verifier inlines; even the
+/// coarse clock is a call that costs a quarter of an established packet. It goes on when the daemon
 /// does not.
 #[inline(always)]
-pub fn now() -> u32 {
+pub fn now(control: &Control) -> u32 {
     // SAFETY: the helper takes no argument and always succeeds.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    (unsafe { bpf_jiffies64() } >> (control.tick_shift & 31)) as u32
 }

@@ -4,20 +4,25 @@ use std::{mem::offset_of, sync::atomic::Ordering};
 
 use lb_common::{Control, control::Timeouts, flow, limits::MAX_ROLES};
 
-use super::mapped::MappedArray;
+use super::{clock::Clock, mapped::MappedArray};
 use crate::model::FlowTimeouts;
 
 /// The mapped element.
-pub struct ControlElement(MappedArray<Control>);
+pub struct ControlElement(MappedArray<Control>, Clock);
 
 impl ControlElement {
     /// Fills the element. Whatever an earlier daemon served, this one serves nothing yet.
     pub fn prepare(
         array: MappedArray<Control>,
+        clock: Clock,
         bucket_masks: [u32; 4],
         timeouts: &FlowTimeouts,
     ) -> Self {
-        let element = Self(array);
+        let element = Self(array, clock);
+        element
+            .0
+            .half_word(0, offset_of!(Control, tick_shift))
+            .store(clock.shift(), Ordering::Relaxed);
         let ready = element.0.half_word(0, offset_of!(Control, ready));
         if ready.load(Ordering::Acquire) == 0 {
             for index in 0..2 {
@@ -86,7 +91,7 @@ impl ControlElement {
             let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
             self.0
                 .half_word(0, base + offset)
-                .store(flow::ticks(seconds), Ordering::Relaxed);
+                .store(flow::ticks(seconds, self.1.tick_ns()), Ordering::Relaxed);
         }
     }
 

@@ -13,7 +13,7 @@ use lb_common::{
 };
 use serde_json::{Value, json};
 
-use super::{Xdp, flows};
+use super::Xdp;
 use crate::{
     dataplane::TableInfo,
     model::{Protocol, ServiceId},
@@ -100,7 +100,7 @@ fn control(xdp: &Xdp) -> Value {
     let serving: Vec<usize> = (0..MAX_ROLES)
         .filter(|role| control.roles[*role] != 0)
         .collect();
-    let seconds = |ticks: u32| (u64::from(ticks) << lb_common::flow::TICK_SHIFT) / 1_000_000_000;
+    let seconds = |ticks: u32| xdp.clock.seconds(ticks);
     json!({
         "ready": control.ready != 0,
         "live_generation": control.live,
@@ -201,7 +201,7 @@ fn cursors(xdp: &Xdp) -> Vec<Value> {
 }
 
 fn flow_entries(xdp: &Xdp) -> Vec<Value> {
-    let now = flows::now();
+    let now = xdp.clock.now();
     let flows = xdp.flows.list(now);
     let names = service_names(xdp);
     let total = flows.len();
@@ -209,7 +209,7 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
         .into_iter()
         .take(MAX_FLOWS)
         .map(|flow| {
-            let left = u64::from(flow.value.expires().wrapping_sub(now));
+            let left = flow.value.expires().wrapping_sub(now);
             json!({
                 "table": flow.table.label(),
                 "client": client(flow.key),
@@ -217,7 +217,7 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
                 "backend": host(&xdp.backends.load(usize::from(flow.value.backend()))),
                 "backend_id": flow.value.backend(),
                 "closing": flow.value.is_closing(),
-                "expires_in_s": (left << lb_common::flow::TICK_SHIFT) / 1_000_000_000,
+                "expires_in_s": xdp.clock.seconds(left),
             })
         })
         .collect();

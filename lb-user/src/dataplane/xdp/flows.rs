@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use aya::maps::{ArrayOfMaps, MapData};
 use lb_common::{
-    flow::{Bucket, FlowKey, FlowTable, FlowValue, TICK_SHIFT},
+    flow::{Bucket, FlowKey, FlowTable, FlowValue},
     limits::{BUCKET_WAYS, HALF_OPEN_SLOTS},
 };
 
@@ -128,13 +128,6 @@ impl Flows {
             }
         }
     }
-}
-
-/// The present tick, of the clock that the program reads.
-pub fn now() -> u32 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    let nanoseconds = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
-    (nanoseconds >> TICK_SHIFT) as u32
 }
 
 fn create(

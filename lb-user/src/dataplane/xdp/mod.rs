@@ -5,6 +5,7 @@
 //! or the new one, never a mixture. Backends belong to no generation: their elements change in
 //! place, word by word, and their ids stay reserved while flows may hold them.
 
+mod clock;
 mod control;
 mod dump;
 mod flows;
@@ -34,6 +35,7 @@ use lb_common::{
 
 pub use self::object::pin_pass;
 use self::{
+    clock::Clock,
     control::ControlElement,
     flows::Flows,
     ids::Ids,
@@ -70,6 +72,7 @@ pub struct Xdp {
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     flows: Flows,
+    clock: Clock,
     epoch: Instant,
     service_ids: Ids<ServiceId>,
     backend_ids: Ids<BackendKey>,
@@ -144,8 +147,12 @@ impl Xdp {
         let reasons = take("reasons")?
             .try_into()
             .map_err(fails("open map reasons"))?;
+        let mut clock = Clock::new();
         let flows = Flows::open(&mut outer, config.flow_slots)?;
-        let control = ControlElement::prepare(control, flows.masks(), &config.timeouts);
+        let control = ControlElement::prepare(control, clock, flows.masks(), &config.timeouts);
+        clock
+            .synchronise(object.clock()?)
+            .map_err(|e| map_error("read the program's clock", &e))?;
         let rest = rest(&config.timeouts);
         let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
         let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
@@ -163,6 +170,7 @@ impl Xdp {
             stats,
             reasons,
             flows,
+            clock,
             epoch: Instant::now(),
             service_ids,
             backend_ids,
@@ -483,7 +491,7 @@ impl DataPlane for Xdp {
 
     fn sweep(&mut self) {
         let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
-        self.flows.sweep(flows::now(), |flow| {
+        self.flows.sweep(self.clock.now(), |flow| {
             let count = counts.entry(flow.value.backend()).or_default();
             if flow.is_active() {
                 count.0 += 1;

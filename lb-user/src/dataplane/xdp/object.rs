@@ -86,7 +86,11 @@ impl Object {
                 return Err(DataPlaneError::Load(problem));
             }
         }
-        program(&mut ebpf)?.load().map_err(|e| refused(&e))?;
+        for name in ["lbd", "clock"] {
+            named_program(&mut ebpf, name)?
+                .load()
+                .map_err(|e| refused(&e))?;
+        }
         Ok(ebpf)
     }
 
@@ -223,6 +227,11 @@ impl Object {
     /// The loaded program, for test runs.
     pub fn program(&mut self) -> Result<&mut Xdp, DataPlaneError> {
         program(&mut self.ebpf)
+    }
+
+    /// The program that answers with its clock.
+    pub fn clock(&mut self) -> Result<&mut Xdp, DataPlaneError> {
+        named_program(&mut self.ebpf, "clock")
     }
 
     /// Detaches from every interface and removes every pin.
