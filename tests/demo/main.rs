@@ -5,6 +5,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
@@ -70,7 +71,7 @@ fn demonstrate(json_file: Option<&Path>) -> Result<Vec<Outcome>> {
         println!("[{}/{}] {} ...", index + 1, STEPS.len(), step.title);
         let began = Instant::now();
         let mut seen = Seen::default();
-        let error = (step.run)(&mut guide, &mut seen)
+        let error = with_reminders(began, || (step.run)(&mut guide, &mut seen))
             .err()
             .map(|error| format!("{error:#}"));
         let took = began.elapsed();
@@ -101,6 +102,22 @@ fn demonstrate(json_file: Option<&Path>) -> Result<Vec<Outcome>> {
     }
     println!("removing the cluster");
     Ok(outcomes)
+}
+
+/// Says every ten seconds that a step still runs.
+fn with_reminders<T>(began: Instant, work: impl FnOnce() -> T) -> T {
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let pause = Duration::from_secs(10);
+            while waiting.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                println!("      still running after {} s", began.elapsed().as_secs());
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 fn print_table(outcomes: &[Outcome]) {

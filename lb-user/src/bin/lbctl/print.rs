@@ -50,6 +50,16 @@ pub fn status(status: &Status) -> String {
             status.generation.reason
         ),
     );
+    let passed: Vec<String> = plane
+        .passed
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    line(
+        &mut out,
+        format!("passed      to the kernel: {} packets", passed.join(", ")),
+    );
     for instance in &status.instances {
         line(
             &mut out,
