@@ -44,6 +44,16 @@ fn shares(xdp: &mut Xdp, ports: std::ops::Range<u16>) -> BTreeMap<u8, usize> {
     shares
 }
 
+/// Connections scheduled over all real servers. A flow that is scheduled anew may get its old server
+/// by chance, but not without being counted.
+fn scheduled(xdp: &mut Xdp) -> u64 {
+    xdp.snapshot().services[0]
+        .backends
+        .iter()
+        .map(|b| b.connections)
+        .sum()
+}
+
 fn ready(servers: &[(u8, u32, BackendState)]) -> Xdp {
     let mut xdp = load(4096);
     apply(&mut xdp, vec![service(Tcp, 80, 1, servers)]);
@@ -275,9 +285,11 @@ fn a_syn_flood_evicts_no_established_flow() {
             let syn = frame(client, VIP, 64, transport(number as u16, 80, "S"), b"");
             assert_eq!(xdp.run(&syn, 0).unwrap().0, TX);
         }
+        let before = scheduled(&mut xdp);
         for (port, home) in ports.iter().zip(homes) {
             assert_eq!(server_of(&mut xdp, &tcp(*port, 80, "A")), home);
         }
+        assert_eq!(scheduled(&mut xdp), before, "flows were scheduled anew");
     });
 }
 
@@ -307,9 +319,11 @@ fn a_udp_flood_evicts_no_tcp_flow() {
             xdp.run(&packet, 0).unwrap();
             xdp.run(&packet, 0).unwrap();
         }
+        let before = scheduled(&mut xdp);
         for (port, home) in (1..=200).zip(homes) {
             assert_eq!(server_of(&mut xdp, &tcp(port, 80, "A")), home);
         }
+        assert_eq!(scheduled(&mut xdp), before, "flows were scheduled anew");
     });
 }
 
@@ -340,6 +354,7 @@ fn no_live_flow_is_lost_to_a_full_bucket() {
             let syn = frame(client, VIP, 64, transport(number as u16, 80, "S"), b"");
             xdp.run(&syn, 0).unwrap();
         }
+        let before = scheduled(&mut xdp);
         for (port, home) in (1..=1500).zip(homes) {
             assert_eq!(
                 server_of(&mut xdp, &tcp(port, 80, "A")),
@@ -347,6 +362,7 @@ fn no_live_flow_is_lost_to_a_full_bucket() {
                 "port {port}"
             );
         }
+        assert_eq!(scheduled(&mut xdp), before, "flows were scheduled anew");
     });
 }
 
