@@ -30,39 +30,121 @@ fn a_stopped_daemon_leaves_nothing() {
 }
 
 /// After kill -9 the program goes on forwarding; the next daemon takes over its maps and link, and
-/// removes the address that the dead one could not.
+/// goes on serving. A transfer that was running the whole time ends intact.
 #[test]
 fn a_killed_daemon_is_followed_by_one_that_takes_over() {
     let mut guide = Guide::start().unwrap();
-    http::get_many(&guide.client, VIP, 10).unwrap();
     guide.node2.stop().unwrap();
-    guide.node1.kill().unwrap();
-    let pages = http::get_many(&guide.client, VIP, 10).unwrap();
-    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
-    guide.node1.start(&guide.lab).unwrap();
-    let flows = guide.node1.dump("flows").unwrap().entries.len();
-    assert!(flows >= 20, "{flows} flows survive");
-    assert_eq!(guide.node1.state("VI_1").unwrap(), VrrpState::Backup);
+    let file = vec![7; 20_000_000];
+    guide.rs1.publish("slow", &file).unwrap();
+    guide.rs2.publish("slow", &file).unwrap();
+    let mut curl = guide.client.command("curl");
+    let url = format!("http://{VIP}/slow");
+    curl.args([
+        "--silent",
+        "--fail",
+        "--limit-rate",
+        "3M",
+        "--output",
+        "/dev/null",
+        "--write-out",
+        "%{size_download}",
+        &url,
+    ]);
+    let transfer = curl.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let samples = lab::steps::under_requests(&guide.client, VIP, Duration::from_secs(1), || {
+        guide.node1.kill()?;
+        std::thread::sleep(Duration::from_millis(500));
+        guide.node1.start(&guide.lab)?;
+        assert_eq!(guide.node1.state("VI_1")?, VrrpState::Backup);
+        guide.node1.wait_for("VI_1", VrrpState::Master)
+    })
+    .unwrap();
+    assert_eq!(http::failures(&samples), 0, "of {}", samples.len());
+    let output = transfer.wait_with_output().unwrap();
     assert!(
-        !guide
-            .node1
-            .node
-            .addresses()
-            .unwrap()
-            .contains(&VIP.to_string())
+        output.status.success(),
+        "the transfer broke: {}",
+        output.status
     );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "20000000");
+    let log = guide.node1.log();
     assert!(
-        guide.node1.log().contains("took over the XDP link"),
-        "{}",
-        guide.node1.log()
+        log.contains("took over the XDP link")
+            && log.contains("taking over from a daemon that died"),
+        "{log}"
     );
-    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
-    let pages = http::get_many(&guide.client, VIP, 10).unwrap();
-    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
     guide.node1.stop().unwrap();
     assert_eq!(
         guide.node1.leftovers(&[&VIP.to_string()]).unwrap(),
         Vec::<String>::new()
+    );
+}
+
+/// While the daemon was dead the other director became master: the next daemon notices and lets go.
+#[test]
+fn a_daemon_that_takes_over_yields_to_a_master_that_is_there() {
+    let mut guide = Guide::prepare().unwrap();
+    // Without preemption node1 stays BACKUP after its return.
+    let stays = guide::config(&Settings::of(100))
+        .replace("priority = 100", "priority = 100\npreempt = false");
+    guide.node1.configure(&stays).unwrap();
+    guide.start_directors().unwrap();
+    let samples = lab::steps::under_requests(&guide.client, VIP, Duration::from_secs(1), || {
+        guide.node1.kill()?;
+        guide.node2.wait_for("VI_1", VrrpState::Master)?;
+        guide.node1.start(&guide.lab)?;
+        wait::until_true("node1 lets go of the VIP", Duration::from_secs(5), || {
+            Ok(!guide.node1.node.addresses()?.contains(&VIP.to_string()))
+        })
+    })
+    .unwrap();
+    assert_eq!(http::failures(&samples), 0, "of {}", samples.len());
+    assert_eq!(guide.node1.state("VI_1").unwrap(), VrrpState::Backup);
+    assert!(!guide.node1.service().unwrap().serving);
+    assert_eq!(guide.node2.state("VI_1").unwrap(), VrrpState::Master);
+}
+
+/// A reload that was refused, lists that differ and a service nobody announces are to be seen.
+#[test]
+fn what_is_wrong_is_said_in_status() {
+    let guide = Guide::start().unwrap();
+    let problems = |director: &lab::Director| director.status().unwrap().problems.join("\n");
+    assert_eq!(problems(&guide.node1), "");
+    let more = guide::config(&Settings::of(100)).replace(
+        "[\"10.1.15.50/16\"]",
+        "[\"10.1.15.50/16\", \"10.1.15.77/16\"]",
+    );
+    guide.node1.configure(&more).unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    wait::until_true("node2 sees another list", Duration::from_secs(3), || {
+        Ok(problems(&guide.node2).contains("10.1.15.43 advertises other virtual addresses"))
+    })
+    .unwrap();
+    guide
+        .node1
+        .configure(&more.replace("weight = 1", "weight = 99999"))
+        .unwrap();
+    assert_eq!(
+        guide.node1.lbctl(&["reload"]).unwrap().status.code(),
+        Some(4)
+    );
+    assert!(
+        problems(&guide.node1).contains("the last reload was refused"),
+        "{}",
+        problems(&guide.node1)
+    );
+    guide
+        .node1
+        .configure(&guide::config(&Settings {
+            weights: [0, 0],
+            ..Settings::of(100)
+        }))
+        .unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    assert_eq!(
+        problems(&guide.node1),
+        "TCP 10.1.15.50:80: no real server takes new connections; the sorry server answers"
     );
 }
 

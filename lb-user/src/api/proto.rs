@@ -100,6 +100,8 @@ pub struct Peer {
     pub priority: u8,
     /// Milliseconds since its last advert.
     pub heard_ms_ago: u64,
+    /// Whether its last advert listed other addresses than are configured here.
+    pub addresses_differ: bool,
 }
 
 /// A checked real server.

@@ -31,6 +31,16 @@ fn main() -> ExitCode {
                 config.instances.len(),
                 config.services.len()
             );
+            for service in config
+                .services
+                .iter()
+                .filter(|service| service.instance.is_none())
+            {
+                println!(
+                    "note: no VRRP instance has the address of service {}: it is served always",
+                    service.id
+                );
+            }
         })
     } else {
         start(&arguments)

@@ -14,6 +14,10 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),
+            Some(before) if before.priority != instance.priority => lines.push(format!(
+                "VRRP instance {} changed, priority {} -> {}",
+                instance.name, before.priority, instance.priority
+            )),
             Some(before) if before != instance => {
                 lines.push(format!("VRRP instance {} changed", instance.name));
             }

@@ -249,7 +249,7 @@ fn changes_in_words() {
     assert_eq!(
         changes(&old, &new),
         [
-            "VRRP instance VI_1 changed",
+            "VRRP instance VI_1 changed, priority 100 -> 90",
             "TCP 10.1.15.50:80: weight of 10.1.15.46 3 -> 4"
         ]
     );

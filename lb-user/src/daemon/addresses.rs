@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    model::{Config, Instance, Prefix},
+    model::{Instance, Prefix},
     net::{
         announce::Announcer,
         interfaces::{Interface, Interfaces},
@@ -57,22 +57,44 @@ impl Addresses {
         })
     }
 
-    /// Removes virtual addresses that a daemon that died left behind. The owner of an address
+    /// Virtual addresses of an instance that a daemon that died left behind. The owner of an address
     /// (priority 255) keeps it: it is the interface's real one.
-    pub async fn remove_leftovers(&self, config: &Config, interfaces: &Interfaces) {
-        for instance in config.instances.iter().filter(|i| i.priority != 255) {
-            let Some(interface) = interfaces.by_name(&instance.interface) else {
-                continue;
-            };
-            for prefix in instance
-                .addresses
-                .iter()
-                .filter(|p| interface.addresses.contains(p))
-            {
-                tracing::warn!(address = %prefix, interface = interface.name, "removing a virtual address left from before");
-                self.delete(interface.ifindex, *prefix).await;
-            }
+    pub fn left_from_before(&self, instance: &Instance, interfaces: &Interfaces) -> Vec<Prefix> {
+        let present = |prefix: &&Prefix| {
+            let interface = interfaces.by_name(&instance.interface);
+            interface.is_some_and(|interface| interface.addresses.contains(prefix))
+        };
+        if instance.priority == 255 {
+            return Vec::new();
         }
+        instance.addresses.iter().filter(present).copied().collect()
+    }
+
+    /// Removes addresses that were left behind.
+    pub async fn remove(&self, instance: &Instance, left: &[Prefix], interfaces: &Interfaces) {
+        let Some(interface) = interfaces.by_name(&instance.interface) else {
+            return;
+        };
+        for prefix in left {
+            tracing::warn!(address = %prefix, interface = interface.name, "removing a virtual address left from before");
+            self.delete(interface.ifindex, *prefix).await;
+        }
+    }
+
+    /// Holds an instance's addresses as they are, announced by the daemon before this one.
+    pub fn resume(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        let Some(interface) = interfaces.by_name(&instance.interface) else {
+            return;
+        };
+        let held = Held {
+            interface: interface.name.clone(),
+            ifindex: interface.ifindex,
+            prefixes: instance.addresses.clone(),
+            own: Vec::new(),
+            next: Instant::now() + REFRESH,
+            repeats: REPEATS.len(),
+        };
+        self.held.insert(instance.name.clone(), held);
     }
 
     /// Puts a master's addresses in place and announces them.

@@ -17,6 +17,13 @@ impl Daemon {
         match report {
             Report::Entered {
                 instance,
+                state: VrrpState::Backup,
+                reason: Reason::Started,
+            } if self.resumed.contains(&instance) => {
+                self.note_transition(&instance, VrrpState::Backup, "started, still serving");
+            }
+            Report::Entered {
+                instance,
                 state,
                 reason,
             } => {
@@ -44,6 +51,7 @@ impl Daemon {
     /// its addresses up first: while it had them without forwarding, its own stack would answer and
     /// reset connections. A daemon that stops goes silent in the order of its parts.
     async fn on_transition(&mut self, name: &str, state: VrrpState, reason: &str) {
+        self.resumed.remove(name);
         let role = self.roles.of(name);
         let instance = self
             .instances
@@ -63,6 +71,16 @@ impl Daemon {
                 self.addresses.release(name).await;
             }
         }
+        self.note_transition(name, state, reason);
+    }
+
+    /// Log, record and scripts.
+    fn note_transition(&mut self, name: &str, state: VrrpState, reason: &str) {
+        let instance = self
+            .instances
+            .get(name)
+            .map(|record| record.instance.clone());
+        let serving = state == VrrpState::Master || self.resumed.contains(name);
         let before = self
             .instances
             .get(name)
@@ -70,11 +88,7 @@ impl Daemon {
         tracing::info!(
             instance = name,
             generation = self.switch.generation,
-            data_plane = if state == VrrpState::Master {
-                "serving"
-            } else {
-                "passing"
-            },
+            data_plane = if serving { "serving" } else { "passing" },
             "{before} -> {state}: {reason}"
         );
         if let Some(record) = self.instances.get_mut(name) {
@@ -113,7 +127,10 @@ impl Daemon {
                 change.cause.unwrap_or_default()
             ),
         };
-        tracing::warn!("{reason}");
+        match change.health {
+            Health::Up => tracing::info!("{reason}"),
+            Health::Down => tracing::warn!("{reason}"),
+        }
         self.apply_or_stay(&reason);
     }
 
@@ -239,6 +256,20 @@ impl Daemon {
         if !reports.is_empty() {
             // Something happened in between and will be handled as it was reported.
             return;
+        }
+        for snapshot in &snapshots {
+            if snapshot.peer.is_some()
+                && self.resumed.remove(&snapshot.name)
+                && snapshot.state == VrrpState::Backup
+            {
+                tracing::info!(
+                    instance = snapshot.name,
+                    "another master is heard; no longer serving for the daemon before"
+                );
+                self.addresses.release(&snapshot.name).await;
+                let role = self.roles.of(&snapshot.name);
+                self.set_role(role, false);
+            }
         }
         for snapshot in snapshots {
             let known = self

@@ -9,7 +9,7 @@ mod roles;
 mod views;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -220,6 +220,11 @@ struct Daemon {
     health: HashMap<Subject, HealthRecord>,
     data_plane: Box<dyn DataPlane>,
     switch: Switch,
+    /// Instances that still serve as the daemon before this one did.
+    resumed: HashSet<String>,
+    /// Why the last reload was refused, and what of it waits for a restart.
+    refused: Option<String>,
+    waiting: Vec<String>,
     /// The data plane refused its last plan; the next tick tries again.
     behind: bool,
     notifier: Option<Notifier>,
@@ -267,6 +272,9 @@ impl Daemon {
                 reason: "start".to_owned(),
                 at: SystemTime::now(),
             },
+            resumed: HashSet::new(),
+            refused: None,
+            waiting: Vec::new(),
             behind: false,
             notifier: Some(notifier),
             server: Some(server),
@@ -303,19 +311,57 @@ impl Daemon {
     }
 
     async fn first_configuration(&mut self) -> Result<(), DaemonError> {
-        self.addresses
-            .remove_leftovers(&self.config, &self.interfaces)
-            .await;
         let freed = self.roles.follow(&names(&self.config));
         self.follow_instances(&freed);
         self.find_neighbours().await;
+        self.resume().await;
         self.apply("start")?;
+        self.serve_only_resumed();
         self.start_checks();
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
         }
         Ok(())
+    }
+
+    /// Goes on where a daemon that died stopped: an instance whose addresses are still here while the
+    /// data plane still forwards was its MASTER. Until another master is heard nobody else serves,
+    /// and every connection depends on this node. Addresses left without that are removed.
+    async fn resume(&mut self) {
+        for instance in self.config.instances.clone() {
+            let left = self.addresses.left_from_before(&instance, &self.interfaces);
+            if left.is_empty() {
+                continue;
+            }
+            if self.data_plane.took_over() {
+                tracing::warn!(
+                    instance = instance.name,
+                    "taking over from a daemon that died as MASTER; serving until another master is heard"
+                );
+                self.addresses.resume(&instance, &self.interfaces);
+                self.resumed.insert(instance.name.clone());
+                if let Some(role) = self.roles.of(&instance.name) {
+                    self.data_plane.set_role(role, true);
+                }
+            } else {
+                self.addresses
+                    .remove(&instance, &left, &self.interfaces)
+                    .await;
+            }
+        }
+    }
+
+    /// Every other flag that an earlier daemon may have left set.
+    fn serve_only_resumed(&mut self) {
+        let kept: Vec<u16> = self
+            .resumed
+            .iter()
+            .filter_map(|name| self.roles.of(name))
+            .collect();
+        for role in (1..lb_common::limits::MAX_ROLES as u16).filter(|role| !kept.contains(role)) {
+            self.data_plane.set_role(role, false);
+        }
     }
 
     async fn serve(&mut self, mut inputs: Inputs, mut signals: Signals) -> Result<(), DaemonError> {

@@ -41,6 +41,29 @@ impl Daemon {
         dry_run: bool,
         reports: &mut Receiver<Report>,
     ) -> Result<Reload, DaemonError> {
+        let result = self.try_reload(dry_run, reports).await;
+        if !dry_run {
+            self.refused = result.as_ref().err().map(|error| {
+                error
+                    .to_string()
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned()
+            });
+            self.waiting = result
+                .as_ref()
+                .map(|reload| reload.needs_restart.clone())
+                .unwrap_or_default();
+        }
+        result
+    }
+
+    async fn try_reload(
+        &mut self,
+        dry_run: bool,
+        reports: &mut Receiver<Report>,
+    ) -> Result<Reload, DaemonError> {
         let mut config = load_config(&self.path)?;
         require_interfaces(&config, &self.interfaces)?;
         self.require_attached(&config)?;

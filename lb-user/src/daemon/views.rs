@@ -7,7 +7,9 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     api::{
-        proto::{CheckStatus, Generation, InstanceStatus, MapDump, Peer, Status},
+        proto::{
+            CheckStatus, DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status,
+        },
         server::Request,
     },
     health::state::Health,
@@ -53,6 +55,7 @@ impl Daemon {
             })
             .collect();
         checks.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));
+        let data_plane = self.data_plane.snapshot();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             router_id: self.config.router_id.clone(),
@@ -64,10 +67,10 @@ impl Daemon {
                 reason: self.switch.reason.clone(),
                 at: unix(self.switch.at),
             },
-            problems: self.problems(&instances, &checks),
+            problems: self.problems(&instances, &data_plane),
             instances,
             checks,
-            data_plane: self.data_plane.snapshot(),
+            data_plane,
         }
     }
 
@@ -93,6 +96,7 @@ impl Daemon {
             timer_ms: snapshot.timer.map(millis),
             source: snapshot.source.map(|address| address.to_string()),
             peer: snapshot.peer.map(|(address, priority, ago)| Peer {
+                addresses_differ: snapshot.addresses_differ,
                 address: address.to_string(),
                 priority,
                 heard_ms_ago: millis(ago),
@@ -109,64 +113,108 @@ impl Daemon {
         })
     }
 
-    /// What an operator should look at first.
-    fn problems(&self, instances: &[InstanceStatus], checks: &[CheckStatus]) -> Vec<String> {
+    /// What an operator should look at first. What only follows from something named before is left
+    /// out.
+    fn problems(&self, instances: &[InstanceStatus], plane: &DataPlaneSnapshot) -> Vec<String> {
         let mut problems = Vec::new();
-        for instance in instances.iter().filter(|i| i.state == VrrpState::Fault) {
+        if let Some(error) = &self.refused {
             problems.push(format!(
-                "{} is in FAULT: {}",
-                instance.name, instance.reason
+                "the last reload was refused, the configuration before it is running: {error}"
             ));
         }
-        for service in &self.config.services {
-            let up = service.backends.iter().filter(|backend| {
-                self.health
-                    .get(&(service.id, backend.address))
-                    .is_none_or(|r| r.health == Health::Up)
-            });
-            if up.count() == 0 {
-                let who = if service.sorry.is_some() {
+        for section in &self.waiting {
+            problems.push(format!(
+                "changes of [{section}] in the configuration wait for a restart"
+            ));
+        }
+        let mut ill = Vec::new();
+        for instance in instances {
+            ill.extend(instance_problems(instance));
+        }
+        problems.append(&mut ill);
+        for (service, live) in self.config.services.iter().zip(&plane.services) {
+            let at = |i: &&InstanceStatus| Some(&i.name) == service.instance.as_ref();
+            if instances
+                .iter()
+                .find(at)
+                .is_some_and(|i| i.state == VrrpState::Fault)
+            {
+                continue;
+            }
+            if !live.backends.iter().any(|b| b.state == "up" && !b.sorry) {
+                let sorry = live.backends.iter().any(|b| b.state == "up" && b.sorry);
+                let who = if sorry {
                     "the sorry server answers"
                 } else {
                     "nobody answers"
                 };
-                problems.push(format!("{}: no real server is up; {who}", service.id));
+                problems.push(format!(
+                    "{}: no real server takes new connections; {who}",
+                    service.id
+                ));
             }
-        }
-        for check in checks.iter().filter(|check| !check.up) {
-            let cause = check.cause.as_deref().unwrap_or("no reason recorded");
-            problems.push(format!(
-                "{}: real server {} is down: {cause}",
-                check.service, check.backend
-            ));
-        }
-        for (address, _) in self.neighbours.unresolved() {
-            problems.push(format!(
-                "the MAC address of real server {address} is not known: it does not answer ARP"
-            ));
-        }
-        for instance in instances {
-            // Other routers of the segment are no problem.
-            let odd: Vec<_> = instance
-                .rejected
-                .iter()
-                .filter(|(reason, _)| reason != "wrong_vrid")
-                .collect();
-            if odd.is_empty() {
-                continue;
+            for backend in &service.backends {
+                match self.health.get(&(service.id, backend.address)) {
+                    Some(record) if record.health == Health::Down => {
+                        let cause = record.cause.as_deref().unwrap_or("no reason recorded");
+                        problems.push(format!(
+                            "{}: real server {} is down: {cause}",
+                            service.id, backend.address
+                        ));
+                    }
+                    Some(_) | None => {}
+                }
             }
-            let list: Vec<String> = odd
-                .iter()
-                .map(|(reason, n)| format!("{n} {reason}"))
-                .collect();
-            problems.push(format!(
-                "{}: adverts ignored: {}",
-                instance.name,
-                list.join(", ")
-            ));
+            for lost in live.backends.iter().filter(|b| b.state == "unresolved") {
+                problems.push(format!(
+                    "{}: the MAC address of {} is not known, so nothing is sent to it: it does not answer ARP",
+                    service.id, lost.address
+                ));
+            }
         }
         problems
     }
+}
+
+fn instance_problems(instance: &InstanceStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    if instance.state == VrrpState::Fault {
+        problems.push(format!(
+            "{} is in FAULT: {}",
+            instance.name, instance.reason
+        ));
+    }
+    if let Some(peer) = &instance.peer {
+        let recent = peer.heard_ms_ago <= 3 * instance.advert_interval_ms;
+        if recent && instance.state == VrrpState::Master {
+            problems.push(format!(
+                "{} is MASTER here, and {} advertises it too, with priority {}: two masters, or one of them does not hear the other",
+                instance.name, peer.address, peer.priority
+            ));
+        }
+        if peer.addresses_differ {
+            problems.push(format!(
+                "{}: {} advertises other virtual addresses than are configured here; make the lists equal",
+                instance.name, peer.address
+            ));
+        }
+    }
+    // Other routers of the segment are no problem.
+    let odd = instance
+        .rejected
+        .iter()
+        .filter(|(reason, _)| reason != "wrong_vrid");
+    let list: Vec<String> = odd
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    if !list.is_empty() {
+        problems.push(format!(
+            "{}: adverts ignored since the start: {}",
+            instance.name,
+            list.join(", ")
+        ));
+    }
+    problems
 }
 
 fn unix(time: SystemTime) -> u64 {

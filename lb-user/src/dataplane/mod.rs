@@ -21,6 +21,10 @@ pub trait DataPlane: Send {
     /// changes nothing. Returns the number of the live generation.
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError>;
 
+    /// Whether it goes on with what an earlier daemon left: services are still forwarded as that one
+    /// did, until roles are set.
+    fn took_over(&self) -> bool;
+
     /// Serves the services of a role, or passes their packets to the kernel.
     fn set_role(&mut self, role: u16, serving: bool);
 
@@ -145,6 +149,8 @@ pub struct ServiceSnapshot {
     pub scheduler: Scheduler,
     /// Whether this node serves it (its VRRP instance is MASTER).
     pub serving: bool,
+    /// Whether it depends on no VRRP instance: it is served always.
+    pub always: bool,
     /// Backends in plan order.
     pub backends: Vec<BackendSnapshot>,
 }

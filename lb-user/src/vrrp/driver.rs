@@ -396,6 +396,7 @@ impl Loop {
             Ok(advert) => {
                 runner.received += 1;
                 runner.peer = Some((advert.source, advert.priority, Instant::now()));
+                runner.addresses_differ = !advert.same_addresses;
                 if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
                     let what = format!(
                         "{}: {} advertises other virtual addresses than are configured here",

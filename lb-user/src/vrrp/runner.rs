@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub source: Option<Ipv4Addr>,
     /// The last other router heard, with its priority and how long ago.
     pub peer: Option<(Ipv4Addr, u8, Duration)>,
+    /// Whether the peer's last advert listed other addresses than ours.
+    pub addresses_differ: bool,
     /// Adverts sent.
     pub sent: u64,
     /// Adverts believed.
@@ -54,6 +56,7 @@ pub(super) struct Runner {
     pub(super) received: u64,
     pub(super) send_errors: u64,
     pub(super) noted_addresses: bool,
+    pub(super) addresses_differ: bool,
     /// Whether the last attempt to open the socket failed.
     pub(super) deaf: bool,
     pub(super) rejected: BTreeMap<Rejection, u64>,
@@ -75,6 +78,7 @@ impl Runner {
             received: 0,
             send_errors: 0,
             noted_addresses: false,
+            addresses_differ: false,
             deaf: false,
             rejected: BTreeMap::new(),
         }
@@ -95,6 +99,7 @@ impl Runner {
             peer: self
                 .peer
                 .map(|(address, priority, at)| (address, priority, at.elapsed())),
+            addresses_differ: self.addresses_differ,
             sent: self.sent,
             received: self.received,
             send_errors: self.send_errors,

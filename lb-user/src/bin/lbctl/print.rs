@@ -94,10 +94,10 @@ pub fn status(status: &Status) -> String {
                 service.protocol,
                 service.address,
                 service.scheduler,
-                if service.serving {
-                    "serving"
-                } else {
-                    "not serving (not MASTER)"
+                match (service.serving, service.always) {
+                    (_, true) => "serving always (no VRRP instance has this address)",
+                    (true, false) => "serving",
+                    (false, false) => "not serving (not MASTER)",
                 }
             ),
         );
@@ -125,7 +125,9 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
         return text;
     }
     text.push_str(&backend.state);
-    if let Some(check) = check {
+    if backend.state == "draining" {
+        text.push_str(" (weight 0)");
+    } else if let Some(check) = check {
         let _ = write!(text, " for {}", ago(check.since));
         if let Some(cause) = &check.cause {
             let _ = write!(text, ": {cause}");

@@ -11,7 +11,8 @@ use crate::model::FlowTimeouts;
 pub struct ControlElement(MappedArray<Control>, Clock);
 
 impl ControlElement {
-    /// Fills the element. Whatever an earlier daemon served, this one serves nothing yet.
+    /// Fills the element. One that an earlier daemon left keeps its secrets and goes on serving: its
+    /// packets are somebody's connections.
     pub fn prepare(
         array: MappedArray<Control>,
         clock: Clock,
@@ -31,8 +32,8 @@ impl ControlElement {
                     .word(0, offset_of!(Control, hash_secret) + index * 8);
                 word.store(secret(), Ordering::Relaxed);
             }
+            element.serve_nothing();
         }
-        element.serve_nothing();
         for (index, mask) in bucket_masks.into_iter().enumerate() {
             let word = element
                 .0
@@ -43,6 +44,14 @@ impl ControlElement {
         element.role(0).store(1, Ordering::Relaxed);
         ready.store(1, Ordering::Release);
         element
+    }
+
+    /// Whether an earlier daemon has filled the element.
+    pub fn is_ready(array: &MappedArray<Control>) -> bool {
+        array
+            .half_word(0, offset_of!(Control, ready))
+            .load(Ordering::Acquire)
+            != 0
     }
 
     /// Which generation is live.

@@ -28,7 +28,7 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    Backend, BackendCounters, BackendFlags, RingChunk, Service, ServiceKey,
+    Backend, BackendCounters, BackendFlags, Control, RingChunk, Service, ServiceKey,
     limits::{GENERATIONS, MAX_BACKENDS, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
     table::Cursor,
 };
@@ -63,6 +63,7 @@ pub struct Xdp {
     object: Object,
     tables: Vec<TableInfo>,
     control: ControlElement,
+    took_over: bool,
     services: BpfHash<MapData, PodKey, PodService>,
     backends: MappedArray<Backend>,
     rings: MappedArray<RingChunk>,
@@ -130,7 +131,7 @@ impl Xdp {
             Ok::<Map, DataPlaneError>(map)
         };
         let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
-        let control = mapped(&take("control")?, 1)?;
+        let control: MappedArray<Control> = mapped(&take("control")?, 1)?;
         let services = BpfHash::try_from(take("services")?).map_err(fails("open map services"))?;
         let backends: MappedArray<Backend> = mapped(&take("backends")?, MAX_BACKENDS)?;
         let rings = mapped(&take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
@@ -149,6 +150,7 @@ impl Xdp {
             .map_err(fails("open map reasons"))?;
         let mut clock = Clock::new();
         let flows = Flows::open(&mut outer, config.flow_slots)?;
+        let took_over = ControlElement::is_ready(&control);
         let control = ControlElement::prepare(control, clock, flows.masks(), &config.timeouts);
         clock
             .synchronise(object.clock()?)
@@ -161,6 +163,7 @@ impl Xdp {
             object,
             tables,
             control,
+            took_over,
             services,
             backends,
             rings,
@@ -430,6 +433,10 @@ impl DataPlane for Xdp {
             .retain(|id| plan.services.iter().any(|s| s.id == *id), now);
         self.plan = plan.clone();
         Ok(self.generation)
+    }
+
+    fn took_over(&self) -> bool {
+        self.took_over
     }
 
     fn set_role(&mut self, role: u16, serving: bool) {

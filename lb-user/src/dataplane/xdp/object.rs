@@ -188,7 +188,9 @@ impl Object {
             Some(libc::EBUSY | libc::EEXIST) => Err(DataPlaneError::Attach {
                 interface: interface.to_owned(),
                 reason: format!(
-                    "another XDP program is attached; `ip link set dev {interface} xdp off` removes it"
+                    "another XDP program is attached; `ip link set dev {interface} xdp off` removes it, \
+                     unless a BPF link holds it: then end its owner, or remove the link's pin \
+                     (an lbd that died leaves `link-native-{interface}` in its pin_path)"
                 ),
             }),
             _ => Ok(chain(error)),

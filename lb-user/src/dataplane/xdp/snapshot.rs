@@ -71,6 +71,7 @@ impl Xdp {
             address: service.id.address.to_string(),
             scheduler: service.scheduler,
             serving: self.control.is_serving(service.role),
+            always: service.role == 0,
             backends,
         }
     }
