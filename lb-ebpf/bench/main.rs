@@ -107,9 +107,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
         {
             return xdp_action::XDP_PASS;
         }
-        let source = (*frame).source;
-        (*frame).source = (*frame).destination;
-        (*frame).destination = source;
+        core::mem::swap(&mut (*frame).source, &mut (*frame).destination);
     }
     xdp_action::XDP_TX
 }

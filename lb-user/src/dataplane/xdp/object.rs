@@ -309,9 +309,8 @@ pub fn pin_pass(path: &Path) -> Result<(), DataPlaneError> {
 
 fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
     match errno(error) {
-        Some(libc::EPERM | libc::EACCES) if !chain(error).contains("verifier") => {
-            DataPlaneError::NoPermission("load BPF maps and programs")
-        }
+        // EACCES is the verifier's, which says why in its log; EPERM is a missing capability.
+        Some(libc::EPERM) => DataPlaneError::NoPermission("load BPF maps and programs"),
         _ => DataPlaneError::Load(chain(error)),
     }
 }
