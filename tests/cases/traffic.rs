@@ -32,7 +32,7 @@ fn ask(node: &Node, port: u16) -> Option<String> {
     node.within(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket
-            .set_read_timeout(Some(Duration::from_secs(1)))
+            .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         socket.send_to(b"who are you?\n", (VIP, port)).unwrap();
         let mut buffer = [0; 100];
@@ -57,7 +57,7 @@ fn udp_goes_through_xdp() {
     guide.start_directors().unwrap();
     let servers = [guide.rs1.node().clone(), guide.rs2.node().clone()];
     let _echo = servers.each_ref().map(|node| echo(&guide.lab, node, 5353));
-    wait::until_true("both echo", Duration::from_secs(5), || {
+    wait::until_true("both echo", Duration::from_secs(20), || {
         Ok((0..4).all(|_| ask(&guide.client, 5353).is_some()))
     })
     .unwrap();
