@@ -10,6 +10,7 @@ mod adverts;
 mod bad_input;
 mod flows;
 mod guide;
+mod health;
 mod life;
 mod packets;
 mod program;

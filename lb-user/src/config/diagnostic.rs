@@ -39,11 +39,6 @@ impl ConfigError {
             places,
         }
     }
-
-    /// Number of errors.
-    pub fn count(&self) -> usize {
-        self.places.len()
-    }
 }
 
 fn place(text: &str, diagnostic: Diagnostic) -> Place {

@@ -36,9 +36,6 @@ const ADVERTISEMENT: u8 = 1;
 const AUTH_NONE: u8 = 0;
 const AUTH_PASS: u8 = 1;
 
-/// The longest advert: IP header, 255 addresses.
-pub const MAX_LENGTH: usize = IP_HEADER + FIXED + 255 * 4 + AUTH_DATA;
-
 /// What an advert says, after every check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advert {
@@ -93,25 +90,6 @@ pub enum Rejection {
     /// Another advertisement interval (RFC 3768 section 7.1 demands the discard).
     #[error("wrong_interval")]
     WrongInterval,
-}
-
-impl Rejection {
-    /// Every reason, in the order of the checks.
-    pub const ALL: [Rejection; 13] = [
-        Rejection::Truncated,
-        Rejection::Oversized,
-        Rejection::NotVrrp,
-        Rejection::WrongTtl,
-        Rejection::WrongVersion,
-        Rejection::WrongType,
-        Rejection::WrongChecksum,
-        Rejection::WrongVrid,
-        Rejection::WrongGroup,
-        Rejection::NoAddress,
-        Rejection::WrongAuthType,
-        Rejection::WrongPassword,
-        Rejection::WrongInterval,
-    ];
 }
 
 /// A packet whose own structure is sound, not yet held against an instance.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Seen, traffic::under_requests};
 use crate::{
-    Director, Guide,
+    Director, Guide, Node,
     guide::{self, Settings, VIP, VIP2},
     http, wait,
 };
@@ -31,34 +31,46 @@ pub fn stop(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         lab,
         ..
     } = guide;
-    let samples = under_requests(client, VIP, http::GRAIN, || {
-        node1.stop()?;
-        node2.wait_for("VI_1", VrrpState::Master)
-    })?;
-    let outage = http::outage(&samples)?;
+    without_service(
+        seen,
+        client,
+        "outage when node1 stops (ms)",
+        STOP_LIMIT,
+        || {
+            node1.stop()?;
+            node2.wait_for("VI_1", VrrpState::Master)
+        },
+    )?;
     seen.note("node2's control element after", control(node2)?);
-    seen.note("outage when node1 stops (ms)", outage.as_millis() as u64);
-    ensure!(
-        outage < STOP_LIMIT,
-        "the client was without service for {outage:?}"
-    );
     let left = node1.leftovers(&[&VIP.to_string()])?;
     ensure!(left.is_empty(), "node1 left behind: {left:?}");
 
-    let samples = under_requests(client, VIP, http::GRAIN, || {
-        node1.start(lab)?;
-        node1.wait_for("VI_1", VrrpState::Master)?;
-        node2.wait_for("VI_1", VrrpState::Backup)
-    })?;
-    let outage = http::outage(&samples)?;
-    seen.note(
+    without_service(
+        seen,
+        client,
         "outage when node1 returns and preempts (ms)",
-        outage.as_millis() as u64,
-    );
-    ensure!(
-        outage < RETURN_LIMIT,
-        "the client was without service for {outage:?}"
-    );
+        RETURN_LIMIT,
+        || {
+            node1.start(lab)?;
+            node1.wait_for("VI_1", VrrpState::Master)?;
+            node2.wait_for("VI_1", VrrpState::Backup)
+        },
+    )?;
+    Ok(())
+}
+
+/// Does something to the cluster under requests, notes for how long they failed, and fails when that
+/// is too long.
+fn without_service(
+    seen: &mut Seen,
+    client: &Node,
+    what: &str,
+    limit: Duration,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let outage = http::outage(&under_requests(client, VIP, http::GRAIN, work)?)?;
+    seen.note(what, outage.as_millis() as u64);
+    ensure!(outage < limit, "{what}: {}", outage.as_millis());
     Ok(())
 }
 
@@ -70,40 +82,34 @@ pub fn port_down(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
         client,
         ..
     } = guide;
-    let samples = under_requests(client, VIP, http::GRAIN, || {
-        node1.node.cable(false)?;
-        node1.wait_for("VI_1", VrrpState::Fault)?;
-        node2.wait_for("VI_1", VrrpState::Master)
-    })?;
-    let outage = http::outage(&samples)?;
-    seen.note(
+    without_service(
+        seen,
+        client,
         "outage when node1's port goes down (ms)",
-        outage.as_millis() as u64,
-    );
-    ensure!(
-        outage < SILENT_LIMIT,
-        "the client was without service for {outage:?}"
-    );
+        SILENT_LIMIT,
+        || {
+            node1.node.cable(false)?;
+            node1.wait_for("VI_1", VrrpState::Fault)?;
+            node2.wait_for("VI_1", VrrpState::Master)
+        },
+    )?;
     let addresses = node1.node.addresses()?;
     ensure!(
         !addresses.contains(&VIP.to_string()),
         "node1 still holds the VIP: {addresses:?}"
     );
 
-    let samples = under_requests(client, VIP, http::GRAIN, || {
-        node1.node.cable(true)?;
-        node1.wait_for("VI_1", VrrpState::Master)?;
-        node2.wait_for("VI_1", VrrpState::Backup)
-    })?;
-    let outage = http::outage(&samples)?;
-    seen.note(
+    without_service(
+        seen,
+        client,
         "outage when the port returns (ms)",
-        outage.as_millis() as u64,
-    );
-    ensure!(
-        outage < RETURN_LIMIT,
-        "the client was without service for {outage:?}"
-    );
+        RETURN_LIMIT,
+        || {
+            node1.node.cable(true)?;
+            node1.wait_for("VI_1", VrrpState::Master)?;
+            node2.wait_for("VI_1", VrrpState::Backup)
+        },
+    )?;
     node1.wait_for_backends(&["up", "up", "draining"])
 }
 
@@ -135,12 +141,11 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     }
 
     // Death: the daemon is killed and the cable cut, so that nothing of node1 answers any more.
-    let samples = under_requests(client, VIP, http::GRAIN, || {
+    without_service(seen, client, "outage of VI_1 (ms)", SILENT_LIMIT, || {
         node1.kill()?;
         node1.node.cable(false)?;
         node2.wait_for("VI_1", VrrpState::Master)
     })?;
-    let outage = http::outage(&samples)?;
     seen.note(
         "node1 dead",
         format!(
@@ -148,11 +153,6 @@ pub fn dual_master(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
             node2.state("VI_1")?,
             node2.state("VI_2")?
         ),
-    );
-    seen.note("outage of VI_1 (ms)", outage.as_millis() as u64);
-    ensure!(
-        outage < SILENT_LIMIT,
-        "the client was without service for {outage:?}"
     );
     for vip in [VIP, VIP2] {
         let pages = http::get_many(client, vip, 4)?;
