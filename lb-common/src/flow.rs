@@ -1,7 +1,7 @@
 //! Flow keys, flow values, buckets and the bucket hash: all that both sides of the flow table
 //! must agree on, and no access to the table itself.
 
-use crate::limits::BUCKET_WAYS;
+use crate::limits::{BUCKET_WAYS, CHUNK_BUCKETS, HALF_OPEN_BUCKETS};
 
 /// The clock of expiry counts ticks of about 64 ms: a power of two of kernel jiffies, so that the
 /// program gets one from a single load. A 32-bit count wraps after eight years, and comparisons are
@@ -27,27 +27,39 @@ pub const fn ticks(seconds: u32, tick_ns: u64) -> u32 {
     (seconds as u64 * 1_000_000_000).div_ceil(tick_ns) as u32
 }
 
-/// Index of an inner map of the table of flow tables.
+/// A flow table: index into [`Control::tables`](crate::Control).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowTable {
-    /// TCP flows that showed a second packet. Nothing live is ever evicted.
+    /// TCP and SCTP flows that showed a second packet. Nothing live is ever evicted.
     Tcp = 0,
     /// UDP flows that showed a second packet.
     Udp = 1,
-    /// TCP flows of which only SYNs were seen; evicts freely.
+    /// TCP and SCTP flows of which only first packets were seen; evicts freely.
     TcpHalfOpen = 2,
     /// UDP flows of one packet; evicts freely.
     UdpHalfOpen = 3,
+    /// As `Tcp`, for [wide](crate::wide) keys.
+    WideTcp = 4,
+    /// As `Udp`, for wide keys.
+    WideUdp = 5,
+    /// As `TcpHalfOpen`, for wide keys.
+    WideTcpHalfOpen = 6,
+    /// As `UdpHalfOpen`, for wide keys.
+    WideUdpHalfOpen = 7,
 }
 
 impl FlowTable {
     /// Every table, indexed by its number.
-    pub const ALL: [FlowTable; 4] = [
+    pub const ALL: [FlowTable; 8] = [
         FlowTable::Tcp,
         FlowTable::Udp,
         FlowTable::TcpHalfOpen,
         FlowTable::UdpHalfOpen,
+        FlowTable::WideTcp,
+        FlowTable::WideUdp,
+        FlowTable::WideTcpHalfOpen,
+        FlowTable::WideUdpHalfOpen,
     ];
 
     /// The name in dumps.
@@ -57,7 +69,21 @@ impl FlowTable {
             FlowTable::Udp => "udp",
             FlowTable::TcpHalfOpen => "tcp-half-open",
             FlowTable::UdpHalfOpen => "udp-half-open",
+            FlowTable::WideTcp => "wide-tcp",
+            FlowTable::WideUdp => "wide-udp",
+            FlowTable::WideTcpHalfOpen => "wide-tcp-half-open",
+            FlowTable::WideUdpHalfOpen => "wide-udp-half-open",
         }
+    }
+
+    /// Whether the keys are [wide](crate::wide).
+    pub const fn is_wide(self) -> bool {
+        self as u32 >= 4
+    }
+
+    /// Whether the flows showed only one packet.
+    pub const fn is_half_open(self) -> bool {
+        self as u32 & 2 != 0
     }
 }
 
@@ -165,30 +191,26 @@ impl FlowValue {
     }
 }
 
-/// The word that the bucket index is taken from, over the packet's own fields, so that it can be
-/// computed before the service is known. Multiply-xorshift with secret multipliers: an attacker
-/// who knows the code but not the secrets cannot aim at one bucket.
+/// The word that chunk and bucket of an IPv4 flow are taken from. Multiply-xorshift with secret
+/// multipliers: an attacker who knows the code but not the secrets cannot aim at one bucket.
 #[inline(always)]
-pub const fn hash(
-    secret: [u64; 2],
-    client_be: u32,
-    port_be: u16,
-    vip_be: u32,
-    vport_be: u16,
-) -> u64 {
-    let client = (client_be as u64) << 16 | port_be as u64;
-    let vip = (vip_be as u64) << 16 | vport_be as u64;
-    let mut word = client ^ vip.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ secret[0];
-    word = word.wrapping_mul(secret[1] | 1);
+pub const fn hash(secret: [u64; 2], key: FlowKey) -> u64 {
+    let mut word = (key.0 ^ secret[0]).wrapping_mul(secret[1] | 1);
     word ^= word >> 32;
     word = word.wrapping_mul(0xd6e8_feb8_6659_fd93);
     word ^ word >> 32
 }
 
-/// Bucket index of a [`hash`].
+/// Bucket of a [`hash`] within its chunk.
 #[inline(always)]
-pub const fn bucket(hash: u64, mask: u32) -> u32 {
-    hash as u32 & mask
+pub const fn bucket(hash: u64) -> u32 {
+    hash as u32 & (CHUNK_BUCKETS - 1)
+}
+
+/// Bucket of a [`hash`] in a half-open table. Other bits than [`bucket`]'s.
+#[inline(always)]
+pub const fn half_open_bucket(hash: u64) -> u32 {
+    (hash >> 32) as u32 & (HALF_OPEN_BUCKETS - 1)
 }
 
 #[cfg(test)]
@@ -252,16 +274,12 @@ mod tests {
     fn consecutive_ports_spread() {
         extern crate std;
         let secret = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3211];
+        let table = crate::control::TableWord::new(0, 4);
         let mut fill = std::vec![0u8; 32_768];
         for port in 0..32_768u16 {
-            let word = hash(
-                secret,
-                0x0a01_0f01,
-                port.to_be(),
-                0x320f_010a,
-                80u16.to_be(),
-            );
-            fill[bucket(word, 32_767) as usize] += 1;
+            let word = hash(secret, FlowKey::new(0x0a01_0f01, port.to_be(), 1));
+            let place = table.chunk(word) * CHUNK_BUCKETS + bucket(word);
+            fill[place as usize] += 1;
         }
         let empty = fill.iter().filter(|n| **n == 0).count();
         assert!((10_000..14_000).contains(&empty), "{empty} empty buckets");

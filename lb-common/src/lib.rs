@@ -5,14 +5,21 @@
 //! and is tested on the host.
 #![no_std]
 
+pub mod address;
 pub mod bench;
+pub mod capture;
 pub mod checksum;
 pub mod control;
 pub mod flow;
+pub mod hashing;
 pub mod limits;
+pub mod protect;
 pub mod reason;
+pub mod service;
 pub mod table;
+pub mod wide;
 
+pub use address::Address;
 pub use control::Control;
 pub use reason::Reason;
-pub use table::{Backend, BackendCounters, BackendFlags, RingChunk, Service, ServiceKey};
+pub use table::{Backend, BackendCounters, BackendFlags, RingChunk};

@@ -2,8 +2,9 @@
 //! forwarded packets are counted with their backend.
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $value:literal, $label:literal;)*) => {
-        /// The reason of an `XDP_PASS` verdict, in the order of the pipeline.
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $label:literal, $verdict:ident;)*) => {
+        /// The reason why a packet was not simply forwarded, roughly in the order of the pipeline.
+        /// Numbered from 0 without gaps.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $name = $value,)* }
@@ -16,40 +17,81 @@ macro_rules! reasons {
             pub const fn label(self) -> &'static str {
                 match self { $(Reason::$name => $label,)* }
             }
+
+            /// What becomes of the packet.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Reason::$name => Verdict::$verdict,)* }
+            }
         }
     };
 }
 
-reasons! {
-    /// Shorter than the headers it announces.
-    Truncated = 0, "truncated";
-    /// Not IPv4: ARP, IPv6, VLAN-tagged and everything else at Ethernet level.
-    NotIpv4 = 1, "not_ipv4";
-    /// IPv4, but neither TCP nor UDP: ICMP, VRRP and the like.
-    NotTcpUdp = 2, "not_tcp_udp";
-    /// No virtual service has this address, port and protocol.
-    NotAService = 3, "not_a_service";
-    /// The service's VRRP instance is not MASTER here.
-    NotMaster = 4, "not_master";
-    /// A fragment of a packet for a service, or of any TCP or UDP packet where the ports are missing:
-    /// the director's own stack gets it.
-    Fragment = 5, "fragment";
-    /// TTL 0 or 1: the kernel answers with time exceeded.
-    TtlExpired = 6, "ttl_expired";
-    /// The service has neither a live real server nor a sorry server.
-    NoBackend = 7, "no_backend";
-    /// The chosen real server's MAC address is not known yet.
-    NeighbourUnknown = 8, "neighbour_unknown";
-    /// The chosen backend is this host: a local sorry server or a director that is a real server.
-    Local = 9, "local";
-    /// The daemon has not filled the control element or a table the program needs.
-    NotReady = 10, "not_ready";
+/// What becomes of a packet that is not forwarded to another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The kernel's stack gets it, unchanged.
+    Pass,
+    /// Nobody gets it.
+    Drop,
+    /// The client gets an ICMP error.
+    Answer,
 }
 
-/// Number of reasons: the size of the counter map.
-pub const REASON_COUNT: u32 = 11;
+reasons! {
+    /// Shorter than the headers or the length it announces, or a header that cannot be.
+    Truncated = 0, "truncated", Pass;
+    /// Neither IPv4 nor IPv6: ARP, LLDP, a third VLAN tag.
+    NotIp = 1, "not_ip", Pass;
+    /// Neither TCP, UDP, SCTP nor an ICMP error: echo, neighbour discovery, VRRP.
+    NotTransport = 2, "not_transport", Pass;
+    /// No virtual service has this address, port and protocol.
+    NotAService = 3, "not_a_service", Pass;
+    /// The service's VRRP instance is not MASTER here.
+    NotMaster = 4, "not_master", Pass;
+    /// Sent to a group or to everybody at Ethernet level.
+    NotUnicast = 5, "not_unicast", Pass;
+    /// Sent to another host's MAC address: a switch floods, and the kernel ignores the frame.
+    ForeignMac = 6, "foreign_mac", Pass;
+    /// Source and destination address are the same (a land attack).
+    Land = 7, "land", Pass;
+    /// The source is a VIP of this host: forged, or a real server that answers in the wrong place.
+    SourceIsVip = 8, "source_is_vip", Pass;
+    /// TTL or hop limit 0 or 1: the kernel answers with time exceeded.
+    TtlExpired = 9, "ttl_expired", Pass;
+    /// A later fragment whose first one was not seen: the kernel waits for it.
+    FragmentEarly = 10, "fragment_early", Pass;
+    /// More extension headers than the program follows, or one that it does not know.
+    ExtensionHeaders = 11, "extension_headers", Pass;
+    /// An ICMP error about no known flow.
+    IcmpUnmatched = 12, "icmp_unmatched", Pass;
+    /// The service has neither a live real server nor a sorry server.
+    NoBackend = 13, "no_backend", Pass;
+    /// The chosen real server's MAC address is not known yet.
+    NeighbourUnknown = 14, "neighbour_unknown", Pass;
+    /// The chosen backend is this host: a local sorry server or a director that is a real server.
+    Local = 15, "local", Pass;
+    /// The daemon has not filled the control element or a table the program needs.
+    NotReady = 16, "not_ready", Pass;
+    /// The source is on the blocklist.
+    Blocked = 17, "blocked", Drop;
+    /// The source opens more connections than it may.
+    SourceRate = 18, "source_rate", Drop;
+    /// The service gets more new connections than it may.
+    ServiceRate = 19, "service_rate", Drop;
+    /// The packet does not fit into the tunnel to its real server: the client is told the size.
+    TooBig = 20, "too_big", Answer;
+    /// The driver gave no room to write a header.
+    NoRoom = 21, "no_room", Drop;
+}
 
-const _: () = assert!(Reason::ALL.len() == REASON_COUNT as usize);
+/// Number of reasons.
+pub const REASON_COUNT: u32 = 22;
+
+/// Counters of one service, a power of two: the map's index is service id times this plus reason.
+pub const REASON_SLOTS: u32 = 32;
+
+const _: () = assert!(Reason::ALL.len() == REASON_COUNT as usize && REASON_COUNT <= REASON_SLOTS);
 
 #[cfg(test)]
 mod tests {

@@ -1,56 +1,27 @@
-//! Keys and values of the BPF maps. Sizes and padding are asserted at compile time: hash keys are
-//! compared byte by byte by the kernel, so a padding byte would make look-ups fail at random.
+//! Elements of the BPF arrays. Sizes and padding are asserted at compile time.
 
 use core::mem::{align_of, size_of};
 
-use crate::limits::RING_CHUNK_SLOTS;
-
-/// Key of the service look-up. Address and port are in network byte order, as on the wire.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceKey {
-    /// VIP, network byte order.
-    pub address_be: u32,
-    /// Destination port, network byte order.
-    pub port_be: u16,
-    /// IP protocol number: 6 or 17.
-    pub protocol: u8,
-    /// Generation that the entry belongs to: 0 or 1.
-    pub generation: u8,
-}
-
-/// A virtual service of one generation.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Stable over generations: part of the flow key. Never 0.
-    pub id: u16,
-    /// Index into [`Control::roles`](crate::Control).
-    pub role: u16,
-    /// First slot of the service's ring, counted over all chunks.
-    pub ring_first: u32,
-    /// Slots of the ring; 0 when there is nobody to send to.
-    pub ring_len: u32,
-    /// Always 0.
-    pub reserved: u32,
-}
+use crate::{Address, limits::RING_CHUNK_SLOTS};
 
 /// [`RING_CHUNK_SLOTS`] scheduling slots, each a backend id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingChunk {
-    /// Backend ids.
+    /// Backend ids; 0 is nobody.
     pub slots: [u16; RING_CHUNK_SLOTS as usize],
 }
 
-/// The next ring position of a service, alone on its cache line: only new connections touch it.
+/// What changes with every new connection of a service, alone on its cache line.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Cursor {
-    /// Connections scheduled so far.
+    /// Connections scheduled so far: the ring's next position.
     pub next: u64,
+    /// State of the service's [`Rate`](crate::control::Rate).
+    pub arrival: u64,
     /// Keeps two services' cursors from sharing a line.
-    pub reserved: [u64; 7],
+    pub reserved: [u64; 6],
 }
 
 /// The answer for a backend, precomputed by user space. Aligned words, each stored whole, so
@@ -60,14 +31,13 @@ pub struct Cursor {
 pub struct Backend {
     /// Destination MAC in bytes 0-5, [`BackendFlags`] in byte 6, 0 in byte 7.
     pub destination: u64,
-    /// Source MAC (of the outgoing interface) in bytes 0-5, 0 in bytes 6-7.
+    /// Source MAC (of the outgoing interface) in bytes 0-5; VLAN id in bytes 6-7 as a number, with
+    /// [`Self::TAGGED`], or 0 for an untagged frame.
     pub source: u64,
-    /// Interface that leads to the backend.
+    /// Interface that the frame leaves by.
     pub ifindex: u64,
-    /// Whose element this is: for dumps, and for a daemon that takes over pinned maps. IPv4 address
-    /// (network byte order as a number) in bits 0-31, service id in 32-47, [`Self::SORRY`] and
-    /// [`Self::HOST`] in 48 and 49. 0 when never used.
-    pub identity: u64,
+    /// VLAN id of a second, inner tag with [`Self::TAGGED`], or 0.
+    pub inner_vlan: u64,
 }
 
 /// Bits of [`Backend::flags`].
@@ -81,29 +51,32 @@ impl BackendFlags {
     pub const RESOLVED: u8 = 2;
     /// The backend is this host: packets pass to its stack.
     pub const LOCAL: u8 = 4;
+    /// The backend is behind a router: packets travel in a [`Tunnel`].
+    pub const TUNNEL: u8 = 8;
+    /// The backend takes no new connections.
+    pub const DRAINING: u8 = 16;
 }
 
 impl Backend {
-    /// Bit of [`Self::identity`]: the service's sorry server.
-    pub const SORRY: u64 = 1 << 48;
-    /// Bit of [`Self::identity`]: another host, as opposed to this one.
-    pub const HOST: u64 = 1 << 49;
+    /// Bit of the VLAN word that tells a tag with VLAN id 0 from none.
+    pub const TAGGED: u16 = 0x1000;
 
-    /// Assembles an element.
+    /// Assembles an element without an inner tag. `vlan` is a VLAN id with [`Self::TAGGED`], or 0.
     pub const fn new(
         destination: [u8; 6],
         source: [u8; 6],
+        vlan: u16,
         ifindex: u32,
         flags: u8,
-        identity: u64,
     ) -> Self {
         let d = destination;
         let s = source;
+        let v = vlan.to_ne_bytes();
         Self {
             destination: u64::from_ne_bytes([d[0], d[1], d[2], d[3], d[4], d[5], flags, 0]),
-            source: u64::from_ne_bytes([s[0], s[1], s[2], s[3], s[4], s[5], 0, 0]),
+            source: u64::from_ne_bytes([s[0], s[1], s[2], s[3], s[4], s[5], v[0], v[1]]),
             ifindex: ifindex as u64,
-            identity,
+            inner_vlan: 0,
         }
     }
 
@@ -113,7 +86,14 @@ impl Backend {
         self.destination.to_ne_bytes()[6]
     }
 
-    /// MAC address of the real server.
+    /// VLAN id with [`Self::TAGGED`], or 0.
+    #[inline(always)]
+    pub const fn vlan(&self) -> u16 {
+        let b = self.source.to_ne_bytes();
+        u16::from_ne_bytes([b[6], b[7]])
+    }
+
+    /// MAC address of the real server, or of the router to it.
     pub const fn destination_mac(&self) -> [u8; 6] {
         let b = self.destination.to_ne_bytes();
         [b[0], b[1], b[2], b[3], b[4], b[5]]
@@ -124,6 +104,64 @@ impl Backend {
         let b = self.source.to_ne_bytes();
         [b[0], b[1], b[2], b[3], b[4], b[5]]
     }
+}
+
+/// The way to a backend beyond a router.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Outer source: an address of this host.
+    pub source: Address,
+    /// Outer destination: the real server. Mapped when the outer packet is IPv4.
+    pub destination: Address,
+    /// The largest inner packet, in bytes from its IP header on.
+    pub inner_mtu: u32,
+    /// Always 0.
+    pub reserved: [u32; 3],
+}
+
+/// Connections of a backend, kept where a scheduler or a threshold needs them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Established connections.
+    pub active: u64,
+    /// All others.
+    pub inactive: u64,
+    /// For `wlc`.
+    pub weight: u32,
+    /// From this many connections on the backend takes no new ones; 0 is no limit.
+    pub upper: u32,
+    /// Below this many it takes new ones again; 0 means three quarters of `upper`.
+    pub lower: u32,
+    /// Non-zero while the backend is over its limit.
+    pub overloaded: u32,
+}
+
+/// Whose element an id is: for dumps, and for a daemon that takes over pinned maps. The program does
+/// not read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Address of the backend, or of the service.
+    pub address: Address,
+    /// Service id of a backend; of a service, 1 when the identity is in use.
+    pub service: u16,
+    /// First port of a service.
+    pub first_port: u16,
+    /// Last port of a service.
+    pub last_port: u16,
+    /// IP protocol of a service.
+    pub protocol: u8,
+    /// [`Self::SORRY`] and [`Self::LOCAL`].
+    pub kind: u8,
+}
+
+impl Identity {
+    /// The service's sorry server.
+    pub const SORRY: u8 = 1;
+    /// This host, without an address.
+    pub const LOCAL: u8 = 2;
 }
 
 /// Per-CPU counters of a backend.
@@ -140,13 +178,40 @@ pub struct BackendCounters {
     pub reserved: u64,
 }
 
+/// A datagram in pieces. The kernel compares keys byte by byte: no padding.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source.
+    pub source: Address,
+    /// Destination.
+    pub destination: Address,
+    /// Identification, as loaded from the wire.
+    pub id: u32,
+    /// IP protocol of the datagram.
+    pub protocol: u32,
+}
+
+/// Who sticks to a real server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StickyKey {
+    /// The client's network.
+    pub client: Address,
+    /// Service id.
+    pub service: u64,
+}
+
 const _: () = {
-    assert!(size_of::<ServiceKey>() == 8);
-    assert!(size_of::<Service>() == 16 && align_of::<Service>() == 4);
     assert!(size_of::<RingChunk>() == 64);
     assert!(size_of::<Cursor>() == 64);
     assert!(size_of::<Backend>() == 32 && align_of::<Backend>() == 8);
+    assert!(size_of::<Tunnel>() == 48);
+    assert!(size_of::<Load>() == 32);
+    assert!(size_of::<Identity>() == 24);
     assert!(size_of::<BackendCounters>() == 32);
+    assert!(size_of::<FragmentKey>() == 40);
+    assert!(size_of::<StickyKey>() == 24);
 };
 
 #[cfg(test)]
@@ -158,13 +223,14 @@ mod tests {
         let backend = Backend::new(
             [1, 2, 3, 4, 5, 6],
             [7, 8, 9, 10, 11, 12],
+            Backend::TAGGED | 4094,
             42,
             BackendFlags::ALIVE,
-            99,
         );
         assert_eq!(backend.destination_mac(), [1, 2, 3, 4, 5, 6]);
         assert_eq!(backend.source_mac(), [7, 8, 9, 10, 11, 12]);
         assert_eq!(backend.flags(), BackendFlags::ALIVE);
+        assert_eq!(backend.vlan(), Backend::TAGGED | 4094);
         assert_eq!(backend.ifindex, 42);
     }
 }

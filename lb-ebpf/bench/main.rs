@@ -55,14 +55,63 @@ struct Frame {
     vip_port_be: u16,
 }
 
+/// The same with one VLAN tag.
+#[repr(C, packed(2))]
+struct TaggedFrame {
+    destination: [u16; 3],
+    source: [u16; 3],
+    tag: [u16; 3],
+    version_ihl: u8,
+    tos: u8,
+    length: [u16; 3],
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    client_be: u32,
+    vip_be: u32,
+    client_port_be: u16,
+    vip_port_be: u16,
+}
+
+/// The same with IPv6.
+#[repr(C, packed(2))]
+struct Frame6 {
+    destination: [u16; 3],
+    source: [u16; 3],
+    ethertype_be: u16,
+    head: [u16; 3],
+    next_header: u8,
+    hop_limit: u8,
+    client_network: u64,
+    client_host: u64,
+    vip: [u64; 2],
+    client_port_be: u16,
+    vip_port_be: u16,
+}
+
+#[inline(always)]
+fn frame_of<T>(ctx: &XdpContext) -> Option<*mut T> {
+    let start = ctx.data();
+    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+}
+
 #[inline(always)]
 fn frame(ctx: &XdpContext) -> Option<*mut Frame> {
-    let start = ctx.data();
-    (start + size_of::<Frame>() <= ctx.data_end()).then_some(start as *mut Frame)
+    frame_of(ctx)
+}
+
+/// The next packet's client, scattered, and its port, network byte order.
+#[inline(always)]
+fn next_client(traffic: &mut Traffic) -> (u32, u16) {
+    let flow = traffic.next & traffic.flow_mask;
+    traffic.next = traffic.next.wrapping_add(1);
+    // Clients of 16,384 ports each; the multiplication scatters their addresses.
+    let client = (flow >> 14).wrapping_mul(2_654_435_761);
+    (client, ((flow & 0x3fff) as u16 + 1024).to_be())
 }
 
 /// Prepares the next packet and calls the program under test.
-#[xdp]
+#[xdp(frags)]
 pub fn wrapper(ctx: XdpContext) -> u32 {
     let (Some(frame), Some(traffic)) = (frame(&ctx), TRAFFIC.get_ptr_mut(0)) else {
         return xdp_action::XDP_ABORTED;
@@ -70,16 +119,13 @@ pub fn wrapper(ctx: XdpContext) -> u32 {
     // SAFETY: bounds are checked, the map element is only used by this test run.
     let target = unsafe {
         let traffic = &mut *traffic;
-        let flow = traffic.next & traffic.flow_mask;
-        traffic.next = traffic.next.wrapping_add(1);
-        // Clients of 16,384 ports each; the multiplication scatters their addresses.
-        let client = (flow >> 14).wrapping_mul(2_654_435_761);
+        let (client, port_be) = next_client(traffic);
         (*frame).destination = traffic.destination;
         (*frame).source = traffic.source;
         (*frame).ttl = 64;
         (*frame).checksum = traffic.checksum;
         (*frame).client_be = traffic.client ^ client;
-        (*frame).client_port_be = ((flow & 0x3fff) as u16 + 1024).to_be();
+        (*frame).client_port_be = port_be;
         traffic.target
     };
     // SAFETY: a tail call does not return; a missing target falls through.
@@ -87,14 +133,60 @@ pub fn wrapper(ctx: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// The same for frames with a tag.
+#[xdp(frags)]
+pub fn wrapper_vlan(ctx: XdpContext) -> u32 {
+    let (Some(frame), Some(traffic)) = (frame_of::<TaggedFrame>(&ctx), TRAFFIC.get_ptr_mut(0))
+    else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: as in `wrapper`.
+    let target = unsafe {
+        let traffic = &mut *traffic;
+        let (client, port_be) = next_client(traffic);
+        (*frame).destination = traffic.destination;
+        (*frame).source = traffic.source;
+        (*frame).ttl = 64;
+        (*frame).checksum = traffic.checksum;
+        (*frame).client_be = traffic.client ^ client;
+        (*frame).client_port_be = port_be;
+        traffic.target
+    };
+    // SAFETY: as in `wrapper`.
+    unsafe { TARGETS.tail_call(&ctx, target) };
+    xdp_action::XDP_ABORTED
+}
+
+/// The same for IPv6.
+#[xdp(frags)]
+pub fn wrapper_ipv6(ctx: XdpContext) -> u32 {
+    let (Some(frame), Some(traffic)) = (frame_of::<Frame6>(&ctx), TRAFFIC.get_ptr_mut(0)) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: as in `wrapper`.
+    let target = unsafe {
+        let traffic = &mut *traffic;
+        let (client, port_be) = next_client(traffic);
+        (*frame).destination = traffic.destination;
+        (*frame).source = traffic.source;
+        (*frame).hop_limit = 64;
+        (*frame).client_host = u64::from(traffic.client ^ client);
+        (*frame).client_port_be = port_be;
+        traffic.target
+    };
+    // SAFETY: as in `wrapper`.
+    unsafe { TARGETS.tail_call(&ctx, target) };
+    xdp_action::XDP_ABORTED
+}
+
 /// Nothing but the verdict.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_tx(_: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
 /// Parses, swaps the MAC addresses, sends.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_swap(ctx: XdpContext) -> u32 {
     let Some(frame) = frame(&ctx) else {
         return xdp_action::XDP_PASS;
@@ -113,7 +205,7 @@ pub fn floor_swap(ctx: XdpContext) -> u32 {
 }
 
 /// The load balancer of every tutorial: service hash, LRU flow hash, backend array, nothing else.
-#[xdp]
+#[xdp(frags)]
 pub fn textbook(ctx: XdpContext) -> u32 {
     let Some(frame) = frame(&ctx) else {
         return xdp_action::XDP_PASS;

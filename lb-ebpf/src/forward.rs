@@ -1,8 +1,12 @@
 //! From a backend id to the interface that the frame leaves by.
 
-use lb_common::{Backend, BackendFlags, Reason};
+use lb_common::{Backend, BackendFlags, Reason, limits::MAX_BACKENDS};
 
-use crate::{maps::BACKENDS, packet::Packet};
+use crate::{
+    maps::BACKENDS,
+    packet::Packet,
+    parse::ethernet::{Addressee, Link},
+};
 
 /// How the frame leaves.
 pub enum Forward {
@@ -17,7 +21,9 @@ pub enum Forward {
 /// The precomputed answer for a backend.
 #[inline(always)]
 pub fn element(backend: u16) -> Result<&'static Backend, Reason> {
-    BACKENDS.get(u32::from(backend)).ok_or(Reason::NotReady)
+    BACKENDS
+        .get(u32::from(backend) & (MAX_BACKENDS - 1))
+        .ok_or(Reason::NotReady)
 }
 
 /// Where the frame has to go. Decided before anything is written to it.
@@ -35,5 +41,16 @@ pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason>
         Ok(Forward::Transmit)
     } else {
         Ok(Forward::Redirect(ifindex))
+    }
+}
+
+/// Whether the frame was sent to this host at Ethernet level. The kernel ignores all others, and
+/// forwarding them would double what a switch floods.
+#[inline(always)]
+pub fn require_own_address(link: &Link) -> Result<(), Reason> {
+    match link.addressee {
+        Addressee::Us => Ok(()),
+        Addressee::Other => Err(Reason::ForeignMac),
+        Addressee::Group => Err(Reason::NotUnicast),
     }
 }

@@ -3,43 +3,106 @@
 //! The order of the steps is in `pipeline`; what each step knows is in the module of its name.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features)]
 
+mod answer;
 mod atomic;
+mod capture;
 mod flow;
 mod forward;
+mod fragment;
 mod maps;
 mod packet;
 mod parse;
 mod pipeline;
+mod protect;
+mod related;
 mod rewrite;
 mod schedule;
 mod service;
 mod stats;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::Reason;
+use lb_common::{Address, Reason, capture::Event, control::Features, reason::Verdict};
 
-use crate::{forward::Forward, maps::DEVICES, packet::Packet};
+use crate::{forward::Forward, maps::DEVICES, packet::Packet, pipeline::Trace};
 
-/// The program that every data-plane interface runs.
-#[xdp]
+/// The program that every data-plane interface runs, for frames in one buffer or several (Linux 5.18
+/// and later).
+#[xdp(frags)]
+#[inline(always)]
 pub fn lbd(ctx: XdpContext) -> u32 {
-    match pipeline::run(&Packet::new(&ctx)) {
-        Ok(Forward::Transmit) => xdp_action::XDP_TX,
-        // The daemon puts an interface into the device map before any backend names it.
-        Ok(Forward::Redirect(ifindex)) => DEVICES
-            .redirect(ifindex, 0)
-            .unwrap_or(xdp_action::XDP_ABORTED),
-        Ok(Forward::ToStack) => {
-            stats::count_pass(Reason::Local);
-            xdp_action::XDP_PASS
-        }
+    handle(&Packet {
+        ctx: &ctx,
+        frags: true,
+    })
+}
+
+/// The same for kernels and drivers that only know frames in one buffer.
+#[xdp]
+#[inline(always)]
+pub fn lbd_linear(ctx: XdpContext) -> u32 {
+    handle(&Packet {
+        ctx: &ctx,
+        frags: false,
+    })
+}
+
+#[inline(always)]
+fn handle(packet: &Packet<'_>) -> u32 {
+    let mut trace = Trace::default();
+    let control = match maps::control() {
+        Ok(control) => control,
         Err(reason) => {
-            stats::count_pass(reason);
-            xdp_action::XDP_PASS
+            stats::count_reason(trace.service, reason);
+            return xdp_action::XDP_PASS;
         }
+    };
+    let shown = control.features & Features::CAPTURE != 0;
+    let client = if shown {
+        capture::client_of(packet)
+    } else {
+        Address::default()
+    };
+    let outcome = pipeline::run(packet, control, &mut trace);
+    let action = action_of(&outcome, &trace);
+    if shown {
+        capture::show(packet, &trace, client, action, number_of(&outcome));
+    }
+    action
+}
+
+/// How a capture is told of an outcome.
+#[inline(always)]
+fn number_of(outcome: &Result<Forward, Reason>) -> u32 {
+    match outcome {
+        Ok(Forward::Transmit) => Event::TRANSMITTED,
+        Ok(Forward::Redirect(_)) => Event::REDIRECTED,
+        Ok(Forward::ToStack) => Reason::Local as u32,
+        Err(reason) => *reason as u32,
+    }
+}
+
+/// The XDP action of an outcome, counted.
+#[inline(always)]
+fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace) -> u32 {
+    let reason = match outcome {
+        Ok(Forward::Transmit) => return xdp_action::XDP_TX,
+        // The daemon puts an interface into the device map before any backend names it.
+        Ok(Forward::Redirect(ifindex)) => {
+            return DEVICES
+                .redirect(*ifindex, 0)
+                .unwrap_or(xdp_action::XDP_ABORTED);
+        }
+        Ok(Forward::ToStack) => Reason::Local,
+        Err(reason) => *reason,
+    };
+    stats::count_reason(trace.service, reason);
+    match reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+        Verdict::Answer => xdp_action::XDP_TX,
     }
 }
 
@@ -51,7 +114,7 @@ pub fn clock(_: XdpContext) -> u32 {
 
 /// Runs on the far end of a veth pair, which needs a program of its own before the near end may
 /// transmit from XDP.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }

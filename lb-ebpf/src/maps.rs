@@ -1,56 +1,128 @@
 //! Every BPF map, with BTF key and value types, so that libbpf tools read them too.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE},
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LruHashMap, PerCpuArray},
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray},
     helpers::bpf_jiffies64,
     macros::btf_map,
 };
 use lb_common::{
-    Backend, BackendCounters, Control, Reason, RingChunk, Service, ServiceKey,
+    Address, Backend, BackendCounters, Control, Reason, RingChunk,
     flow::Bucket,
     limits::{
-        GENERATIONS, MAX_BACKENDS, MAX_INTERFACES, MAX_SERVICES, RING_CHUNKS_PER_GENERATION,
-        SPILL_FLOWS,
+        CHUNK_BUCKETS, FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_FRAGMENTED,
+        MAX_INTERFACES, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES, MAX_STICKY,
+        MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
+        WIDE_CHUNKS,
     },
-    reason::REASON_COUNT,
-    table::Cursor,
+    reason::REASON_SLOTS,
+    service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
+    table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
+    wide::{WideBucket, WideKey},
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-/// Inner flow tables are created by the daemon in the size it wants; BPF_F_INNER_MAP lets sizes
-/// differ.
-const INNER: usize = (BPF_F_INNER_MAP | BPF_F_MMAPABLE) as usize;
+/// Entries of both generations.
+const fn both(one: u32) -> usize {
+    (one * GENERATIONS) as usize
+}
 
 #[btf_map(name = "control")]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 
-/// Both generations of every service.
+/// One generation after the other, as in all maps that generations share.
 #[btf_map(name = "services")]
-pub static SERVICES: HashMap<ServiceKey, Service, { (MAX_SERVICES * GENERATIONS) as usize }> =
-    HashMap::new();
+pub static SERVICES: Array<ServiceBucket, { both(SERVICE_BUCKETS) }, MMAPABLE> = Array::new();
+
+/// IPv6 addresses of services.
+#[btf_map(name = "vips")]
+pub static VIPS: Array<VipBucket, { both(VIP_BUCKETS) }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "port_ranges")]
+pub static PORT_RANGES: Array<PortRange, { both(MAX_PORT_RANGES) }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "details")]
+pub static DETAILS: Array<ServiceDetail, { both(MAX_SERVICES) }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "backends")]
 pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
+#[btf_map(name = "tunnels")]
+pub static TUNNELS: Array<Tunnel, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "loads")]
+pub static LOADS: Array<Load, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+
+/// Whose element each service id and each backend id is. Only user space reads and writes it.
+#[btf_map(name = "identities")]
+pub static IDENTITIES: Array<Identity, { (MAX_BACKENDS + MAX_SERVICES) as usize }, MMAPABLE> =
+    Array::new();
+
 #[btf_map(name = "rings")]
-pub static RINGS: Array<
-    RingChunk,
-    { (RING_CHUNKS_PER_GENERATION * GENERATIONS) as usize },
-    MMAPABLE,
-> = Array::new();
+pub static RINGS: Array<RingChunk, { both(RING_CHUNKS_PER_GENERATION) }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "cursors")]
 pub static CURSORS: Array<Cursor, { MAX_SERVICES as usize }, MMAPABLE> = Array::new();
 
-/// Indexed by [`FlowTable`](lb_common::flow::FlowTable).
+/// Chunks of all tables of IPv4 flows: see [`TableWord`](lb_common::control::TableWord).
 #[btf_map(name = "flows")]
-pub static FLOWS: ArrayOfMaps<Array<Bucket, 1, INNER>, 4> = ArrayOfMaps::new();
+pub static FLOWS: ArrayOfMaps<
+    Array<Bucket, { CHUNK_BUCKETS as usize }, MMAPABLE>,
+    { FLOW_CHUNKS as usize },
+> = ArrayOfMaps::new();
+
+/// Chunks of all tables of wide flows.
+#[btf_map(name = "wide_flows")]
+pub static WIDE_FLOWS: ArrayOfMaps<
+    Array<WideBucket, { CHUNK_BUCKETS as usize }, MMAPABLE>,
+    { WIDE_CHUNKS as usize },
+> = ArrayOfMaps::new();
+
+#[btf_map(name = "half_open_tcp")]
+pub static HALF_OPEN_TCP: Array<Bucket, { HALF_OPEN_BUCKETS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "half_open_udp")]
+pub static HALF_OPEN_UDP: Array<Bucket, { HALF_OPEN_BUCKETS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "wide_open_tcp")]
+pub static WIDE_OPEN_TCP: Array<WideBucket, { HALF_OPEN_BUCKETS as usize }, MMAPABLE> =
+    Array::new();
+
+#[btf_map(name = "wide_open_udp")]
+pub static WIDE_OPEN_UDP: Array<WideBucket, { HALF_OPEN_BUCKETS as usize }, MMAPABLE> =
+    Array::new();
 
 /// Promoted flows whose bucket was full. The kernel's LRU: slow, and rarely asked.
 #[btf_map(name = "spill")]
 pub static SPILL: LruHashMap<u64, u64, { SPILL_FLOWS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "wide_spill")]
+pub static WIDE_SPILL: LruHashMap<WideKey, u64, { SPILL_FLOWS as usize }> = LruHashMap::new();
+
+/// Where the later fragments of a datagram go: a flow value, with the service's id in bits 16-31.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, u64, { MAX_FRAGMENTED as usize }> = LruHashMap::new();
+
+/// Clients that stick to a real server: a flow value.
+#[btf_map(name = "sticky")]
+pub static STICKY: LruHashMap<StickyKey, u64, { MAX_STICKY as usize }> = LruHashMap::new();
+
+/// Those of which only one packet was seen.
+#[btf_map(name = "sticky_new")]
+pub static STICKY_NEW: LruHashMap<StickyKey, u64, { MAX_STICKY_NEW as usize }> = LruHashMap::new();
+
+/// Theoretical arrival time of each source's next connection.
+#[btf_map(name = "source_rates")]
+pub static SOURCE_RATES: LruHashMap<Address, u64, { MAX_SOURCES as usize }> = LruHashMap::new();
+
+/// [`SourceRule`](lb_common::protect::SourceRule) of IPv4 prefixes.
+#[btf_map(name = "sources4")]
+pub static SOURCES4: LpmTrie<[u8; 4], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
+
+/// The same of IPv6 prefixes.
+#[btf_map(name = "sources6")]
+pub static SOURCES6: LpmTrie<[u8; 16], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
 
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
@@ -59,8 +131,14 @@ pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
 pub static BACKEND_STATS: PerCpuArray<BackendCounters, { MAX_BACKENDS as usize }> =
     PerCpuArray::new();
 
+/// Index: service id (0 where none was found) times [`REASON_SLOTS`] plus reason.
 #[btf_map(name = "reasons")]
-pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
+pub static REASONS: PerCpuArray<u64, { (MAX_SERVICES * REASON_SLOTS) as usize }> =
+    PerCpuArray::new();
+
+/// Where a capture reads.
+#[btf_map(name = "events")]
+pub static EVENTS: PerfEventArray = PerfEventArray::new();
 
 /// The control element, once the daemon has filled it.
 #[inline(always)]

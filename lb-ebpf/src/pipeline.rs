@@ -3,34 +3,128 @@
 //! The service look-up comes before every decision about the packet: what is not for a service of
 //! this node leaves untouched. Nothing is written to the frame before the backend is certain.
 
-use lb_common::Reason;
+use lb_common::{Control, Reason};
 
 use crate::{
-    flow,
+    flow::{self, Chosen},
     forward::{self, Forward},
-    maps,
+    fragment,
     packet::Packet,
-    parse::{ethernet, ipv4, transport},
-    rewrite::direct,
+    parse::{
+        Datagram, Piece, Place,
+        ethernet::{self, Link},
+        ipv4, ipv6, transport,
+    },
+    protect, related,
+    rewrite::{self, direct},
     service, stats,
 };
 
-/// What happens to a frame. `Err` is the reason why it passes to the kernel unchanged.
+/// What was found out about a packet on the way, for counters and captures.
+#[derive(Default)]
+pub struct Trace {
+    /// Service id, 0 before one is found.
+    pub service: u16,
+    /// Backend id, 0 before one is found.
+    pub backend: u16,
+}
+
+/// What happens to a frame. `Err` is the reason why it is not forwarded.
 #[inline(always)]
-pub fn run(packet: &Packet<'_>) -> Result<Forward, Reason> {
-    let control = maps::control()?;
-    ethernet::parse(packet)?;
-    let ip = ipv4::parse(packet)?;
-    let transport = transport::parse(packet, &ip)?;
-    let service = service::look_up(control, &ip, &transport)?;
-    ip.forwardable()?;
-    let chosen = flow::backend_of(control, service, &ip, &transport)?;
+pub fn run(packet: &Packet<'_>, control: &Control, trace: &mut Trace) -> Result<Forward, Reason> {
+    let link = ethernet::parse(packet, control)?;
+    let offset = link.network_offset();
+    match link.ethertype_be {
+        ethernet::IPV4_BE => serve(packet, control, trace, &link, &ipv4::parse(packet, offset)?),
+        ethernet::IPV6_BE => serve(packet, control, trace, &link, &ipv6::parse(packet, offset)?),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+fn serve<D: Datagram>(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+    link: &Link,
+    ip: &D,
+) -> Result<Forward, Reason> {
+    let chosen = if matches!(ip.piece(), Piece::Later(_)) || ip.protocol() == D::ICMP {
+        packet_without_ports(packet, control, trace, link, ip)?
+    } else {
+        packet_of_a_flow(packet, control, trace, link, ip)?
+    };
+    trace.backend = chosen.backend;
     let backend = forward::element(chosen.backend)?;
     let forward = forward::way_to(packet, backend)?;
-    stats::count_forward(&chosen, &ip);
-    match forward {
-        Forward::ToStack => {}
-        Forward::Transmit | Forward::Redirect(_) => direct::rewrite(packet, backend)?,
+    if let Forward::ToStack = forward {
+        stats::count_forward(chosen, ip.length());
+        return Ok(forward);
     }
+    if rewrite::is_simple(link, backend) {
+        direct::rewrite(packet, link, ip, backend)?;
+    } else {
+        rewrite::uncommon(packet, link, ip, chosen.backend)?;
+    }
+    stats::count_forward(chosen, ip.length());
     Ok(forward)
+}
+
+/// A packet with ports: the common case.
+#[inline(always)]
+fn packet_of_a_flow<D: Datagram>(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+    link: &Link,
+    ip: &D,
+) -> Result<Chosen, Reason> {
+    let transport = transport::parse(packet, ip.protocol(), ip.transport_offset())?;
+    let vip = ip.vip(control).ok_or(Reason::NotAService)?;
+    let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
+    accept(packet, control, trace, link, ip, info.id(), info.role())?;
+    let chosen = flow::backend_of(packet, control, info, link, ip, &transport)?;
+    if let Piece::First(id) = ip.piece() {
+        fragment::remember(packet, link, ip, id, info.id(), chosen.backend);
+    }
+    Ok(chosen)
+}
+
+/// What every packet of a service must fulfil, whatever it carries.
+#[inline(always)]
+fn accept<D: Datagram>(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+    link: &Link,
+    ip: &D,
+    service: u16,
+    role: u16,
+) -> Result<(), Reason> {
+    trace.service = service;
+    service::require_mastership(control, role)?;
+    forward::require_own_address(link)?;
+    protect::require_unlisted(packet, control, || Place::of(link, ip))?;
+    if ip.may_travel() {
+        Ok(())
+    } else {
+        Err(Reason::TtlExpired)
+    }
+}
+
+/// A later fragment, or an ICMP error: it belongs to a flow that another packet made.
+#[inline(always)]
+fn packet_without_ports<D: Datagram>(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+    link: &Link,
+    ip: &D,
+) -> Result<Chosen, Reason> {
+    let owner = match ip.piece() {
+        Piece::Later(id) => fragment::recall(packet, link, ip, id)?,
+        _ => related::owner(packet, link, ip)?,
+    };
+    accept(packet, control, trace, link, ip, owner.service, owner.role)?;
+    Ok(Chosen::known(owner.backend))
 }

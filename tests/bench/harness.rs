@@ -1,7 +1,7 @@
 //! The programs, their maps and their packets.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
@@ -19,10 +19,18 @@ use lb_user::{
         plan::{BackendState, PlannedBackend, PlannedService},
         xdp::Xdp,
     },
-    model::{DataplaneConfig, FlowTimeouts, Neighbour, Protocol, Scheduler, ServiceId, Target},
+    model::{
+        DataplaneConfig, FlowTimeouts, Hop, Neighbour, Protection, Protocol, Scheduler, ServiceId,
+        Target,
+    },
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
+const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
+const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x43];
+/// Test runs come in on the loopback device.
+const INGRESS: u32 = 1;
+const VLAN: u16 = 100;
 const EVERY_PACKET: u32 = u32::MAX;
 
 /// What is measured.
@@ -34,6 +42,8 @@ enum Program {
     Product,
     /// The product with tables for a million flows.
     ProductLarge,
+    /// The product with real servers in a VLAN.
+    ProductVlan,
 }
 
 /// One line of the result.
@@ -52,6 +62,19 @@ enum Packet {
     Data,
     Syn,
     NotAVip,
+    Ipv6,
+    Tagged,
+}
+
+impl Packet {
+    /// The program that prepares such packets.
+    const fn wrapper(self) -> &'static str {
+        match self {
+            Packet::Data | Packet::Syn | Packet::NotAVip => "wrapper",
+            Packet::Ipv6 => "wrapper_ipv6",
+            Packet::Tagged => "wrapper_vlan",
+        }
+    }
 }
 
 const fn case(
@@ -75,8 +98,27 @@ const fn case(
     }
 }
 
-/// The wrapper's own cost comes first: it is subtracted from the others.
-pub const CASES: [Case; 12] = [
+/// The wrappers' own costs: subtracted from the others.
+pub const FLOORS: [Case; 3] = [
+    case("floor-tx", "floor-tx", Program::FloorTx, 1, Packet::Data),
+    case(
+        "floor-tx-ipv6",
+        "floor-tx",
+        Program::FloorTx,
+        1,
+        Packet::Ipv6,
+    ),
+    case(
+        "floor-tx-vlan",
+        "floor-tx",
+        Program::FloorTx,
+        1,
+        Packet::Tagged,
+    ),
+];
+
+/// Everything measured.
+pub const CASES: [Case; 14] = [
     case("floor-tx", "textbook-1", Program::FloorTx, 1, Packet::Data),
     case(
         "floor-parse-swap",
@@ -155,7 +197,29 @@ pub const CASES: [Case; 12] = [
         1,
         Packet::NotAVip,
     ),
+    case(
+        "ipv6-established",
+        "textbook-1",
+        Program::Product,
+        1,
+        Packet::Ipv6,
+    ),
+    case(
+        "vlan-established",
+        "textbook-1",
+        Program::ProductVlan,
+        1,
+        Packet::Tagged,
+    ),
 ];
+
+impl Case {
+    /// Which of [`FLOORS`] is this case's.
+    pub fn floor(&self) -> usize {
+        let same = |floor: &Case| floor.packet.wrapper() == self.packet.wrapper();
+        FLOORS.iter().position(same).unwrap_or_default()
+    }
+}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -169,6 +233,7 @@ pub struct Harness {
     traffic: Array<aya::maps::MapData, PodTraffic>,
     product: Xdp,
     large: Xdp,
+    tagged: Xdp,
     /// Keeps the tail-call table, and with it its entries, alive.
     _targets: ProgramArray<aya::maps::MapData>,
     /// Every packet of a new flow must be new in every round.
@@ -187,12 +252,17 @@ impl Harness {
             program.load()?;
             targets.set(index, program.fd()?, 0)?;
         }
-        let wrapper: &mut AyaXdp = ebpf.program_mut("wrapper").context("wrapper")?.try_into()?;
-        wrapper.load()?;
-        let mut product = product(lb_common::limits::DEFAULT_FLOW_SLOTS)?;
+        for floor in &FLOORS {
+            let name = floor.packet.wrapper();
+            let wrapper: &mut AyaXdp = ebpf.program_mut(name).context(name)?.try_into()?;
+            wrapper.load()?;
+        }
+        let mut tagged = product(lb_common::limits::DEFAULT_FLOW_SLOTS, VLAN)?;
+        let mut product = product(lb_common::limits::DEFAULT_FLOW_SLOTS, 0)?;
         let mut large = product_of_a_million()?;
         targets.set(Program::Product as u32, product.program()?.fd()?, 0)?;
         targets.set(Program::ProductLarge as u32, large.program()?.fd()?, 0)?;
+        targets.set(Program::ProductVlan as u32, tagged.program()?.fd()?, 0)?;
         prepare_textbook(&mut ebpf)?;
         let traffic = ebpf.take_map("traffic").context("traffic")?.try_into()?;
         Ok(Self {
@@ -200,6 +270,7 @@ impl Harness {
             traffic,
             product,
             large,
+            tagged,
             _targets: targets,
             next: 0,
         })
@@ -208,7 +279,11 @@ impl Harness {
     /// Makes the established flows of every case, by two packets each.
     pub fn warm_up(&mut self) -> Result<()> {
         for case in CASES.iter().filter(|case| case.flow_mask != u32::MAX) {
-            for packet in [Packet::Syn, case.packet, case.packet] {
+            let first = match case.packet {
+                Packet::Ipv6 | Packet::Tagged => case.packet,
+                _ => Packet::Syn,
+            };
+            for packet in [first, case.packet, case.packet] {
                 self.run(case, packet, (case.flow_mask + 1).max(1000))?;
             }
         }
@@ -220,6 +295,7 @@ impl Harness {
         let duration = self.run(case, case.packet, packets)?;
         self.product.sweep();
         self.large.sweep();
+        self.tagged.sweep();
         Ok(duration.as_nanos() as f64)
     }
 
@@ -233,18 +309,15 @@ impl Harness {
             client: u32::from_ne_bytes([172, 16, 0, 1]),
             destination: [word(0), word(2), word(4)],
             source: [word(6), word(8), word(10)],
-            checksum: word(24),
+            checksum: word(if packet == Packet::Tagged { 28 } else { 24 }),
             reserved: [0; 5],
         };
         if case.flow_mask == u32::MAX {
             self.next = self.next.wrapping_add(packets);
         }
         self.traffic.set(0, PodTraffic(traffic), 0)?;
-        let wrapper: &mut AyaXdp = self
-            .ebpf
-            .program_mut("wrapper")
-            .context("wrapper")?
-            .try_into()?;
+        let name = packet.wrapper();
+        let wrapper: &mut AyaXdp = self.ebpf.program_mut(name).context(name)?.try_into()?;
         let options = TestRunOptions {
             data_in: Some(&frame),
             repeat: packets,
@@ -262,8 +335,8 @@ impl Harness {
     }
 }
 
-/// The product with one service of four real servers.
-fn product(flow_slots: u32) -> Result<Xdp> {
+/// The product with one service of each version of IP, of four real servers.
+fn product(flow_slots: u32, vlan: u16) -> Result<Xdp> {
     let hour = Duration::from_secs(3_600);
     let timeouts = FlowTimeouts {
         tcp: hour,
@@ -275,43 +348,43 @@ fn product(flow_slots: u32) -> Result<Xdp> {
         interfaces: Vec::new(),
         allow_generic: false,
         flow_slots,
+        max_flow_slots: flow_slots,
         timeouts,
+        protection: Protection::default(),
     };
     let mut xdp = Xdp::unattached(&config)?;
-    let backend = |last| PlannedBackend {
-        target: Target::Host(Ipv4Addr::new(10, 0, 0, last)),
-        sorry: false,
-        weight: 1,
-        state: BackendState::Up,
-    };
-    let service = PlannedService {
-        id: ServiceId {
-            protocol: Protocol::Tcp,
-            address: SocketAddrV4::new(VIP, 80),
-        },
-        role: 1,
-        scheduler: Scheduler::Wrr,
-        backends: (1..=4).map(backend).collect(),
-    };
+    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC)]);
+    let vips: [IpAddr; 2] = [VIP.into(), VIP6.into()];
+    let services = vips.map(|vip| {
+        let backends = (1..=4)
+            .map(|last| PlannedBackend::new(Target::Host(server(vip, last)), 1, BackendState::Up))
+            .collect();
+        let id = ServiceId::new(Protocol::Tcp, SocketAddr::new(vip, 80));
+        PlannedService::new(id, 1, Scheduler::Wrr, backends)
+    });
     xdp.apply(&Plan {
-        services: vec![service],
+        services: services.to_vec(),
     })?;
     xdp.set_role(1, true);
     for last in 1..=4 {
-        let mac = [2, 0, 0, 0, 0, last];
-        // Test runs come in on the loopback device, index 1.
-        let place = Neighbour::Host {
-            mac,
-            ifindex: 1,
-            source_mac: [2, 0, 0, 0, 0, 0x43],
-        };
-        xdp.set_neighbour(Ipv4Addr::new(10, 0, 0, last), Some(place));
+        for vip in vips {
+            let mut hop = Hop::on_link([2, 0, 0, 0, 0, last], INGRESS, DIRECTOR_MAC);
+            hop.vlans[0] = vlan;
+            xdp.set_neighbour(server(vip, last), Some(Neighbour::Host(hop)));
+        }
     }
     Ok(xdp)
 }
 
+fn server(vip: IpAddr, last: u8) -> IpAddr {
+    match vip {
+        IpAddr::V4(_) => Ipv4Addr::new(10, 0, 0, last).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)).into(),
+    }
+}
+
 fn product_of_a_million() -> Result<Xdp> {
-    product(1 << 21)
+    product(1 << 21, 0)
 }
 
 fn prepare_textbook(ebpf: &mut Ebpf) -> Result<()> {
@@ -332,24 +405,32 @@ fn prepare_textbook(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// A TCP segment of 64 bytes for the VIP, or for somebody else.
+/// A TCP segment in a frame of 64 bytes or a little more, for the VIP or for somebody else.
 fn frame(packet: Packet) -> Vec<u8> {
-    let mut frame = vec![0; 64];
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 0x43, 2, 0, 0, 0, 9, 9]);
-    frame[12..14].copy_from_slice(&[8, 0]);
-    frame[14] = 0x45;
-    frame[17] = 50;
-    frame[22] = 64;
-    frame[23] = 6;
-    frame[26..30].copy_from_slice(&[172, 16, 0, 1]);
-    frame[30..34].copy_from_slice(&VIP.octets());
-    if packet == Packet::NotAVip {
-        frame[33] = 7;
+    let mut frame = vec![2, 0, 0, 0, 0, 0x43, 2, 0, 0, 0, 9, 9];
+    if packet == Packet::Tagged {
+        frame.extend([0x81, 0, 0, VLAN as u8]);
     }
-    frame[36..38].copy_from_slice(&80_u16.to_be_bytes());
-    frame[46] = 0x50;
-    frame[47] = if packet == Packet::Syn { 0x02 } else { 0x10 };
-    let sum = lb_common::checksum::of(&frame[14..34]);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    if packet == Packet::Ipv6 {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+        frame.extend(Ipv6Addr::new(0x2001, 0xdb8, 9, 9, 0, 0, 0, 1).octets());
+        frame.extend(VIP6.octets());
+    } else {
+        let mut header = [
+            0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 172, 16, 0, 1, 0, 0, 0, 0,
+        ];
+        header[16..].copy_from_slice(&VIP.octets());
+        if packet == Packet::NotAVip {
+            header[19] = 7;
+        }
+        let sum = lb_common::checksum::of(&header);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        frame.extend([8, 0]);
+        frame.extend(header);
+    }
+    frame.extend([0, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50]);
+    frame.push(if packet == Packet::Syn { 0x02 } else { 0x10 });
+    frame.extend([0; 6]);
+    frame.resize(frame.len().max(64), 0);
     frame
 }

@@ -12,7 +12,7 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
-use crate::harness::{CASES, Case, Harness};
+use crate::harness::{CASES, Case, FLOORS, Harness};
 
 /// Measures the cost per packet of the XDP program.
 #[derive(Parser)]
@@ -53,22 +53,23 @@ fn main() -> Result<()> {
     for round in 1..=arguments.rounds {
         print!("\rround {round} of {}", arguments.rounds);
         std::io::Write::flush(&mut std::io::stdout())?;
-        let raw: Vec<f64> = CASES
+        let floors: Vec<f64> = FLOORS
             .iter()
             .map(|case| harness.measure(case, arguments.packets))
             .collect::<Result<_>>()?;
-        let wrapper = raw[0];
+        let nets: Vec<f64> = CASES
+            .iter()
+            .map(|case| Ok(harness.measure(case, arguments.packets)? - floors[case.floor()]))
+            .collect::<Result<_>>()?;
         let net = |name: &str| -> f64 {
             CASES
                 .iter()
                 .position(|case| case.name == name)
-                .map_or(f64::NAN, |i| raw[i] - wrapper)
+                .map_or(f64::NAN, |i| nets[i])
         };
-        for (figures, raw) in all.iter_mut().zip(&raw) {
-            figures.net.push(raw - wrapper);
-            figures
-                .ratios
-                .push((raw - wrapper) / net(figures.case.against));
+        for (figures, own) in all.iter_mut().zip(&nets) {
+            figures.net.push(*own);
+            figures.ratios.push(own / net(figures.case.against));
         }
     }
     println!(

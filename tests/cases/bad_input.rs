@@ -92,7 +92,7 @@ fn faults_in_the_file() {
         (
             "bad address",
             good().replacen("10.1.15.45", "10.1.15.345", 1),
-            &["`10.1.15.345` is not an IPv4 address"],
+            &["`10.1.15.345` is not an IP address"],
         ),
         (
             "weight -1",

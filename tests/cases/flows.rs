@@ -12,24 +12,22 @@ use lb_user::{
         xdp::Xdp,
     },
     model::{
-        Neighbour,
+        Hop, Neighbour,
         Protocol::{Tcp, Udp},
         Target,
     },
 };
 
 use crate::program::{
-    CLIENT, DIRECTOR_MAC, INGRESS, PASS, TX, VIP, apply, direct, frame, in_namespace, load,
-    resolve, server_of, service, tcp, transport, udp,
+    CLIENT, DIRECTOR_MAC, INGRESS, PASS, SMALL, TX, VIP, apply, direct, frame, in_namespace, load,
+    load_growing, resolve, server, server_of, service, tcp, transport, udp,
 };
 
 /// Adds a local sorry server to a service.
 pub fn with_sorry(mut service: PlannedService, state: BackendState) -> PlannedService {
     service.backends.push(PlannedBackend {
-        target: Target::Local,
         sorry: true,
-        weight: 1,
-        state,
+        ..PlannedBackend::new(Target::Local, 1, state)
     });
     service
 }
@@ -55,7 +53,7 @@ fn scheduled(xdp: &mut Xdp) -> u64 {
 }
 
 fn ready(servers: &[(u8, u32, BackendState)]) -> Xdp {
-    let mut xdp = load(4096);
+    let mut xdp = load(SMALL);
     apply(&mut xdp, vec![service(Tcp, 80, 1, servers)]);
     for (last, _, _) in servers {
         resolve(&mut xdp, *last, INGRESS);
@@ -250,17 +248,13 @@ fn a_changed_mac_address_counts_at_once() {
         let mut xdp = ready(&[(1, 1, Up)]);
         server_of(&mut xdp, &tcp(1, 80, "S"));
         let mac = [6, 5, 4, 3, 2, 1];
-        let place = Neighbour::Host {
-            mac,
-            ifindex: INGRESS,
-            source_mac: DIRECTOR_MAC,
-        };
-        xdp.set_neighbour(Ipv4Addr::new(10, 0, 0, 1), Some(place));
+        let place = Neighbour::Host(Hop::on_link(mac, INGRESS, DIRECTOR_MAC));
+        xdp.set_neighbour(server(1), Some(place));
         let (verdict, out) = xdp.run(&tcp(1, 80, "A"), 0).unwrap();
         assert_eq!((verdict, &out[..6]), (TX, &mac[..]));
-        xdp.set_neighbour(Ipv4Addr::new(10, 0, 0, 1), None);
+        xdp.set_neighbour(server(1), None);
         assert_eq!(xdp.run(&tcp(1, 80, "A"), 0).unwrap().0, PASS);
-        xdp.set_neighbour(Ipv4Addr::new(10, 0, 0, 1), Some(Neighbour::ThisHost));
+        xdp.set_neighbour(server(1), Some(Neighbour::ThisHost));
         assert_eq!(xdp.run(&tcp(1, 80, "A"), 0).unwrap().0, PASS);
     });
 }
@@ -293,11 +287,11 @@ fn a_syn_flood_evicts_no_established_flow() {
     });
 }
 
-/// UDP of 50,000 clients with two packets each fills UDP's own table, which has 4,096 slots.
+/// UDP of 50,000 clients with two packets each fills UDP's own table, which has 16,384 slots.
 #[test]
 fn a_udp_flood_evicts_no_tcp_flow() {
     in_namespace(|_| {
-        let mut xdp = load(4096);
+        let mut xdp = load(SMALL);
         let both = || {
             vec![
                 service(Tcp, 80, 1, &[(1, 1, Up), (2, 1, Up)]),
@@ -327,27 +321,29 @@ fn a_udp_flood_evicts_no_tcp_flow() {
     });
 }
 
-/// A table of 1,024 slots is offered 1,500 flows: those that find their bucket full live on, through
-/// the half-open table and, when a flood of SYNs has run through that, through the spill table.
+/// The flow number `number` of many clients.
+fn flow(number: u32, flags: &str) -> Vec<u8> {
+    let client = Ipv4Addr::from(0x0a90_0000 + number / 50_000);
+    let port = 1024 + (number % 50_000) as u16;
+    frame(client, VIP, 64, transport(port, 80, flags), b"")
+}
+
+/// A table of 65,536 slots that must not grow is offered 72,000 flows: those that find their bucket
+/// full live on, through the half-open table and, when a flood of SYNs has run through that, through
+/// the spill table.
 #[test]
 fn no_live_flow_is_lost_to_a_full_bucket() {
+    const FLOWS: u32 = 72_000;
     in_namespace(|_| {
-        let mut xdp = load(1024);
-        apply(
-            &mut xdp,
-            vec![service(Tcp, 80, 1, &[(1, 1, Up), (2, 1, Up), (3, 1, Up)])],
-        );
-        for last in 1..=3 {
-            resolve(&mut xdp, last, INGRESS);
-        }
-        let homes: Vec<u8> = (1..=1500)
-            .map(|port| {
-                server_of(&mut xdp, &tcp(port, 80, "S"));
-                server_of(&mut xdp, &tcp(port, 80, "A"))
+        let mut xdp = ready(&[(1, 1, Up), (2, 1, Up), (3, 1, Up)]);
+        let homes: Vec<u8> = (0..FLOWS)
+            .map(|number| {
+                server_of(&mut xdp, &flow(number, "S"));
+                server_of(&mut xdp, &flow(number, "A"))
             })
             .collect();
         let spilled = xdp.dump("spill").unwrap().len();
-        assert!(spilled >= 476, "{spilled} spilled");
+        assert!(spilled >= 6_464, "{spilled} spilled");
         for number in 0..100_000_u32 {
             let client =
                 Ipv4Addr::from(0x1000_0000 + number.wrapping_mul(2_654_435_761) % 0x1000_0000);
@@ -355,14 +351,48 @@ fn no_live_flow_is_lost_to_a_full_bucket() {
             xdp.run(&syn, 0).unwrap();
         }
         let before = scheduled(&mut xdp);
-        for (port, home) in (1..=1500).zip(homes) {
+        for (number, home) in (0..FLOWS).zip(homes) {
             assert_eq!(
-                server_of(&mut xdp, &tcp(port, 80, "A")),
+                server_of(&mut xdp, &flow(number, "A")),
                 home,
-                "port {port}"
+                "flow {number}"
             );
         }
         assert_eq!(scheduled(&mut xdp), before, "flows were scheduled anew");
+    });
+}
+
+/// A million flows come while the table grows from 65,536 slots to 4,194,304, spills, and is swept.
+/// Each keeps its real server, and none is scheduled a second time.
+#[test]
+fn a_million_flows_outlive_the_growth_of_the_table() {
+    const FLOWS: u32 = 1_000_000;
+    in_namespace(|_| {
+        let mut xdp = load_growing(SMALL, 1 << 22);
+        let servers = [(1, 1, Up), (2, 1, Up), (3, 1, Up)];
+        apply(&mut xdp, vec![service(Tcp, 80, 1, &servers)]);
+        for (last, _, _) in servers {
+            resolve(&mut xdp, last, INGRESS);
+        }
+        let mut homes = Vec::new();
+        for number in 0..FLOWS {
+            xdp.run(&flow(number, "S"), 0).unwrap();
+            homes.push(xdp.run(&flow(number, "A"), 0).unwrap().1[5]);
+            if number.is_multiple_of(8_192) {
+                xdp.sweep();
+            }
+            // One of those before, wherever it is by now.
+            let other = number.wrapping_mul(2_654_435_761) % (number + 1);
+            let seen = xdp.run(&flow(other, "A"), 0).unwrap().1[5];
+            assert_eq!(seen, homes[other as usize], "flow {other} of {number}");
+        }
+        let grown = xdp.snapshot().flow_slots;
+        assert!(grown >= 1 << 20, "{grown} slots");
+        for number in 0..FLOWS {
+            let seen = xdp.run(&flow(number, "A"), 0).unwrap().1[5];
+            assert_eq!(seen, homes[number as usize], "flow {number}");
+        }
+        assert_eq!(scheduled(&mut xdp), u64::from(FLOWS));
     });
 }
 

@@ -10,8 +10,8 @@ use lb_user::{
 };
 
 use crate::program::{
-    CLIENT, CLIENT_MAC, DIRECTOR_MAC, INGRESS, PASS, REDIRECT, TX, VIP, apply, direct, frame,
-    in_namespace, load, passed, resolve, service, tcp, transport, udp,
+    CLIENT, CLIENT_MAC, DIRECTOR_MAC, INGRESS, PASS, REDIRECT, SMALL, TX, VIP, apply, direct,
+    frame, in_namespace, load, passed, resolve, service, tcp, transport, udp,
 };
 
 /// What must happen to a frame.
@@ -203,19 +203,28 @@ fn rows() -> Vec<(&'static str, Vec<u8>, Fate)> {
             Pass("neighbour_unknown"),
         ),
         ("a local sorry server", tcp(1, 83, "S"), Pass("local")),
-        ("first fragment", fragment(0x2000), Pass("fragment")),
-        ("middle fragment", fragment(0x2001), Pass("fragment")),
-        ("last fragment", fragment(0x0001), Pass("fragment")),
+        ("first fragment", fragment(0x2000), To(TX, 1)),
+        (
+            "a later fragment follows the first",
+            fragment(0x2001),
+            To(TX, 1),
+        ),
+        ("the last fragment", fragment(0x0001), To(TX, 1)),
+        (
+            "a later fragment without the first",
+            sealed(with(fragment(0x0001), |f| f[18] = 7)),
+            Pass("fragment_early"),
+        ),
         (
             "fragment of UDP",
             sealed(with(udp(1, 53), |f| f[20] = 0x20)),
-            Pass("fragment"),
+            To(TX, 3),
         ),
-        ("ICMP echo to the VIP", icmp, Pass("not_tcp_udp")),
+        ("ICMP echo to the VIP", icmp, Pass("not_transport")),
         (
             "VRRP",
             sealed(with(tcp(1, 80, "S"), |f| f[23] = 112)),
-            Pass("not_tcp_udp"),
+            Pass("not_transport"),
         ),
         (
             "a fragment of ICMP is no fragment of ours",
@@ -223,12 +232,16 @@ fn rows() -> Vec<(&'static str, Vec<u8>, Fate)> {
                 f[23] = 1;
                 f[20] = 0x20;
             })),
-            Pass("not_tcp_udp"),
+            Pass("not_transport"),
         ),
-        ("IPv6", ipv6, Pass("not_ipv4")),
-        ("ARP", ethertype(0x0806), Pass("not_ipv4")),
-        ("a VLAN tag", ethertype(0x8100), Pass("not_ipv4")),
-        ("an IEEE 802.3 length", ethertype(0x0040), Pass("not_ipv4")),
+        ("IPv6 to nobody here", ipv6, Pass("not_a_service")),
+        ("ARP", ethertype(0x0806), Pass("not_ip")),
+        (
+            "a VLAN tag before nonsense",
+            ethertype(0x8100),
+            Pass("not_ip"),
+        ),
+        ("an IEEE 802.3 length", ethertype(0x0040), Pass("not_ip")),
         ("only an Ethernet header", cut(14), Pass("truncated")),
         ("cut in the IP header", cut(33), Pass("truncated")),
         ("cut before the ports", cut(36), Pass("truncated")),
@@ -271,7 +284,7 @@ fn one_packet_each() {
     in_namespace(|node| {
         let other = node.ifindex().unwrap();
         assert_ne!(other, INGRESS);
-        let mut xdp = load(1024);
+        let mut xdp = load(SMALL);
         apply(
             &mut xdp,
             vec![
@@ -337,7 +350,7 @@ fn forwarded(xdp: &mut lb_user::dataplane::xdp::Xdp) -> (u64, u64) {
 #[test]
 fn nothing_is_touched_before_and_after() {
     in_namespace(|_| {
-        let mut xdp = load(1024);
+        let mut xdp = load(SMALL);
         let syn = tcp(1, 80, "S");
         assert_eq!(xdp.run(&syn, 0).unwrap(), (PASS, syn.clone()));
         assert_eq!(passed(&mut xdp, "not_a_service"), 1);

@@ -1,6 +1,6 @@
 //! The program in the kernel without an interface: a plan, one packet at a time.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use etherparse::{PacketBuilder, TcpHeader, TransportHeader, UdpHeader};
 use lab::{Lab, Node};
@@ -10,7 +10,10 @@ use lb_user::{
         plan::{BackendState, PlannedBackend, PlannedService},
         xdp::Xdp,
     },
-    model::{DataplaneConfig, FlowTimeouts, Neighbour, Protocol, Scheduler, ServiceId, Target},
+    model::{
+        DataplaneConfig, FlowTimeouts, Hop, Neighbour, Protection, Protocol, Scheduler, ServiceId,
+        Target,
+    },
 };
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
@@ -38,15 +41,27 @@ pub fn timeouts() -> FlowTimeouts {
     }
 }
 
-/// Loads the program with tables of `flow_slots`.
+/// Slots of the smallest table.
+pub const SMALL: u32 = lb_common::limits::CHUNK_SLOTS;
+
+/// Loads the program with tables of `flow_slots`, which do not grow.
 pub fn load(flow_slots: u32) -> Xdp {
+    load_growing(flow_slots, flow_slots)
+}
+
+/// Loads the program with tables of `flow_slots`, which grow up to `max_flow_slots`.
+pub fn load_growing(flow_slots: u32, max_flow_slots: u32) -> Xdp {
     let config = DataplaneConfig {
         interfaces: Vec::new(),
         allow_generic: false,
         flow_slots,
+        max_flow_slots,
         timeouts: timeouts(),
+        protection: Protection::default(),
     };
-    Xdp::unattached(&config).unwrap()
+    let mut xdp = Xdp::unattached(&config).unwrap();
+    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC), (INGRESS, [6; 6])]);
+    xdp
 }
 
 /// Runs `work` in a namespace with a second interface of index 2.
@@ -63,23 +78,19 @@ pub fn service(
     role: u16,
     servers: &[(u8, u32, BackendState)],
 ) -> PlannedService {
-    PlannedService {
-        id: ServiceId {
-            protocol,
-            address: SocketAddrV4::new(VIP, port),
-        },
-        role,
-        scheduler: Scheduler::Wrr,
-        backends: servers
-            .iter()
-            .map(|(last, weight, state)| PlannedBackend {
-                target: Target::Host(Ipv4Addr::new(10, 0, 0, *last)),
-                sorry: false,
-                weight: *weight,
-                state: *state,
-            })
-            .collect(),
-    }
+    let backends = servers
+        .iter()
+        .map(|(last, weight, state)| {
+            PlannedBackend::new(Target::Host(server(*last)), *weight, *state)
+        })
+        .collect();
+    let id = ServiceId::new(protocol, SocketAddr::new(VIP.into(), port));
+    PlannedService::new(id, role, Scheduler::Wrr, backends)
+}
+
+/// Address of a real server.
+pub fn server(last: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, last).into()
 }
 
 /// Applies services and makes role 1 master.
@@ -90,12 +101,8 @@ pub fn apply(xdp: &mut Xdp, services: Vec<PlannedService>) {
 
 /// Tells where 10.0.0.LAST is.
 pub fn resolve(xdp: &mut Xdp, last: u8, ifindex: u32) {
-    let neighbour = Neighbour::Host {
-        mac: server_mac(last),
-        ifindex,
-        source_mac: DIRECTOR_MAC,
-    };
-    xdp.set_neighbour(Ipv4Addr::new(10, 0, 0, last), Some(neighbour));
+    let hop = Hop::on_link(server_mac(last), ifindex, DIRECTOR_MAC);
+    xdp.set_neighbour(server(last), Some(Neighbour::Host(hop)));
 }
 
 /// TCP flags by letter.

@@ -1,9 +1,9 @@
 //! IPv4 (RFC 791), with options.
 
-use lb_common::Reason;
+use lb_common::{Control, Reason};
 
-use super::ethernet;
-use crate::packet::Packet;
+use super::{Datagram, Piece};
+use crate::{packet::Packet, service::Vip};
 
 /// The fixed part of the header. Addresses are two-byte aligned on the wire.
 #[repr(C, packed(2))]
@@ -25,21 +25,20 @@ const OFFSET_MASK_BE: u16 = 0x1fff_u16.to_be();
 
 /// What later steps need of the header.
 pub struct Ipv4 {
-    pub source_be: u32,
-    pub destination_be: u32,
-    pub protocol: u8,
-    /// Where the transport header starts, from the start of the frame: 34 to 74.
-    pub transport_offset: usize,
-    /// Header and payload.
-    pub total_length: u16,
+    source_be: u32,
+    destination_be: u32,
+    protocol: u8,
+    transport_offset: usize,
+    total_length: u16,
     ttl: u8,
     fragment_be: u16,
+    id_be: u16,
 }
 
-/// Reads the header. Says nothing about whether the packet can be forwarded.
+/// Reads the header at `offset`. Says nothing about whether the packet can be forwarded.
 #[inline(always)]
-pub fn parse(packet: &Packet<'_>) -> Result<Ipv4, Reason> {
-    let header = packet.header::<Ipv4Header>(ethernet::LENGTH)?;
+pub fn parse(packet: &Packet<'_>, offset: usize) -> Result<Ipv4, Reason> {
+    let header = packet.header::<Ipv4Header>(offset)?;
     // SAFETY: `header` checked the bounds; every bit pattern is a valid header.
     let header = unsafe { &*header };
     let header_length = usize::from(header.version_ihl & 0x0f) * 4;
@@ -47,6 +46,7 @@ pub fn parse(packet: &Packet<'_>) -> Result<Ipv4, Reason> {
     if header.version_ihl >> 4 != 4
         || header_length < 20
         || usize::from(total_length) < header_length
+        || !packet.holds(offset + usize::from(total_length))
     {
         return Err(Reason::Truncated);
     }
@@ -54,30 +54,56 @@ pub fn parse(packet: &Packet<'_>) -> Result<Ipv4, Reason> {
         source_be: header.source_be,
         destination_be: header.destination_be,
         protocol: header.protocol,
-        transport_offset: ethernet::LENGTH + header_length,
+        transport_offset: offset + header_length,
         total_length,
         ttl: header.ttl,
         fragment_be: header.fragment_be,
+        id_be: header.id_be,
     })
 }
 
-impl Ipv4 {
-    /// A fragment other than the first has no ports.
+impl Datagram for Ipv4 {
+    const IS_V4: bool = true;
+    const ICMP: u8 = 1;
+
     #[inline(always)]
-    pub fn has_transport_header(&self) -> bool {
-        self.fragment_be & OFFSET_MASK_BE == 0
+    fn protocol(&self) -> u8 {
+        self.protocol
     }
 
-    /// Whether a packet of a service may be forwarded as it is. The kernel reassembles fragments
-    /// and answers an expired TTL.
     #[inline(always)]
-    pub fn forwardable(&self) -> Result<(), Reason> {
-        if self.fragment_be & (OFFSET_MASK_BE | MORE_FRAGMENTS_BE) != 0 {
-            return Err(Reason::Fragment);
+    fn transport_offset(&self) -> usize {
+        self.transport_offset
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        u32::from(self.total_length)
+    }
+
+    #[inline(always)]
+    fn may_travel(&self) -> bool {
+        self.ttl > 1
+    }
+
+    #[inline(always)]
+    fn piece(&self) -> Piece {
+        if self.fragment_be & (OFFSET_MASK_BE | MORE_FRAGMENTS_BE) == 0 {
+            Piece::Whole
+        } else if self.fragment_be & OFFSET_MASK_BE == 0 {
+            Piece::First(u32::from(self.id_be))
+        } else {
+            Piece::Later(u32::from(self.id_be))
         }
-        if self.ttl <= 1 {
-            return Err(Reason::TtlExpired);
-        }
-        Ok(())
+    }
+
+    #[inline(always)]
+    fn source_v4(&self) -> u32 {
+        self.source_be
+    }
+
+    #[inline(always)]
+    fn vip(&self, _: &Control) -> Option<Vip> {
+        Some(Vip::v4(self.destination_be))
     }
 }

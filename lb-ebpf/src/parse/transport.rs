@@ -1,19 +1,27 @@
-//! TCP (RFC 9293) and UDP (RFC 768): ports, and what a TCP segment does to its connection.
+//! TCP (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260): ports, and what a packet does to its
+//! connection.
 
 use lb_common::Reason;
 
-use super::ipv4::Ipv4;
 use crate::packet::Packet;
 
 const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// Both protocols begin with the ports.
+/// Types of the first chunk (RFC 9260 section 3.2).
+const INIT: u8 = 1;
+const ABORT: u8 = 6;
+const SHUTDOWN: u8 = 7;
+const SHUTDOWN_ACK: u8 = 8;
+const SHUTDOWN_COMPLETE: u8 = 14;
+
+/// All protocols begin with the ports.
 #[repr(C)]
 struct Ports {
     source_be: u16,
@@ -39,16 +47,29 @@ struct UdpHeader {
     checksum: u16,
 }
 
+/// Common header and the head of the first chunk.
+#[repr(C, packed(2))]
+struct SctpHeader {
+    ports: Ports,
+    verification_tag: u32,
+    checksum: u32,
+    chunk_type: u8,
+    chunk_flags: u8,
+    chunk_length_be: u16,
+}
+
 /// What a packet means for its flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Kind {
-    /// SYN without ACK: a new connection, or the repetition of one.
-    TcpSyn,
-    /// FIN or RST.
-    TcpEnd,
-    /// Any other segment.
-    TcpData,
-    Udp,
+    /// SYN without ACK, or INIT: a new connection, or the repetition of one.
+    Open = 0,
+    /// FIN, RST, SHUTDOWN or ABORT.
+    End = 1,
+    /// Any other packet of a connection.
+    Data = 2,
+    /// UDP knows no connections.
+    Datagram = 3,
 }
 
 /// Ports and [`Kind`].
@@ -60,21 +81,31 @@ pub struct Transport {
 
 /// Reads the transport header of a packet or of a first fragment.
 #[inline(always)]
-pub fn parse(packet: &Packet<'_>, ip: &Ipv4) -> Result<Transport, Reason> {
-    let (ports, kind) = match ip.protocol {
-        TCP | UDP if !ip.has_transport_header() => return Err(Reason::Fragment),
+pub fn parse(packet: &Packet<'_>, protocol: u8, offset: usize) -> Result<Transport, Reason> {
+    let (ports, kind) = match protocol {
         TCP => {
-            let header = packet.header::<TcpHeader>(ip.transport_offset)?;
+            let header = packet.header::<TcpHeader>(offset)?;
             // SAFETY: `header` checked the bounds; every bit pattern is a valid header.
             let header = unsafe { &*header };
             (&header.ports, kind_of(header.flags))
         }
         UDP => {
-            let header = packet.header::<UdpHeader>(ip.transport_offset)?;
+            let header = packet.header::<UdpHeader>(offset)?;
             // SAFETY: as above.
-            (unsafe { &(*header).ports }, Kind::Udp)
+            (unsafe { &(*header).ports }, Kind::Datagram)
         }
-        _ => return Err(Reason::NotTcpUdp),
+        SCTP => {
+            let header = packet.header::<SctpHeader>(offset)?;
+            // SAFETY: as above.
+            let header = unsafe { &*header };
+            let kind = match header.chunk_type {
+                INIT => Kind::Open,
+                ABORT | SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => Kind::End,
+                _ => Kind::Data,
+            };
+            (&header.ports, kind)
+        }
+        _ => return Err(Reason::NotTransport),
     };
     Ok(Transport {
         source_port_be: ports.source_be,
@@ -86,10 +117,10 @@ pub fn parse(packet: &Packet<'_>, ip: &Ipv4) -> Result<Transport, Reason> {
 #[inline(always)]
 fn kind_of(flags: u8) -> Kind {
     if flags & (FIN | RST) != 0 {
-        Kind::TcpEnd
+        Kind::End
     } else if flags & (SYN | ACK) == SYN {
-        Kind::TcpSyn
+        Kind::Open
     } else {
-        Kind::TcpData
+        Kind::Data
     }
 }

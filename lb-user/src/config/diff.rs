@@ -11,6 +11,14 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     if old.dataplane.timeouts != new.dataplane.timeouts {
         lines.push("flow time-outs changed".to_owned());
     }
+    if old.dataplane.protection.source_rate != new.dataplane.protection.source_rate {
+        lines.push("limit of new connections of one source changed".to_owned());
+    }
+    let sources = |config: &Config| config.dataplane.protection.sources.len();
+    if old.dataplane.protection.sources != new.dataplane.protection.sources {
+        let (before, after) = (sources(old), sources(new));
+        lines.push(format!("listed sources changed ({before} -> {after})"));
+    }
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),
@@ -48,6 +56,10 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
                     "{}: weight of {} {} -> {}",
                     service.id, backend.address, b.weight, backend.weight
                 )),
+                Some(b) if b != backend => lines.push(format!(
+                    "{}: thresholds of {} changed",
+                    service.id, backend.address
+                )),
                 Some(_) => {}
             }
         }
@@ -64,7 +76,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             }
         }
         let settings = |s: &crate::model::VirtualService| {
-            (s.scheduler, s.instance.clone(), s.sorry, s.check.clone())
+            let mut settings = s.clone();
+            settings.backends = Vec::new();
+            settings
         };
         if settings(before) != settings(service) {
             lines.push(format!("{}: settings changed", service.id));
@@ -87,6 +101,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     if old.dataplane.interfaces != new.dataplane.interfaces
         || old.dataplane.allow_generic != new.dataplane.allow_generic
         || old.dataplane.flow_slots != new.dataplane.flow_slots
+        || old.dataplane.max_flow_slots != new.dataplane.max_flow_slots
     {
         sections.push("dataplane");
     }

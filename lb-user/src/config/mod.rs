@@ -7,6 +7,7 @@ mod diagnostic;
 mod diff;
 mod raw;
 mod reader;
+pub mod sources;
 mod validate;
 
 pub use diagnostic::{ConfigError, Diagnostic};

@@ -15,6 +15,7 @@ pub struct Raw {
     pub router_id: Option<At<String>>,
     pub runtime: Option<At<RawRuntime>>,
     pub dataplane: Option<At<RawDataplane>>,
+    pub protection: Option<At<RawProtection>>,
     pub instances: Vec<At<RawInstance>>,
     pub services: Vec<At<RawService>>,
 }
@@ -31,10 +32,21 @@ pub struct RawDataplane {
     pub interfaces: Option<At<Vec<At<String>>>>,
     pub allow_generic: Option<At<bool>>,
     pub flow_slots: Option<At<i64>>,
+    pub max_flow_slots: Option<At<i64>>,
     pub tcp_timeout: Option<At<Duration>>,
     pub tcp_closing_timeout: Option<At<Duration>>,
     pub tcp_half_open_timeout: Option<At<Duration>>,
     pub udp_timeout: Option<At<Duration>>,
+}
+
+#[derive(Default)]
+pub struct RawProtection {
+    pub block: Option<At<Vec<At<String>>>>,
+    pub allow: Option<At<Vec<At<String>>>>,
+    pub block_file: Option<At<String>>,
+    pub allow_file: Option<At<String>>,
+    pub new_connections_per_source: Option<At<i64>>,
+    pub new_connections_per_source_burst: Option<At<i64>>,
 }
 
 pub struct RawInstance {
@@ -60,7 +72,12 @@ pub struct RawService {
     pub address: Option<At<String>>,
     pub protocol: Option<At<String>>,
     pub scheduler: Option<At<String>>,
+    pub scheduler_flags: Option<At<Vec<At<String>>>>,
     pub forward: Option<At<String>>,
+    pub persistence_timeout: Option<At<Duration>>,
+    pub persistence_prefix: Option<At<i64>>,
+    pub new_connections_per_second: Option<At<i64>>,
+    pub new_connections_burst: Option<At<i64>>,
     pub vrrp: Option<At<String>>,
     pub sorry_server: Option<At<String>>,
     pub check: Option<At<RawCheck>>,
@@ -82,6 +99,8 @@ pub struct RawCheck {
 pub struct RawBackend {
     pub address: Option<At<String>>,
     pub weight: Option<At<i64>>,
+    pub upper_threshold: Option<At<i64>>,
+    pub lower_threshold: Option<At<i64>>,
 }
 
 /// Reads the file as far as it can be read.
@@ -97,6 +116,7 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         router_id: fields.string("router_id"),
         runtime: fields.table("runtime", runtime),
         dataplane: fields.table("dataplane", dataplane),
+        protection: fields.table("protection", protection),
         instances: fields.tables("vrrp", instance),
         services: fields.tables("service", service),
     };
@@ -129,10 +149,22 @@ fn dataplane(fields: &mut Fields<'_, '_>) -> RawDataplane {
         interfaces: fields.strings("interfaces"),
         allow_generic: fields.boolean("allow_generic"),
         flow_slots: fields.integer("flow_slots"),
+        max_flow_slots: fields.integer("max_flow_slots"),
         tcp_timeout: fields.duration("tcp_timeout"),
         tcp_closing_timeout: fields.duration("tcp_closing_timeout"),
         tcp_half_open_timeout: fields.duration("tcp_half_open_timeout"),
         udp_timeout: fields.duration("udp_timeout"),
+    }
+}
+
+fn protection(fields: &mut Fields<'_, '_>) -> RawProtection {
+    RawProtection {
+        block: fields.strings("block"),
+        allow: fields.strings("allow"),
+        block_file: fields.string("block_file"),
+        allow_file: fields.string("allow_file"),
+        new_connections_per_source: fields.integer("new_connections_per_source"),
+        new_connections_per_source_burst: fields.integer("new_connections_per_source_burst"),
     }
 }
 
@@ -189,7 +221,12 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         address: fields.string("address"),
         protocol: fields.string("protocol"),
         scheduler: fields.string("scheduler"),
+        scheduler_flags: fields.strings("scheduler_flags"),
         forward: fields.string("forward"),
+        persistence_timeout: fields.duration("persistence_timeout"),
+        persistence_prefix: fields.integer("persistence_prefix"),
+        new_connections_per_second: fields.integer("new_connections_per_second"),
+        new_connections_burst: fields.integer("new_connections_burst"),
         vrrp: fields.string("vrrp"),
         sorry_server: fields.string("sorry_server"),
         check: fields.table("check", check),
@@ -223,6 +260,8 @@ fn backend(fields: &mut Fields<'_, '_>) -> RawBackend {
     let raw = RawBackend {
         address: fields.string("address"),
         weight: fields.integer("weight"),
+        upper_threshold: fields.integer("upper_threshold"),
+        lower_threshold: fields.integer("lower_threshold"),
     };
     if !fields.was_given("address") {
         fields.missing(

@@ -85,7 +85,7 @@ fn what_is_refused_and_how() {
         (
             "10.1.15.45",
             "10.1.15.450",
-            &["`10.1.15.450` is not an IPv4 address"],
+            &["`10.1.15.450` is not an IP address"],
         ),
         (
             "10.1.15.45",
@@ -162,8 +162,75 @@ fn what_is_refused_and_how() {
         ),
         (
             "sorry_server = \"local\"",
-            "scheduler = \"lc\"",
-            &["`scheduler` cannot be \"lc\""],
+            "scheduler = \"sed\"",
+            &[
+                "`scheduler` cannot be \"sed\"",
+                "\"rr\", \"wrr\", \"lc\", \"wlc\", \"sh\", \"mh\", \"fo\"",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "scheduler_flags = [\"mh-port\"]",
+            &[
+                "scheduler wrr has no flag `mh-port`",
+                "only sh and mh have flags",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "scheduler = \"mh\"\nscheduler_flags = [\"sh-port\"]",
+            &["scheduler mh has no flag `sh-port`", "mh-port, mh-fallback"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "persistence_prefix = 24",
+            &["`persistence_prefix` without `persistence_timeout`"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "persistence_timeout = \"5m\"\npersistence_prefix = 33",
+            &[
+                "`persistence_prefix` is 33, which is out of range",
+                "0 to 32",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "new_connections_burst = 5",
+            &["`new_connections_burst` without `new_connections_per_second`"],
+        ),
+        (
+            "weight = 3",
+            "upper_threshold = 5\nlower_threshold = 6",
+            &["`lower_threshold` 6 is above `upper_threshold` 5"],
+        ),
+        (
+            "address = \"10.1.15.50:80\"",
+            "address = \"10.1.15.50:2000-1000\"",
+            &[
+                "`10.1.15.50:2000-1000` is not an address with a port",
+                "all ports",
+            ],
+        ),
+        (
+            "address = \"10.1.15.50:80\"",
+            "address = \"[fe80::1]:80\"",
+            &["fe80::1 is not a unicast address of a network"],
+        ),
+        (
+            "address = \"10.1.15.50:80\"",
+            "address = \"[2001:db8::50]:80\"",
+            &["10.1.15.45 is not of the VIP's version of IP", "tunnel"],
+        ),
+        (
+            "[[service]]",
+            "[protection]\nblock = [\"10.0.0.1/8\"]\n[[service]]",
+            &["`10.0.0.1/8` is not a prefix", "without host bits"],
+        ),
+        (
+            "[[service]]",
+            "[protection]\nblock = [\"10.0.0.0/8\"]\nallow = [\"10.0.0.0/8\"]\n[[service]]",
+            &["10.0.0.0/8 is both blocked and allowed"],
         ),
         ("interval = \"1s\"", "interval = \"1s", &["not valid TOML"]),
         (

@@ -146,14 +146,14 @@ impl Daemon {
         match &event {
             NetEvent::Lost => self.read_everything_again().await,
             NetEvent::Neighbour { address, .. } => {
-                if self.neighbours.learn(&event) {
-                    let place = self.neighbours.locate(*address, &self.interfaces);
-                    self.data_plane.set_neighbour(*address, place);
-                    let word = if place.is_some() {
-                        "is found"
-                    } else {
-                        "cannot be found"
-                    };
+                let hosts = self.neighbours.learn(&event);
+                for host in &hosts {
+                    let place = self.neighbours.locate(*host, &self.interfaces);
+                    self.data_plane.set_neighbour(*host, place);
+                }
+                if !hosts.is_empty() {
+                    let known = self.neighbours.locate(hosts[0], &self.interfaces).is_some();
+                    let word = if known { "is found" } else { "cannot be found" };
                     self.apply_or_stay(&format!("{address} {word} on the network"));
                 }
             }
@@ -180,11 +180,18 @@ impl Daemon {
             }
             NetEvent::Link { .. } | NetEvent::LinkGone { .. } => {
                 if changed.is_some() {
+                    self.follow_own_addresses();
                     self.follow_links();
                     self.find_neighbours_and_apply().await;
                 }
             }
         }
+    }
+
+    /// Tells the data plane which frames are for this host.
+    pub(super) fn follow_own_addresses(&mut self) {
+        let macs = self.interfaces.own_macs(&self.config.dataplane.interfaces);
+        self.data_plane.set_own_addresses(&macs);
     }
 
     /// Netlink dropped events: what the kernel has now replaces what was known.
@@ -198,6 +205,7 @@ impl Daemon {
                     self.interfaces.apply(event);
                     self.neighbours.learn(event);
                 }
+                self.follow_own_addresses();
                 self.addresses.restore_missing(&self.interfaces).await;
                 self.follow_links();
                 self.find_neighbours_and_apply().await;

@@ -11,6 +11,7 @@ mod views;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -28,7 +29,7 @@ use crate::{
     config::{self, ConfigError},
     dataplane::{
         DataPlane, DataPlaneError, Plan,
-        plan::{self, Condition},
+        plan::{self, Condition, Steering},
         xdp::Xdp,
     },
     health::{
@@ -36,7 +37,10 @@ use crate::{
         plan::Subject,
         state::Health,
     },
-    model::{Config, Instance, Target, VrrpState},
+    model::{
+        Config, Forwarding, Instance, Neighbour, ServiceId, SourceRule, Target, VirtualService,
+        VrrpState,
+    },
     net::{
         interfaces::{Interface, Interfaces},
         netlink::{Events, Netlink, NetlinkError},
@@ -48,8 +52,8 @@ use crate::{
 /// Housekeeping: neighbours are looked after, late announcements sent.
 const TICK: Duration = Duration::from_secs(1);
 /// Expired flows are swept this often. Their slots count as free before that; the sweep is for
-/// counting and for slots whose writer was lost.
-const SWEEP: Duration = Duration::from_secs(5);
+/// counting, for tables that must grow, and for slots whose writer was lost.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How long scripts of the shut-down may run on.
 const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
 
@@ -63,6 +67,28 @@ pub enum DaemonError {
         path: String,
         /// What failed.
         source: io::Error,
+    },
+    /// A file of sources has a line that is no prefix.
+    #[error(
+        "{path}:{line}: `{text}` is not a prefix; write an address or a network without host bits, such as 192.0.2.0/24"
+    )]
+    BadSource {
+        /// The file.
+        path: String,
+        /// Its line, from 1.
+        line: usize,
+        /// What stands there.
+        text: String,
+    },
+    /// More prefixes than the maps hold.
+    #[error(
+        "{count} prefixes are blocked or allowed, and the tables hold {most}; merge neighbouring ones"
+    )]
+    TooManySources {
+        /// How many.
+        count: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// The file is wrong.
     #[error(transparent)]
@@ -139,7 +165,40 @@ pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
         .nodename()
         .to_string_lossy()
         .into_owned();
-    Ok(config::parse(&name, &text, &host)?)
+    let mut config = config::parse(&name, &text, &host)?;
+    read_sources(&mut config)?;
+    Ok(config)
+}
+
+/// Adds what files list to the sources of the configuration. What the configuration itself says of a
+/// prefix wins.
+fn read_sources(config: &mut Config) -> Result<(), DaemonError> {
+    let protection = &mut config.dataplane.protection;
+    let mut sources: HashMap<_, SourceRule> = HashMap::new();
+    for (path, rule) in &protection.files {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| DaemonError::ReadConfig {
+            path: name.clone(),
+            source,
+        })?;
+        let prefixes = config::sources::parse(&text).map_err(|bad| DaemonError::BadSource {
+            path: name,
+            line: bad.number,
+            text: bad.text,
+        })?;
+        sources.extend(prefixes.into_iter().map(|prefix| (prefix, *rule)));
+    }
+    sources.extend(protection.sources.drain(..));
+    let most = lb_common::limits::MAX_PREFIXES as usize;
+    if sources.len() > most {
+        return Err(DaemonError::TooManySources {
+            count: sources.len(),
+            most,
+        });
+    }
+    protection.sources = sources.into_iter().collect();
+    protection.sources.sort_unstable();
+    Ok(())
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -222,6 +281,8 @@ struct Daemon {
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
     resumed: HashSet<String>,
+    /// What operators told of real servers since the last reload.
+    steered: BTreeMap<(ServiceId, IpAddr), Steering>,
     /// Why the last reload was refused, and what of it waits for a restart.
     refused: Option<String>,
     waiting: Vec<String>,
@@ -273,6 +334,7 @@ impl Daemon {
                 at: SystemTime::now(),
             },
             resumed: HashSet::new(),
+            steered: BTreeMap::new(),
             refused: None,
             waiting: Vec::new(),
             behind: false,
@@ -313,6 +375,7 @@ impl Daemon {
     async fn first_configuration(&mut self) -> Result<(), DaemonError> {
         let freed = self.roles.follow(&names(&self.config));
         self.follow_instances(&freed);
+        self.follow_own_addresses();
         self.find_neighbours().await;
         self.resume().await;
         self.apply("start")?;
@@ -425,15 +488,29 @@ impl Daemon {
             Target::Local => Condition {
                 up: true,
                 resolved: true,
+                steered: None,
             },
             Target::Host(address) => {
                 let record = self.health.get(&(service.id, address));
                 Condition {
                     up: record.is_none_or(|record| record.health == Health::Up),
-                    resolved: self.neighbours.locate(address, &self.interfaces).is_some(),
+                    resolved: self.is_resolved(service, address),
+                    steered: self.steered.get(&(service.id, address)).copied(),
                 }
             }
         })
+    }
+
+    /// Whether packets of a service can be sent to a host.
+    fn is_resolved(&self, service: &VirtualService, address: IpAddr) -> bool {
+        match self.neighbours.locate(address, &self.interfaces) {
+            Some(Neighbour::ThisHost) => true,
+            Some(Neighbour::Host(hop)) => match service.forwarding {
+                Forwarding::Tunnel => hop.source.is_some(),
+                Forwarding::Dr => hop.on_link,
+            },
+            None => false,
+        }
     }
 
     fn install(&mut self, plan: &Plan, reason: &str) -> Result<(), DataPlaneError> {

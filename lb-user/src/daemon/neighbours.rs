@@ -3,16 +3,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use crate::{
     dataplane::DataPlane,
-    model::{Config, Neighbour, Target},
+    model::{Config, Forwarding, Hop, Neighbour, Target, VirtualService},
     net::{
         interfaces::{Interfaces, NetEvent},
-        netlink::{Netlink, Path},
+        netlink::{Exit, Netlink, Path},
     },
 };
 
@@ -23,28 +23,32 @@ const VERIFY: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Neighbours {
     /// As many as the kernel's table has (gc_thresh3, 1,024 by default).
-    macs: HashMap<(u32, Ipv4Addr), [u8; 6]>,
-    paths: HashMap<Ipv4Addr, Path>,
-    warned: HashSet<Ipv4Addr>,
+    macs: HashMap<(u32, IpAddr), [u8; 6]>,
+    /// Where the kernel would send packets for each host.
+    paths: HashMap<IpAddr, Path>,
+    warned: HashSet<IpAddr>,
     verified: Option<Instant>,
 }
 
 impl Neighbours {
-    /// Takes an event. Says whether it is about a host that packets are sent to.
-    pub fn learn(&mut self, event: &NetEvent) -> bool {
+    /// Takes an event. Returns the hosts whose packets go by the neighbour that it tells of.
+    pub fn learn(&mut self, event: &NetEvent) -> Vec<IpAddr> {
         let NetEvent::Neighbour {
             ifindex,
             address,
             mac,
         } = event
         else {
-            return false;
+            return Vec::new();
         };
         match mac {
             Some(mac) => self.macs.insert((*ifindex, *address), *mac) != Some(*mac),
             None => self.macs.remove(&(*ifindex, *address)).is_some(),
         };
-        self.paths.get(address) == Some(&Path::OnLink(*ifindex))
+        let next = (*ifindex, *address);
+        let by =
+            |(host, path): (&IpAddr, &Path)| (next_hop(*host, path) == Some(next)).then_some(*host);
+        self.paths.iter().filter_map(by).collect()
     }
 
     /// Asks the kernel for the path to every host of the configuration.
@@ -54,9 +58,11 @@ impl Neighbours {
         self.warned.retain(|address| hosts.contains(address));
         for address in hosts {
             let path = netlink.path_to(address).await;
-            if path == Path::NotOnLink && self.warned.insert(address) {
-                tracing::warn!(%address, "no connected network leads to this host, so direct return cannot reach it; its packets pass to the kernel");
-            } else if path != Path::NotOnLink {
+            if !is_reachable(config, address, &path) {
+                if self.warned.insert(address) {
+                    tracing::warn!(%address, "no connected network leads to this host, so direct return cannot reach it; its packets pass to the kernel (forward = \"tunnel\" reaches hosts behind routers)");
+                }
+            } else {
                 self.warned.remove(&address);
             }
             self.paths.insert(address, path);
@@ -71,26 +77,37 @@ impl Neighbours {
     }
 
     /// Where a host is.
-    pub fn locate(&self, address: Ipv4Addr, interfaces: &Interfaces) -> Option<Neighbour> {
-        match self.paths.get(&address)? {
-            Path::Local => Some(Neighbour::ThisHost),
-            Path::NotOnLink => None,
-            Path::OnLink(ifindex) => Some(Neighbour::Host {
-                mac: *self.macs.get(&(*ifindex, address))?,
-                ifindex: *ifindex,
-                source_mac: interfaces.by_index(*ifindex)?.mac,
-            }),
-        }
+    pub fn locate(&self, address: IpAddr, interfaces: &Interfaces) -> Option<Neighbour> {
+        let path = self.paths.get(&address)?;
+        let exit = match path {
+            Path::Local => return Some(Neighbour::ThisHost),
+            Path::Nowhere => return None,
+            Path::Out(exit) => exit,
+        };
+        let interface = interfaces.by_index(exit.ifindex)?;
+        let (carrier, vlans) = interfaces.carrier(exit.ifindex)?;
+        let mtu = exit.mtu.unwrap_or(interface.place.mtu);
+        Some(Neighbour::Host(Hop {
+            mac: *self.macs.get(&next_hop(address, path)?)?,
+            ifindex: carrier,
+            source_mac: interface.mac,
+            vlans,
+            on_link: exit.gateway.is_none(),
+            source: exit.source,
+            mtu: mtu.min(interface.place.mtu),
+        }))
     }
 
     /// Hosts whose MAC address is not known although they are on a connected network.
-    pub fn unresolved(&self) -> impl Iterator<Item = (Ipv4Addr, u32)> + '_ {
-        self.paths.iter().filter_map(|(address, path)| match path {
-            Path::OnLink(ifindex) if !self.macs.contains_key(&(*ifindex, *address)) => {
-                Some((*address, *ifindex))
-            }
-            _ => None,
-        })
+    pub fn unresolved(&self) -> impl Iterator<Item = (u32, IpAddr)> + '_ {
+        self.hops().filter(|hop| !self.macs.contains_key(hop))
+    }
+
+    /// Interface and address of every host or router that frames are sent to.
+    fn hops(&self) -> impl Iterator<Item = (u32, IpAddr)> + '_ {
+        self.paths
+            .iter()
+            .filter_map(|(host, path)| next_hop(*host, path))
     }
 
     /// Whether it is time to look for paths again and to verify what is known.
@@ -105,19 +122,12 @@ impl Neighbours {
 
     /// Makes the kernel resolve what is unknown, and from time to time verify what is known.
     pub async fn refresh(&mut self, netlink: &Netlink) {
-        let mut wanted: Vec<(Ipv4Addr, u32)> = self.unresolved().collect();
+        let mut wanted: Vec<(u32, IpAddr)> = self.unresolved().collect();
         if self.is_due() {
             self.verified = Some(Instant::now());
-            wanted = self
-                .paths
-                .iter()
-                .filter_map(|(address, path)| match path {
-                    Path::OnLink(ifindex) => Some((*address, *ifindex)),
-                    Path::Local | Path::NotOnLink => None,
-                })
-                .collect();
+            wanted = self.hops().collect();
         }
-        for (address, ifindex) in wanted {
+        for (ifindex, address) in wanted {
             if let Err(error) = netlink.use_neighbour(ifindex, address).await {
                 tracing::debug!(error = super::with_sources(&error), "neighbour");
             }
@@ -125,7 +135,32 @@ impl Neighbours {
     }
 }
 
-fn hosts(config: &Config) -> BTreeSet<Ipv4Addr> {
+/// Interface and address of who gets the frames for a host.
+fn next_hop(host: IpAddr, path: &Path) -> Option<(u32, IpAddr)> {
+    match path {
+        Path::Out(Exit {
+            ifindex, gateway, ..
+        }) => Some((*ifindex, gateway.unwrap_or(host))),
+        Path::Local | Path::Nowhere => None,
+    }
+}
+
+/// Whether every service that sends packets to a host can do so by its way of forwarding.
+fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
+    let sends = |service: &&VirtualService| service.backends.iter().any(|b| b.address == host);
+    let routed = config
+        .services
+        .iter()
+        .filter(sends)
+        .all(|service| service.forwarding == Forwarding::Tunnel);
+    match path {
+        Path::Local => true,
+        Path::Nowhere => false,
+        Path::Out(exit) => exit.gateway.is_none() || routed,
+    }
+}
+
+fn hosts(config: &Config) -> BTreeSet<IpAddr> {
     let of = |service: &crate::model::VirtualService| {
         let sorry = match service.sorry {
             Some(Target::Host(address)) => Some(address),

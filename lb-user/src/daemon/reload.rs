@@ -31,7 +31,12 @@ impl Daemon {
         self.reload(dry_run, reports)
             .await
             .map_err(|error| Failure {
-                invalid_config: matches!(error, DaemonError::Config(_)),
+                invalid_config: matches!(
+                    error,
+                    DaemonError::Config(_)
+                        | DaemonError::BadSource { .. }
+                        | DaemonError::TooManySources { .. }
+                ),
                 error: error.to_string(),
             })
     }
@@ -80,8 +85,10 @@ impl Daemon {
         }
         config.runtime = self.config.runtime.clone();
         let timeouts = config.dataplane.timeouts;
+        let protection = std::mem::take(&mut config.dataplane.protection);
         config.dataplane = self.config.dataplane.clone();
         config.dataplane.timeouts = timeouts;
+        config.dataplane.protection = protection;
         let reason = match answer.changes.as_slice() {
             [] => "reload".to_owned(),
             changes => format!("reload: {}", changes.join("; ")),
@@ -92,8 +99,17 @@ impl Daemon {
             .publish(&self.interfaces, self.data_plane.as_mut());
         let mut roles = self.roles.clone();
         let freed = roles.follow(&names(&config));
+        // What operators told of real servers holds until now.
+        let steered = std::mem::take(&mut self.steered);
         let plan = self.plan(&config, &roles);
-        self.install(&plan, &reason)?;
+        let installed = self
+            .data_plane
+            .set_protection(&config.dataplane.protection)
+            .and_then(|()| self.install(&plan, &reason));
+        if let Err(error) = installed {
+            self.steered = steered;
+            return Err(error.into());
+        }
         self.config = config;
         self.roles = roles;
         self.follow_instances(&freed);

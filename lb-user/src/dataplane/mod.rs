@@ -3,12 +3,12 @@
 //! `plan` is pure: from configuration and health to what the data plane should hold. An
 //! implementation makes it so: `xdp` with BPF maps.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::model::{FlowTimeouts, Neighbour, Scheduler, ServiceId, Target};
+use crate::model::{FlowTimeouts, Neighbour, Protection, Scheduler, ServiceId, Target};
 
 pub mod plan;
 pub mod xdp;
@@ -29,10 +29,17 @@ pub trait DataPlane: Send {
     fn set_role(&mut self, role: u16, serving: bool);
 
     /// Tells where a host on a connected network is; `None` when that is not known.
-    fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>);
+    fn set_neighbour(&mut self, address: IpAddr, neighbour: Option<Neighbour>);
 
     /// Follows changed flow time-outs; they hold from each flow's next packet on.
     fn set_timeouts(&mut self, timeouts: &FlowTimeouts);
+
+    /// Follows the MAC addresses by which this host is addressed, with the index of the interface
+    /// that each is used on.
+    fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]);
+
+    /// Follows the lists of sources and their rate.
+    fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError>;
 
     /// What is live now, with counters.
     fn snapshot(&mut self) -> Snapshot;
@@ -125,7 +132,7 @@ pub struct Snapshot {
     pub flow_slots: u32,
     /// Live services.
     pub services: Vec<ServiceSnapshot>,
-    /// Packets that passed to the kernel, by reason.
+    /// Packets that were not forwarded, by reason, over all services.
     pub passed: Vec<(String, u64)>,
 }
 
@@ -141,9 +148,9 @@ pub struct Attachment {
 /// A live service with its backends.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServiceSnapshot {
-    /// "TCP" or "UDP".
+    /// "TCP", "UDP" or "SCTP".
     pub protocol: String,
-    /// VIP and port.
+    /// VIP and ports.
     pub address: String,
     /// Scheduler.
     pub scheduler: Scheduler,
@@ -151,6 +158,12 @@ pub struct ServiceSnapshot {
     pub serving: bool,
     /// Whether it depends on no VRRP instance: it is served always.
     pub always: bool,
+    /// "Route" or "Tunnel", as IPVS names them.
+    pub forward: String,
+    /// Seconds that a client sticks to its real server.
+    pub persistent_s: Option<u64>,
+    /// Packets of the service that were not forwarded, by reason; those of no packets left out.
+    pub reasons: Vec<(String, u64)>,
     /// Backends in plan order.
     pub backends: Vec<BackendSnapshot>,
 }

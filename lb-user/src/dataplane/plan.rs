@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::model::{Config, Scheduler, ServiceId, Target, VirtualService};
+use crate::model::{
+    Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId, Target,
+    VirtualService,
+};
 
 /// What the data plane should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,27 +17,93 @@ pub struct Plan {
 /// A service of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedService {
-    /// Protocol, VIP and port.
+    /// Protocol, VIP and ports.
     pub id: ServiceId,
     /// Mastership flag that it depends on; 0 is always set.
     pub role: u16,
-    /// Shown, not used: the weights below already say everything.
+    /// How new connections are spread.
     pub scheduler: Scheduler,
+    /// Options of hashing schedulers.
+    pub hashing: Hashing,
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// Whether clients stick.
+    pub persistence: Option<Persistence>,
+    /// Limit of new connections.
+    pub rate: Option<RateLimit>,
     /// Backends in file order, the sorry server last.
     pub backends: Vec<PlannedBackend>,
 }
 
 /// A backend of the plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedBackend {
     /// Where its packets go.
     pub target: Target,
     /// Whether it is the service's sorry server.
     pub sorry: bool,
-    /// As configured.
+    /// As configured, or as an operator set it since.
     pub weight: u32,
+    /// Connection thresholds: see [`RealServer`](crate::model::RealServer).
+    pub upper: u32,
+    /// As above.
+    pub lower: u32,
     /// What it may be given.
     pub state: BackendState,
+}
+
+impl PlannedBackend {
+    /// A real server without thresholds.
+    pub const fn new(target: Target, weight: u32, state: BackendState) -> Self {
+        Self {
+            target,
+            sorry: false,
+            weight,
+            upper: 0,
+            lower: 0,
+            state,
+        }
+    }
+}
+
+impl PlannedService {
+    /// A service in its simplest form.
+    pub const fn new(
+        id: ServiceId,
+        role: u16,
+        scheduler: Scheduler,
+        backends: Vec<PlannedBackend>,
+    ) -> Self {
+        Self {
+            id,
+            role,
+            scheduler,
+            hashing: Hashing {
+                port: false,
+                fallback: false,
+            },
+            forwarding: Forwarding::Dr,
+            persistence: None,
+            rate: None,
+            backends,
+        }
+    }
+
+    /// Turns of each backend in a ring.
+    pub fn ring_weights(&self) -> Vec<u32> {
+        let turns = |backend: &PlannedBackend| match (backend.state, self.scheduler) {
+            (BackendState::Draining | BackendState::Unresolved | BackendState::Down, _) => 0,
+            (BackendState::Up, Scheduler::Wrr) => backend.weight,
+            (BackendState::Up, _) => 1,
+        };
+        self.backends.iter().map(turns).collect()
+    }
+
+    /// Whether connections must be counted as they come.
+    pub fn is_counted(&self) -> bool {
+        matches!(self.scheduler, Scheduler::Lc | Scheduler::Wlc)
+            || self.backends.iter().any(|backend| backend.upper != 0)
+    }
 }
 
 /// What a backend may be given.
@@ -63,26 +132,6 @@ impl BackendState {
     }
 }
 
-impl PlannedService {
-    /// Turns of each backend in the ring.
-    pub fn ring_weights(&self) -> Vec<u32> {
-        self.backends
-            .iter()
-            .map(
-                |backend| match (backend.state, self.scheduler, backend.sorry) {
-                    (
-                        BackendState::Draining | BackendState::Unresolved | BackendState::Down,
-                        _,
-                        _,
-                    ) => 0,
-                    (BackendState::Up, _, true) | (BackendState::Up, Scheduler::Rr, false) => 1,
-                    (BackendState::Up, Scheduler::Wrr, false) => backend.weight,
-                },
-            )
-            .collect()
-    }
-}
-
 /// What is known of a backend besides its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
@@ -90,6 +139,17 @@ pub struct Condition {
     pub up: bool,
     /// Its MAC address is known, or it is this host.
     pub resolved: bool,
+    /// An operator set its weight, or drained it.
+    pub steered: Option<Steering>,
+}
+
+/// What an operator told of a real server. Lasts until changed, or until a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// It keeps its flows and gets no new ones.
+    Drain,
+    /// It has this weight.
+    Weight(u32),
 }
 
 /// Builds the plan. `roles` has the mastership flag of each instance; `condition` answers for a
@@ -104,15 +164,15 @@ pub fn build(
         .iter()
         .map(|service| {
             let condition = |target| condition(service, target);
+            let role = service.instance.as_ref().and_then(|name| roles.get(name));
             PlannedService {
                 id: service.id,
-                role: service
-                    .instance
-                    .as_ref()
-                    .and_then(|name| roles.get(name))
-                    .copied()
-                    .unwrap_or(0),
+                role: role.copied().unwrap_or(0),
                 scheduler: service.scheduler,
+                hashing: service.hashing,
+                forwarding: service.forwarding,
+                persistence: service.persistence,
+                rate: service.rate,
                 backends: backends(service, &condition),
             }
         })
@@ -129,28 +189,27 @@ fn backends(
         .iter()
         .map(|server| {
             let target = Target::Host(server.address);
-            let state = match (condition(target), server.weight) {
-                (Condition { up: false, .. }, _) => BackendState::Down,
-                (Condition { up: true, .. }, 0) => BackendState::Draining,
-                (
-                    Condition {
-                        up: true,
-                        resolved: false,
-                    },
-                    _,
-                ) => BackendState::Unresolved,
-                (
-                    Condition {
-                        up: true,
-                        resolved: true,
-                    },
-                    _,
-                ) => BackendState::Up,
+            let condition = condition(target);
+            let weight = match condition.steered {
+                Some(Steering::Weight(weight)) => weight,
+                Some(Steering::Drain) | None => server.weight,
+            };
+            let drained = condition.steered == Some(Steering::Drain) || weight == 0;
+            let state = if !condition.up {
+                BackendState::Down
+            } else if drained {
+                BackendState::Draining
+            } else if !condition.resolved {
+                BackendState::Unresolved
+            } else {
+                BackendState::Up
             };
             PlannedBackend {
                 target,
                 sorry: false,
-                weight: server.weight,
+                weight,
+                upper: server.upper,
+                lower: server.lower,
                 state,
             }
         })
@@ -169,6 +228,8 @@ fn backends(
             target,
             sorry: true,
             weight: 1,
+            upper: 0,
+            lower: 0,
             state,
         });
     }
@@ -177,22 +238,23 @@ fn backends(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     use super::*;
     use crate::model::{Protocol, RealServer};
 
-    fn host(last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 1, 15, last)
+    fn host(last: u8) -> IpAddr {
+        Ipv4Addr::new(10, 1, 15, last).into()
     }
 
     fn service(weights: &[u32], sorry: Option<Target>, scheduler: Scheduler) -> VirtualService {
         VirtualService {
-            id: ServiceId {
-                protocol: Protocol::Tcp,
-                address: SocketAddrV4::new(host(50), 80),
-            },
+            id: ServiceId::new(Protocol::Tcp, SocketAddr::new(host(50), 80)),
             scheduler,
+            hashing: Hashing::default(),
+            forwarding: Forwarding::Dr,
+            persistence: None,
+            rate: None,
             instance: Some("VI_1".into()),
             sorry,
             check: None,
@@ -201,9 +263,23 @@ mod tests {
                 .map(|(last, weight)| RealServer {
                     address: host(last),
                     weight: *weight,
+                    upper: 0,
+                    lower: 0,
                 })
                 .collect(),
         }
+    }
+
+    fn fine() -> Condition {
+        Condition {
+            up: true,
+            resolved: true,
+            steered: None,
+        }
+    }
+
+    fn is_host(target: Target, last: &[u8]) -> bool {
+        last.iter().any(|last| target == Target::Host(host(*last)))
     }
 
     /// Weights, which servers are down, and the turns of each backend, the sorry server last.
@@ -251,17 +327,12 @@ mod tests {
         ];
         for (what, scheduler, weights, down, expected) in rows {
             let service = service(weights, Some(Target::Local), *scheduler);
-            let up = |target| !matches!(target, Target::Host(a) if down.contains(&a.octets()[3]));
             let condition = |target| Condition {
-                up: up(target),
-                resolved: true,
+                up: !is_host(target, down),
+                ..fine()
             };
-            let planned = PlannedService {
-                id: service.id,
-                role: 1,
-                scheduler: *scheduler,
-                backends: backends(&service, &condition),
-            };
+            let backends = backends(&service, &condition);
+            let planned = PlannedService::new(service.id, 1, *scheduler, backends);
             assert_eq!(planned.ring_weights(), *expected, "{what}");
         }
     }
@@ -269,32 +340,40 @@ mod tests {
     #[test]
     fn the_sorry_server_keeps_its_readers_when_servers_return() {
         let service = service(&[1], Some(Target::Local), Scheduler::Wrr);
-        let planned = backends(&service, &|_| Condition {
-            up: true,
-            resolved: true,
-        });
+        let planned = backends(&service, &|_| fine());
         assert_eq!(planned[1].state, BackendState::Draining);
     }
 
     #[test]
     fn nobody_is_sent_to_a_host_that_cannot_be_found() {
         let service = service(&[1, 1], Some(Target::Local), Scheduler::Wrr);
-        let lost = |lost: u8| {
-            move |target| Condition {
-                up: true,
-                resolved: !matches!(target, Target::Host(a) if a.octets()[3] >= lost),
-            }
+        let states = |lost: &[u8]| {
+            let condition = |target| Condition {
+                resolved: !is_host(target, lost),
+                ..fine()
+            };
+            let planned = backends(&service, &condition);
+            planned.iter().map(|b| b.state).collect::<Vec<_>>()
         };
-        let states =
-            |planned: Vec<PlannedBackend>| planned.iter().map(|b| b.state).collect::<Vec<_>>();
         use BackendState::{Draining, Unresolved, Up};
-        assert_eq!(
-            states(backends(&service, &lost(46))),
-            [Up, Unresolved, Draining]
-        );
-        assert_eq!(
-            states(backends(&service, &lost(45))),
-            [Unresolved, Unresolved, Up]
-        );
+        assert_eq!(states(&[46]), [Up, Unresolved, Draining]);
+        assert_eq!(states(&[45, 46]), [Unresolved, Unresolved, Up]);
+    }
+
+    #[test]
+    fn an_operator_has_the_last_word() {
+        let service = service(&[1, 1, 0], None, Scheduler::Wrr);
+        let condition = |target| Condition {
+            steered: match target {
+                Target::Host(address) if address == host(45) => Some(Steering::Drain),
+                Target::Host(address) if address == host(47) => Some(Steering::Weight(7)),
+                _ => None,
+            },
+            ..fine()
+        };
+        let planned = backends(&service, &condition);
+        let seen: Vec<_> = planned.iter().map(|b| (b.weight, b.state)).collect();
+        use BackendState::{Draining, Up};
+        assert_eq!(seen, [(1, Draining), (1, Up), (7, Up)]);
     }
 }

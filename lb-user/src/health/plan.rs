@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use crate::model::{Check, Config, ServiceId};
 
 /// What identifies a checked real server.
-pub type Subject = (ServiceId, Ipv4Addr);
+pub type Subject = (ServiceId, IpAddr);
 
 /// A check to run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +17,7 @@ pub struct Job {
     /// Service and real server.
     pub subject: Subject,
     /// Address and port asked.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// What is asked, and when.
     pub check: Check,
 }
@@ -30,10 +30,10 @@ pub fn jobs(config: &Config) -> Vec<Job> {
             continue;
         };
         for backend in &service.backends {
-            let port = check.port.unwrap_or(service.id.address.port());
+            let port = check.port.unwrap_or(service.id.ports.first);
             jobs.push(Job {
                 subject: (service.id, backend.address),
-                target: SocketAddrV4::new(backend.address, port),
+                target: SocketAddr::new(backend.address, port),
                 check: check.clone(),
             });
         }
@@ -71,17 +71,11 @@ mod tests {
     use crate::model::{CheckKind, Protocol};
 
     fn job(last: u8, interval_s: u64) -> Job {
-        let address = Ipv4Addr::new(10, 0, 0, last);
-        let vip = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 80);
+        let address = IpAddr::from([10, 0, 0, last]);
+        let vip = SocketAddr::new([192, 0, 2, 1].into(), 80);
         Job {
-            subject: (
-                ServiceId {
-                    protocol: Protocol::Tcp,
-                    address: vip,
-                },
-                address,
-            ),
-            target: SocketAddrV4::new(address, 80),
+            subject: (ServiceId::new(Protocol::Tcp, vip), address),
+            target: SocketAddr::new(address, 80),
             check: Check {
                 kind: CheckKind::Tcp,
                 port: None,

@@ -1,6 +1,9 @@
 //! What is known of this host's interfaces. Pure: fed with netlink's events.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use crate::model::Prefix;
 
@@ -17,6 +20,8 @@ pub enum NetEvent {
         up: bool,
         /// MAC address; zero where the interface has none.
         mac: [u8; 6],
+        /// What it lies upon or belongs to.
+        place: Place,
     },
     /// An interface went away.
     LinkGone {
@@ -37,13 +42,29 @@ pub enum NetEvent {
         /// Interface index.
         ifindex: u32,
         /// The neighbour.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Its MAC address.
         mac: Option<[u8; 6]>,
     },
     /// Events were lost: everything must be read again.
     Lost,
 }
+
+/// What an interface lies upon or belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The interface below, of a VLAN or a macvlan.
+    pub below: Option<u32>,
+    /// VLAN id.
+    pub vlan: Option<u16>,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+}
+
+/// Tags on a frame at most: the program knows two.
+const MAX_TAGS: usize = 2;
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +77,8 @@ pub struct Interface {
     pub up: bool,
     /// MAC address.
     pub mac: [u8; 6],
+    /// What it lies upon or belongs to.
+    pub place: Place,
     /// IPv4 addresses in the kernel's order: the primary one of each network before the others.
     pub addresses: Vec<Prefix>,
 }
@@ -75,18 +98,24 @@ impl Interfaces {
                 name,
                 up,
                 mac,
+                place,
             } => {
                 let entry = self.by_index.entry(*ifindex).or_insert_with(|| Interface {
                     ifindex: *ifindex,
                     name: name.clone(),
                     up: !up,
                     mac: *mac,
+                    place: *place,
                     addresses: Vec::new(),
                 });
-                let changed = entry.up != *up || entry.mac != *mac || entry.name != *name;
+                let changed = entry.up != *up
+                    || entry.mac != *mac
+                    || entry.name != *name
+                    || entry.place != *place;
                 entry.name.clone_from(name);
                 entry.up = *up;
                 entry.mac = *mac;
+                entry.place = *place;
                 changed.then(|| name.clone())
             }
             NetEvent::LinkGone { ifindex } => self.by_index.remove(ifindex).map(|i| i.name),
@@ -120,6 +149,69 @@ impl Interfaces {
     pub fn by_index(&self, ifindex: u32) -> Option<&Interface> {
         self.by_index.get(&ifindex)
     }
+
+    /// The interface that carries the frames of `ifindex`, and the VLAN ids that they have there,
+    /// outer first. `None` for more tags than the program knows.
+    pub fn carrier(&self, ifindex: u32) -> Option<(u32, [u16; MAX_TAGS])> {
+        let mut at = ifindex;
+        let mut inner_first = Vec::new();
+        while let Some(Place {
+            below: Some(below),
+            vlan: Some(vlan),
+            ..
+        }) = self.by_index(at).map(|interface| interface.place)
+        {
+            inner_first.push(vlan);
+            if inner_first.len() > MAX_TAGS {
+                return None;
+            }
+            at = below;
+        }
+        let mut vlans = [0; MAX_TAGS];
+        for (slot, vlan) in vlans.iter_mut().zip(inner_first.iter().rev()) {
+            *slot = *vlan;
+        }
+        Some((at, vlans))
+    }
+
+    /// The MAC addresses to which frames for this host are sent on the named interfaces: their own,
+    /// those of VLANs and macvlans upon them, and of the bridge or bond that they belong to.
+    pub fn own_macs(&self, names: &[String]) -> Vec<(u32, [u8; 6])> {
+        let mut macs = Vec::new();
+        for carrier in self.by_index.values().filter(|i| names.contains(&i.name)) {
+            let belongs = |other: &&Interface| {
+                other.ifindex == carrier.ifindex
+                    || carrier.place.master == Some(other.ifindex)
+                    || self.lies_upon(other.ifindex, carrier)
+            };
+            for interface in self.by_index.values().filter(belongs) {
+                let entry = (carrier.ifindex, interface.mac);
+                if interface.mac != [0; 6] && !macs.contains(&entry) {
+                    macs.push(entry);
+                }
+            }
+        }
+        macs
+    }
+
+    /// Whether an interface lies upon another, or upon its master, through whatever is between.
+    fn lies_upon(&self, ifindex: u32, carrier: &Interface) -> bool {
+        /// No real stack is deeper.
+        const DEPTH: usize = 8;
+        let below = |index: u32| self.by_index(index).and_then(|i| i.place.below);
+        let mut at = Some(ifindex);
+        for _ in 0..DEPTH {
+            at = at.and_then(below);
+            match at {
+                None => return false,
+                found if found == Some(carrier.ifindex) || found == carrier.place.master => {
+                    return true;
+                }
+                Some(_) => {}
+            }
+        }
+        false
+    }
 }
 
 impl Interface {
@@ -150,6 +242,7 @@ mod tests {
             name: "eth0".into(),
             up,
             mac: [1; 6],
+            place: Place::default(),
         };
         let address = |last, present| NetEvent::Address {
             ifindex: 7,
@@ -182,5 +275,49 @@ mod tests {
             Some("eth0".into())
         );
         assert!(table.by_name("eth0").is_none());
+    }
+
+    #[test]
+    fn frames_of_a_vlan_travel_on_the_interface_below() {
+        let mut table = Interfaces::default();
+        let mut add = |ifindex, name: &str, last, place| {
+            table.apply(&NetEvent::Link {
+                ifindex,
+                name: name.into(),
+                up: true,
+                mac: [2, 0, 0, 0, 0, last],
+                place,
+            });
+        };
+        let upon = |below, vlan| Place {
+            below: Some(below),
+            vlan,
+            ..Place::default()
+        };
+        let port = Place {
+            master: Some(9),
+            ..Place::default()
+        };
+        add(2, "eth0", 2, Place::default());
+        add(3, "eth0.100", 2, upon(2, Some(100)));
+        add(4, "eth0.100.7", 2, upon(3, Some(7)));
+        add(5, "mac0", 5, upon(2, None));
+        add(6, "three", 2, upon(4, Some(8)));
+        add(8, "eth1", 8, port);
+        add(9, "bond0", 9, Place::default());
+        add(10, "bond0.5", 10, upon(9, Some(5)));
+        assert_eq!(table.carrier(2), Some((2, [0, 0])));
+        assert_eq!(table.carrier(3), Some((2, [100, 0])));
+        assert_eq!(table.carrier(4), Some((2, [100, 7])));
+        assert_eq!(table.carrier(5), Some((5, [0, 0])));
+        assert_eq!(table.carrier(6), None);
+        let macs = |name: &str| {
+            let all = table.own_macs(&[name.to_owned()]);
+            all.iter()
+                .map(|(index, mac)| (*index, mac[5]))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(macs("eth0"), [(2, 2), (2, 5)]);
+        assert_eq!(macs("eth1"), [(8, 8), (8, 9), (8, 10)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
@@ -10,16 +10,16 @@ use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
-    route::{RouteAddress, RouteAttribute, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 
-use super::interfaces::NetEvent;
+use super::interfaces::{NetEvent, Place};
 use crate::model::Prefix;
 
 /// Why the kernel did not do what was asked.
@@ -44,10 +44,23 @@ pub enum NetlinkError {
 pub enum Path {
     /// The address is this host's.
     Local,
-    /// Directly, on this interface.
-    OnLink(u32),
-    /// Through a router, or nowhere: not reachable by direct return.
-    NotOnLink,
+    /// By an interface.
+    Out(Exit),
+    /// Nowhere.
+    Nowhere,
+}
+
+/// How packets for an address leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Interface.
+    pub ifindex: u32,
+    /// The router, if there is one.
+    pub gateway: Option<IpAddr>,
+    /// The address they come from.
+    pub source: Option<IpAddr>,
+    /// A smaller size than the interface's that the route demands, in bytes.
+    pub mtu: Option<u32>,
 }
 
 /// A connection to the kernel's route netlink.
@@ -144,10 +157,10 @@ impl Netlink {
     }
 
     /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
-    pub async fn use_neighbour(&self, ifindex: u32, address: Ipv4Addr) -> Result<(), NetlinkError> {
+    pub async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         self.handle
             .neighbours()
-            .add(ifindex, IpAddr::V4(address))
+            .add(ifindex, address)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
             .replace()
@@ -157,28 +170,20 @@ impl Netlink {
     }
 
     /// Where the kernel would send a packet for `address`.
-    pub async fn path_to(&self, address: Ipv4Addr) -> Path {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(address, 32)
-            .build();
-        let mut answers = Box::pin(self.handle.route().get(query).execute());
-        let Ok(Some(route)) = answers.try_next().await else {
-            return Path::NotOnLink;
+    pub async fn path_to(&self, address: IpAddr) -> Path {
+        let query = match address {
+            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .build(),
         };
-        if route.header.kind == RouteType::Local {
-            return Path::Local;
+        let mut answers = Box::pin(self.handle.route().get(query).execute());
+        match answers.try_next().await {
+            Ok(Some(route)) => path(&route),
+            Ok(None) | Err(_) => Path::Nowhere,
         }
-        let mut path = Path::NotOnLink;
-        for attribute in &route.attributes {
-            match attribute {
-                RouteAttribute::Gateway(RouteAddress::Inet(_)) | RouteAttribute::Via(_) => {
-                    return Path::NotOnLink;
-                }
-                RouteAttribute::Oif(ifindex) => path = Path::OnLink(*ifindex),
-                _ => {}
-            }
-        }
-        path
     }
 }
 
@@ -199,6 +204,46 @@ impl Events {
                 _ => {}
             }
         }
+    }
+}
+
+fn path(route: &RouteMessage) -> Path {
+    match route.header.kind {
+        RouteType::Local => return Path::Local,
+        RouteType::Unicast => {}
+        _ => return Path::Nowhere,
+    }
+    let ip = |address: &RouteAddress| match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let mut exit = Exit {
+        ifindex: 0,
+        gateway: None,
+        source: None,
+        mtu: None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => exit.gateway = ip(address),
+            // A router of the other version of IP: its MAC address is not this address's.
+            RouteAttribute::Via(_) => return Path::Nowhere,
+            RouteAttribute::Oif(ifindex) => exit.ifindex = *ifindex,
+            RouteAttribute::PrefSource(address) => exit.source = ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    if let RouteMetric::Mtu(mtu) = metric {
+                        exit.mtu = Some(*mtu);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    match exit.ifindex {
+        0 => Path::Nowhere,
+        _ => Path::Out(exit),
     }
 }
 
@@ -232,12 +277,17 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
     }
     let mut name = None;
     let mut mac = [0; 6];
+    let mut place = Place::default();
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Address(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes.as_slice()).unwrap_or_default();
             }
+            LinkAttribute::Link(below) => place.below = Some(*below),
+            LinkAttribute::Controller(master) => place.master = Some(*master),
+            LinkAttribute::Mtu(mtu) => place.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => place.vlan = infos.iter().find_map(vlan),
             _ => {}
         }
     }
@@ -250,6 +300,17 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
         name: name?,
         up,
         mac,
+        place,
+    })
+}
+
+fn vlan(info: &LinkInfo) -> Option<u16> {
+    let LinkInfo::Data(InfoData::Vlan(data)) = info else {
+        return None;
+    };
+    data.iter().find_map(|item| match item {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
     })
 }
 
@@ -291,7 +352,12 @@ fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(*ip),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                address = Some(IpAddr::V4(*ip));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                address = Some(IpAddr::V6(*ip));
+            }
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
             }

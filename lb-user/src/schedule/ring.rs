@@ -68,7 +68,8 @@ fn shares(weights: &[u32], slots: usize) -> Vec<u32> {
         .collect()
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
+/// The greatest common divisor; 0 has all divisors.
+pub fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 

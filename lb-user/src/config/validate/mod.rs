@@ -3,6 +3,7 @@
 //! discards the result.
 
 mod service;
+mod traffic;
 mod values;
 mod vrrp;
 
@@ -13,7 +14,7 @@ use lb_common::limits;
 use self::values::DAY;
 use super::{
     diagnostic::Diagnostic,
-    raw::{Raw, RawDataplane, RawRuntime},
+    raw::{Raw, RawDataplane, RawProtection, RawRuntime},
     reader::At,
 };
 use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
@@ -42,12 +43,16 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
         runtime: check.runtime(raw.runtime.map(|at| at.value).unwrap_or_default()),
         dataplane: check.dataplane(
             raw.dataplane.map(|at| at.value).unwrap_or_default(),
+            raw.protection.map(|at| at.value).unwrap_or_default(),
             &instances,
         ),
         instances,
         services,
     }
 }
+
+/// Slots beyond which no table grows unless configured: two million flows, 64 MiB.
+const DEFAULT_MAX_FLOW_SLOTS: u32 = 1 << 22;
 
 struct Validator<'e> {
     errors: &'e mut Vec<Diagnostic>,
@@ -82,7 +87,12 @@ impl Validator<'_> {
         PathBuf::from(at.value)
     }
 
-    fn dataplane(&mut self, raw: RawDataplane, instances: &[Instance]) -> DataplaneConfig {
+    fn dataplane(
+        &mut self,
+        raw: RawDataplane,
+        protection: RawProtection,
+        instances: &[Instance],
+    ) -> DataplaneConfig {
         let interfaces = match raw.interfaces {
             Some(list) => {
                 if list.value.is_empty() {
@@ -113,20 +123,17 @@ impl Validator<'_> {
                 names
             }
         };
-        let slots = self.number(
-            raw.flow_slots,
-            "flow_slots",
-            1_024..=16_777_216,
-            i64::from(limits::DEFAULT_FLOW_SLOTS),
-            |v, n| {
-                if n.count_ones() != 1 {
-                    v.error_here(
-                        "flow_slots must be a power of two",
-                        "such as 262144; half of it is the number of flows it serves well",
-                    );
-                }
-            },
-        );
+        let given = raw.max_flow_slots.is_some();
+        let place = raw.max_flow_slots.as_ref().map(|at| at.span.clone());
+        let flow_slots = self.slots(raw.flow_slots, "flow_slots", limits::DEFAULT_FLOW_SLOTS);
+        let default = DEFAULT_MAX_FLOW_SLOTS.max(flow_slots);
+        let max_flow_slots = self.slots(raw.max_flow_slots, "max_flow_slots", default);
+        if given && max_flow_slots < flow_slots {
+            let message =
+                format!("`max_flow_slots` {max_flow_slots} is below `flow_slots` {flow_slots}");
+            self.error(&place.unwrap_or_default(), message, "");
+        }
+        let protection = self.protection(protection);
         let mut timeout = |raw, key, seconds| {
             self.duration(
                 raw,
@@ -144,7 +151,23 @@ impl Validator<'_> {
             },
             interfaces,
             allow_generic: raw.allow_generic.is_some_and(|at| at.value),
-            flow_slots: u32::try_from(slots).unwrap_or(limits::DEFAULT_FLOW_SLOTS),
+            flow_slots,
+            max_flow_slots,
+            protection,
         }
+    }
+
+    /// A number of flow slots.
+    fn slots(&mut self, raw: Option<At<i64>>, key: &str, default: u32) -> u32 {
+        let range = i64::from(limits::CHUNK_SLOTS)..=i64::from(limits::MAX_FLOW_SLOTS);
+        let slots = self.number(raw, key, range, i64::from(default), |v, n| {
+            if n.count_ones() != 1 {
+                v.error_here(
+                    &format!("{key} must be a power of two"),
+                    "such as 262144; half of it is the number of flows it serves well",
+                );
+            }
+        });
+        u32::try_from(slots).unwrap_or(default)
     }
 }

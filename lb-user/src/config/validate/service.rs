@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
     time::Duration,
 };
@@ -16,8 +16,8 @@ use crate::{
         reader::At,
     },
     model::{
-        Check, CheckKind, Instance, Protocol, RealServer, Scheduler, ServiceId, Target,
-        VirtualService,
+        Check, CheckKind, Forwarding, Instance, Ports, Protocol, RealServer, Scheduler, ServiceId,
+        Target, VirtualService,
     },
     schedule::ring,
 };
@@ -74,51 +74,72 @@ impl Validator<'_> {
         span: &Range<usize>,
         instances: &[Instance],
     ) -> VirtualService {
-        let unspecified = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-        let address = raw.address.as_ref().map_or(unspecified, |at| {
-            at.value.parse().unwrap_or_else(|_| {
-                self.error(
-                    &at.span,
-                    format!("`{}` is not an IPv4 address with a port", at.value),
-                    "such as \"10.1.15.50:80\"",
-                );
-                unspecified
-            })
-        });
-        if let Some(at) = &raw.address
-            && address != unspecified
-        {
-            self.unicast(*address.ip(), &at.span);
-            if address.port() == 0 {
-                self.error(&at.span, "port 0 is not a port", "1 to 65535");
-            }
-        }
+        let (address, ports) = raw
+            .address
+            .as_ref()
+            .map_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), Ports::one(1)), |at| {
+                self.endpoint(at)
+            });
         let protocol = self.choice(
             raw.protocol,
             "protocol",
             Protocol::Tcp,
-            &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)],
+            &[
+                ("tcp", Protocol::Tcp),
+                ("udp", Protocol::Udp),
+                ("sctp", Protocol::Sctp),
+            ],
         );
-        self.choice(raw.forward, "forward", (), &[("dr", ())]);
-        let scheduler = self.choice(
-            raw.scheduler,
-            "scheduler",
-            Scheduler::Wrr,
-            &[("rr", Scheduler::Rr), ("wrr", Scheduler::Wrr)],
-        );
+        let forwarding = self.forwarding(raw.forward);
+        let scheduler = self.choice(raw.scheduler, "scheduler", Scheduler::Wrr, &Scheduler::ALL);
+        let id = ServiceId {
+            protocol,
+            address,
+            ports,
+        };
         if raw.backends.is_empty() {
             self.error(
                 span,
-                format!("service {address} has no real server"),
+                format!("service {} has no real server", id.endpoint()),
                 "add at least one [[service.backend]]",
             );
         }
+        if raw.backends.len() > limits::MAX_COMPARED as usize
+            && matches!(scheduler, Scheduler::Lc | Scheduler::Wlc)
+        {
+            let most = limits::MAX_COMPARED;
+            self.error(
+                span,
+                format!("scheduler {scheduler} compares at most {most} real servers"),
+                "use wrr, or several services",
+            );
+        }
+        let check = raw.check.map(|at| (self.health_check(at.value), at.span));
+        if let Some((check, place)) = &check
+            && check.port.is_none()
+            && ports.single().is_none()
+        {
+            self.error(
+                place,
+                "the check needs `port`: the service has several",
+                "name the port that is to be asked",
+            );
+        }
         VirtualService {
-            instance: self.instance_of(raw.vrrp, *address.ip(), instances),
-            sorry: raw.sorry_server.and_then(|at| self.sorry(&at, address)),
-            check: raw.check.map(|at| self.health_check(at.value)),
-            backends: self.backends(raw.backends, address),
-            id: ServiceId { protocol, address },
+            instance: self.instance_of(raw.vrrp, address, instances),
+            sorry: raw.sorry_server.and_then(|at| self.sorry(&at, id)),
+            check: check.map(|(check, _)| check),
+            hashing: self.hashing(raw.scheduler_flags, scheduler),
+            forwarding,
+            persistence: self.persistence(raw.persistence_timeout, raw.persistence_prefix, address),
+            rate: self.rate(
+                raw.new_connections_per_second,
+                raw.new_connections_burst,
+                "new_connections_per_second",
+                "new_connections_burst",
+            ),
+            backends: self.backends(raw.backends, id, forwarding),
+            id,
             scheduler,
         }
     }
@@ -126,10 +147,15 @@ impl Validator<'_> {
     fn instance_of(
         &mut self,
         raw: Option<At<String>>,
-        vip: Ipv4Addr,
+        vip: IpAddr,
         instances: &[Instance],
     ) -> Option<String> {
-        let holds = |instance: &&Instance| instance.addresses.iter().any(|p| p.address == vip);
+        let holds = |instance: &&Instance| {
+            instance
+                .addresses
+                .iter()
+                .any(|p| IpAddr::V4(p.address) == vip)
+        };
         let Some(at) = raw else {
             return instances.iter().find(holds).map(|i| i.name.clone());
         };
@@ -142,7 +168,8 @@ impl Validator<'_> {
                     &format!("there are: {}", names.join(", ")),
                 );
             }
-            Some(instance) if !holds(&instance) => {
+            // Adverts of version 2 carry no IPv6 addresses: the instance only says who serves.
+            Some(instance) if vip.is_ipv4() && !holds(&instance) => {
                 self.error(
                     &at.span,
                     format!("{vip} is not an address of {}", at.value),
@@ -154,15 +181,20 @@ impl Validator<'_> {
         Some(at.value)
     }
 
-    fn backends(&mut self, raw: Vec<At<RawBackend>>, service: SocketAddrV4) -> Vec<RealServer> {
+    fn backends(
+        &mut self,
+        raw: Vec<At<RawBackend>>,
+        service: ServiceId,
+        forwarding: Forwarding,
+    ) -> Vec<RealServer> {
         let mut seen = HashSet::new();
         raw.into_iter()
             .map(|At { value: raw, span }| {
                 let place = raw.address.as_ref().map_or(span, |at| at.span.clone());
-                let address = raw
-                    .address
-                    .map_or(Ipv4Addr::UNSPECIFIED, |at| self.host(&at, service));
-                if address == *service.ip() && address != Ipv4Addr::UNSPECIFIED {
+                let address = raw.address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |at| {
+                    self.host(&at, service)
+                });
+                if address == service.address && !address.is_unspecified() {
                     self.error(
                         &place,
                         format!("{address} is the VIP itself"),
@@ -174,53 +206,83 @@ impl Validator<'_> {
                         format!("duplicate real server {address}"),
                         "raise its weight instead",
                     );
+                } else if forwarding == Forwarding::Dr
+                    && !address.is_unspecified()
+                    && address.is_ipv4() != service.address.is_ipv4()
+                {
+                    self.error(
+                        &place,
+                        format!("{address} is not of the VIP's version of IP"),
+                        "direct return changes no address; forward = \"tunnel\" mixes versions",
+                    );
                 }
                 let weight = self.number(raw.weight, "weight", 0..=MAX_WEIGHT, 1, |_, _| {});
+                let upper = self.threshold(raw.upper_threshold, "upper_threshold");
+                let lower_place = raw.lower_threshold.as_ref().map(|at| at.span.clone());
+                let lower = self.threshold(raw.lower_threshold, "lower_threshold");
+                if let Some(place) = lower_place
+                    && lower > upper
+                {
+                    self.error(
+                        &place,
+                        format!("`lower_threshold` {lower} is above `upper_threshold` {upper}"),
+                        "",
+                    );
+                }
                 RealServer {
                     address,
                     weight: u32::try_from(weight).unwrap_or(1),
+                    upper,
+                    lower,
                 }
             })
             .collect()
     }
 
-    /// An address whose port, if it has one, is the service's: direct return changes no port.
-    fn host(&mut self, at: &At<String>, service: SocketAddrV4) -> Ipv4Addr {
-        let (address, port) = match at.value.parse::<SocketAddrV4>() {
-            Ok(address) => (*address.ip(), address.port()),
-            Err(_) => (self.ipv4(at, "address"), service.port()),
+    fn threshold(&mut self, raw: Option<At<i64>>, key: &str) -> u32 {
+        let number = self.number(raw, key, 0..=i64::from(u32::MAX), 0, |_, _| {});
+        u32::try_from(number).unwrap_or_default()
+    }
+
+    /// An address whose port, if it has one, is the service's: nothing changes ports.
+    fn host(&mut self, at: &At<String>, service: ServiceId) -> IpAddr {
+        let (address, port) = match at.value.parse::<SocketAddr>() {
+            Ok(address) => (address.ip(), Some(address.port())),
+            Err(_) => (self.ip(at, "address"), None),
         };
-        if port != service.port() {
+        if let Some(port) = port
+            && service.ports.single() != Some(port)
+        {
             let message = format!(
                 "port {port} differs from the service's port {}",
-                service.port()
+                service.ports
             );
             self.error(&at.span, message, "direct return leaves ports as they are; let the server listen on the service's port");
         }
         if !address.is_unspecified() {
-            self.unicast(address, &at.span);
+            self.unicast_ip(address, &at.span);
         }
         address
     }
 
-    fn sorry(&mut self, at: &At<String>, service: SocketAddrV4) -> Option<Target> {
-        let is_local = |address: &Ipv4Addr| address.is_loopback();
+    fn sorry(&mut self, at: &At<String>, service: ServiceId) -> Option<Target> {
         match at.value.as_str() {
             "local" => return Some(Target::Local),
             text => {
-                if let Ok(address) = text.parse::<Ipv4Addr>()
-                    && is_local(&address)
+                if text
+                    .parse::<IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
                 {
                     return Some(Target::Local);
                 }
-                if let Ok(address) = text.parse::<SocketAddrV4>()
-                    && is_local(address.ip())
+                if let Ok(address) = text.parse::<SocketAddr>()
+                    && address.ip().is_loopback()
                 {
-                    if address.port() != service.port() {
+                    if service.ports.single() != Some(address.port()) {
                         let message = format!(
                             "port {} differs from the service's port {}",
                             address.port(),
-                            service.port()
+                            service.ports
                         );
                         self.error(&at.span, message, "packets reach the director's own stack unchanged; let the sorry server listen on the service's port");
                     }

@@ -1,6 +1,10 @@
 //! Single values: ranges, choices, addresses, names.
 
-use std::{net::Ipv4Addr, ops::Range, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+    time::Duration,
+};
 
 use super::Validator;
 use crate::{
@@ -116,6 +120,17 @@ impl Validator<'_> {
         })
     }
 
+    pub(super) fn ip(&mut self, at: &At<String>, key: &str) -> IpAddr {
+        at.value.parse().unwrap_or_else(|_| {
+            self.error(
+                &at.span,
+                format!("`{}` is not an IP address", at.value),
+                &format!("`{key}` is written like \"10.1.15.45\" or \"2001:db8::45\""),
+            );
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        })
+    }
+
     pub(super) fn prefix(&mut self, at: &At<String>) -> Prefix {
         let (address, length) = at.value.split_once('/').unwrap_or((&at.value, "32"));
         match (address.parse::<Ipv4Addr>(), length.parse::<u8>()) {
@@ -134,6 +149,27 @@ impl Validator<'_> {
                     length: 32,
                 }
             }
+        }
+    }
+
+    pub(super) fn unicast_ip(&mut self, address: IpAddr, span: &Range<usize>) {
+        let mapped = |v6: Ipv6Addr| v6.to_ipv4_mapped().is_some();
+        match address {
+            IpAddr::V4(address) => self.unicast(address, span),
+            IpAddr::V6(v6)
+                if v6.is_unspecified()
+                    || v6.is_multicast()
+                    || v6.is_loopback()
+                    || v6.is_unicast_link_local()
+                    || mapped(v6) =>
+            {
+                self.error(
+                    span,
+                    format!("{address} is not a unicast address of a network"),
+                    "",
+                );
+            }
+            IpAddr::V6(_) => {}
         }
     }
 

@@ -1,22 +1,21 @@
 //! Every BPF map decoded for people: what `lbctl map dump` shows.
 
-use std::{
-    collections::HashMap,
-    net::{Ipv4Addr, SocketAddrV4},
-};
+use std::net::SocketAddr;
 
 use aya::maps::MapInfo;
 use lb_common::{
-    Backend, BackendFlags, Control, Reason, Service, ServiceKey,
-    flow::{FlowKey, FlowValue},
-    limits::{MAX_ROLES, RING_CHUNK_SLOTS},
+    Address, Backend, BackendFlags, Control, Reason,
+    control::Features,
+    flow::{FlowKey, FlowTable, FlowValue},
+    limits::{GENERATIONS, MAX_ROLES, MAX_SERVICES, RING_CHUNK_SLOTS},
+    service::ServiceDetail,
 };
 use serde_json::{Value, json};
 
-use super::Xdp;
+use super::{Xdp, flows::Flow};
 use crate::{
     dataplane::TableInfo,
-    model::{Protocol, ServiceId},
+    model::{Target, address::from_wire},
 };
 
 /// Flows that one dump lists; the rest is counted in a last entry.
@@ -25,11 +24,16 @@ const MAX_FLOWS: usize = 65_536;
 /// Name, type and sizes of a map.
 pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
     let kind = match name {
-        "control" | "backends" | "rings" | "cursors" => "array (memory-mapped)",
-        "services" => "hash",
-        "spill" => "LRU hash",
-        "flows" => "array of 4 arrays",
+        "control" | "services" | "vips" | "port_ranges" | "details" | "backends" | "tunnels"
+        | "loads" | "identities" | "rings" | "cursors" | "half_open_tcp" | "half_open_udp"
+        | "wide_open_tcp" | "wide_open_udp" => "array (memory-mapped)",
+        "spill" | "wide_spill" | "fragments" | "sticky" | "sticky_new" | "source_rates" => {
+            "LRU hash"
+        }
+        "flows" | "wide_flows" => "array of arrays",
+        "sources4" | "sources6" => "prefix trie",
         "devices" => "devmap hash",
+        "events" => "perf events",
         _ => "per-CPU array",
     };
     TableInfo {
@@ -46,29 +50,31 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
 pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
     match table {
         "control" => Some(vec![control(xdp)]),
-        "services" => Some(
-            services(xdp)
-                .into_iter()
-                .map(|(key, service)| service_entry(xdp, key, service))
+        "services" => Some(services(xdp, service_entry)),
+        "details" => Some(services(xdp, detail_entry)),
+        "rings" => Some(services(xdp, ring_entry)),
+        "port_ranges" => Some(port_ranges(xdp)),
+        "vips" => Some(vips(xdp)),
+        "backends" => Some(
+            used_backends(xdp)
+                .map(|id| backend_entry(xdp, id))
                 .collect(),
         ),
-        "backends" => {
-            let names = service_names(xdp);
-            Some(
-                used_backends(xdp)
-                    .map(|(id, element)| backend_entry(id, &element, &names))
-                    .collect(),
-            )
-        }
-        "rings" => Some(
-            services(xdp)
-                .into_iter()
-                .map(|(key, service)| ring_entry(xdp, key, service))
-                .collect(),
-        ),
+        "tunnels" => Some(tunnels(xdp)),
+        "loads" => Some(loads(xdp)),
+        "identities" => Some(identities(xdp)),
         "cursors" => Some(cursors(xdp)),
-        "flows" => Some(flow_entries(xdp)),
+        "flows" => Some(flow_entries(xdp, &[FlowTable::Tcp, FlowTable::Udp])),
+        "wide_flows" => Some(flow_entries(xdp, &[FlowTable::WideTcp, FlowTable::WideUdp])),
+        "half_open_tcp" => Some(flow_entries(xdp, &[FlowTable::TcpHalfOpen])),
+        "half_open_udp" => Some(flow_entries(xdp, &[FlowTable::UdpHalfOpen])),
+        "wide_open_tcp" => Some(flow_entries(xdp, &[FlowTable::WideTcpHalfOpen])),
+        "wide_open_udp" => Some(flow_entries(xdp, &[FlowTable::WideUdpHalfOpen])),
         "spill" => Some(spilled_entries(xdp)),
+        "wide_spill" => Some(wide_spilled_entries(xdp)),
+        "sources4" | "sources6" => Some(xdp.sources.entries(table == "sources4")),
+        // What only the program writes, and the kernel orders as it likes: their size is told.
+        "fragments" | "sticky" | "sticky_new" | "source_rates" | "events" => Some(Vec::new()),
         "devices" => Some(devices(xdp)),
         "backend_stats" => Some(backend_stats(xdp)),
         "reasons" => Some(reasons(xdp)),
@@ -81,145 +87,220 @@ pub fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|b| format!("{b:02x}")).join(":")
 }
 
-/// The service of a key; `None` for keys that this version does not write.
-pub fn service_id(key: ServiceKey) -> Option<ServiceId> {
-    let protocol = match key.protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        _ => return None,
-    };
-    let address = Ipv4Addr::from(key.address_be.to_ne_bytes());
-    Some(ServiceId {
-        protocol,
-        address: SocketAddrV4::new(address, u16::from_be(key.port_be)),
-    })
-}
-
 fn control(xdp: &Xdp) -> Value {
     let control: Control = xdp.control.load();
     let serving: Vec<usize> = (0..MAX_ROLES)
         .filter(|role| control.roles[*role] != 0)
         .collect();
     let seconds = |ticks: u32| xdp.clock.seconds(ticks);
+    let slots: serde_json::Map<String, Value> = FlowTable::ALL
+        .into_iter()
+        .zip(xdp.flows.slots())
+        .map(|(table, slots)| (table.label().to_owned(), json!(slots)))
+        .collect();
+    let on = |feature| control.features & feature != 0;
+    let macs: Vec<Value> = control
+        .macs
+        .iter()
+        .filter(|word| **word != 0)
+        .map(|word| {
+            let b = word.to_le_bytes();
+            json!({ "mac": mac([b[0], b[1], b[2], b[3], b[4], b[5]]), "ifindex": word >> 48 })
+        })
+        .collect();
     json!({
         "ready": control.ready != 0,
         "live_generation": control.live,
         "roles_serving": serving,
-        "buckets": control.bucket_mask.map(|mask| mask + 1),
+        "flow_slots": slots,
         "timeouts_s": {
             "tcp": seconds(control.timeouts.tcp),
             "tcp_closing": seconds(control.timeouts.tcp_closing),
             "tcp_half_open": seconds(control.timeouts.tcp_half_open),
             "udp": seconds(control.timeouts.udp),
         },
+        "listed_sources": on(Features::SOURCES),
+        "source_rate": on(Features::SOURCE_RATE),
+        "capture": on(Features::CAPTURE),
+        "own_macs": macs,
     })
 }
 
-fn services(xdp: &Xdp) -> Vec<(ServiceKey, Service)> {
-    let mut all: Vec<_> = xdp
-        .services
-        .iter()
-        .flatten()
-        .map(|(key, service)| (key.0, service.0))
-        .collect();
-    all.sort_by_key(|(key, service)| (key.generation, service.id));
+/// Something about every service of the live generation.
+fn services(xdp: &Xdp, entry: fn(&Xdp, u16, &ServiceDetail, bool) -> Value) -> Vec<Value> {
+    let mut all = Vec::new();
+    for generation in 0..GENERATIONS {
+        let live = xdp.control.live() == generation;
+        for id in 1..MAX_SERVICES {
+            let detail = xdp.details.load((generation * MAX_SERVICES + id) as usize);
+            if detail.ring_first != 0 || detail.ring_len != 0 {
+                all.push(entry(xdp, id as u16, &detail, live));
+            }
+        }
+    }
     all
 }
 
-fn service_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
+fn service_entry(xdp: &Xdp, id: u16, detail: &ServiceDetail, live: bool) -> Value {
     json!({
-        "service": service_id(key).map(|id| id.to_string()),
-        "generation": key.generation,
-        "live": u32::from(key.generation) == xdp.control.live(),
-        "id": service.id,
-        "role": service.role,
-        "ring_first": service.ring_first,
-        "ring_len": service.ring_len,
+        "service": service_name(xdp, id),
+        "live": live,
+        "id": id,
+        "role": detail.role,
+        "ring_first": detail.ring_first,
+        "ring_len": detail.ring_len,
     })
 }
 
-fn ring_entry(xdp: &Xdp, key: ServiceKey, service: Service) -> Value {
-    let slots: Vec<u16> = (service.ring_first..service.ring_first + service.ring_len)
+fn detail_entry(xdp: &Xdp, id: u16, detail: &ServiceDetail, live: bool) -> Value {
+    json!({
+        "service": service_name(xdp, id),
+        "live": live,
+        "method": detail.method,
+        "persistence_s": xdp.clock.seconds(detail.sticky_ticks),
+        "persistence_bits": detail.sticky_bits,
+        "ns_per_connection": detail.rate.interval_ns,
+    })
+}
+
+fn ring_entry(xdp: &Xdp, id: u16, detail: &ServiceDetail, live: bool) -> Value {
+    let slots: Vec<u16> = (detail.ring_first..detail.ring_first + detail.ring_len)
         .map(|slot| {
             let chunk = xdp.rings.load((slot / RING_CHUNK_SLOTS) as usize);
             chunk.slots[(slot % RING_CHUNK_SLOTS) as usize]
         })
         .collect();
-    json!({
-        "service": service_id(key).map(|id| id.to_string()),
-        "generation": key.generation,
-        "live": u32::from(key.generation) == xdp.control.live(),
-        "backends": slots,
-    })
+    json!({ "service": service_name(xdp, id), "live": live, "backends": slots })
 }
 
-/// Services by id, of either generation.
-fn service_names(xdp: &Xdp) -> HashMap<u16, String> {
-    let named =
-        |(key, service): (ServiceKey, Service)| Some((service.id, service_id(key)?.to_string()));
-    services(xdp).into_iter().filter_map(named).collect()
+fn port_ranges(xdp: &Xdp) -> Vec<Value> {
+    let used = (0..xdp.ranges.len()).map(|index| xdp.ranges.load(index));
+    used.filter(|range| range.info != 0)
+        .map(|range| {
+            let id = range.info as u16;
+            json!({ "service": service_name(xdp, id), "first": range.first, "last": range.last })
+        })
+        .collect()
 }
 
-/// The host of an element.
-fn host(element: &Backend) -> String {
-    if element.identity & Backend::HOST == 0 {
-        return "local".to_owned();
+fn vips(xdp: &Xdp) -> Vec<Value> {
+    let mut all = Vec::new();
+    for bucket in (0..xdp.vips.len()).map(|index| xdp.vips.load(index)) {
+        for way in (0..2).filter(|way| bucket.handles[*way] != 0) {
+            let address = from_wire(Address(bucket.addresses[way])).to_string();
+            all.push(json!({ "address": address, "handle": bucket.handles[way] }));
+        }
     }
-    Ipv4Addr::from(element.identity as u32).to_string()
+    all
 }
 
-fn used_backends(xdp: &Xdp) -> impl Iterator<Item = (usize, Backend)> + '_ {
-    (1..xdp.backends.len())
-        .map(|id| (id, xdp.backends.load(id)))
-        .filter(|(_, element)| element.identity != 0)
+/// The name of a service that has this id, or had it.
+pub fn service_name(xdp: &Xdp, id: u16) -> Option<String> {
+    xdp.identities
+        .service(id)
+        .map(|service| service.to_string())
 }
 
-fn backend_entry(id: usize, element: &Backend, names: &HashMap<u16, String>) -> Value {
+/// The host behind a backend id.
+pub fn host(xdp: &Xdp, id: u16) -> String {
+    match xdp.identities.backend(id) {
+        Some((_, Target::Host(address), _)) => address.to_string(),
+        Some((_, Target::Local, _)) => "local".to_owned(),
+        None => format!("backend {id}"),
+    }
+}
+
+fn used_backends(xdp: &Xdp) -> impl Iterator<Item = u16> + '_ {
+    (1..xdp.backends.len() as u16).filter(|id| xdp.identities.backend(*id).is_some())
+}
+
+fn backend_entry(xdp: &Xdp, id: u16) -> Value {
+    let element: Backend = xdp.backends.load(usize::from(id));
+    let (service, _, sorry) = xdp
+        .identities
+        .backend(id)
+        .unwrap_or((0, Target::Local, false));
     let flags = element.flags();
-    let local = flags & BackendFlags::LOCAL != 0;
     let resolved = flags & BackendFlags::RESOLVED != 0;
+    let vlan = |word: u16| (word != 0).then_some(word & 0xfff);
     json!({
         "id": id,
-        "service": names.get(&((element.identity >> 32) as u16)),
-        "address": host(element),
-        "sorry": element.identity & Backend::SORRY != 0,
+        "service": service_name(xdp, service),
+        "address": host(xdp, id),
+        "sorry": sorry,
         "alive": flags & BackendFlags::ALIVE != 0,
-        "local": local,
+        "draining": flags & BackendFlags::DRAINING != 0,
+        "local": flags & BackendFlags::LOCAL != 0,
+        "tunnel": flags & BackendFlags::TUNNEL != 0,
         "mac": resolved.then(|| mac(element.destination_mac())),
         "source_mac": resolved.then(|| mac(element.source_mac())),
+        "vlan": vlan(element.vlan()),
+        "inner_vlan": vlan(element.inner_vlan as u16),
         "ifindex": resolved.then_some(element.ifindex),
     })
 }
 
-fn cursors(xdp: &Xdp) -> Vec<Value> {
-    let names = service_names(xdp);
-    (0..xdp.cursors.len())
-        .map(|id| (id, xdp.cursors.load(id).next))
-        .filter(|(_, next)| *next != 0)
-        .map(|(id, next)| json!({ "service_id": id, "service": names.get(&(id as u16)), "scheduled": next }))
+fn tunnels(xdp: &Xdp) -> Vec<Value> {
+    let is_tunnel =
+        |id: &u16| xdp.backends.load(usize::from(*id)).flags() & BackendFlags::TUNNEL != 0;
+    used_backends(xdp)
+        .filter(is_tunnel)
+        .map(|id| {
+            let tunnel = xdp.tunnels.load(usize::from(id));
+            json!({
+                "backend_id": id,
+                "source": from_wire(tunnel.source).to_string(),
+                "destination": from_wire(tunnel.destination).to_string(),
+                "inner_mtu": tunnel.inner_mtu,
+            })
+        })
         .collect()
 }
 
-fn flow_entries(xdp: &Xdp) -> Vec<Value> {
-    let now = xdp.clock.now();
-    let flows = xdp.flows.list(now);
-    let names = service_names(xdp);
-    let total = flows.len();
-    let mut list: Vec<Value> = flows
-        .into_iter()
-        .take(MAX_FLOWS)
-        .map(|flow| {
-            let left = flow.value.expires().wrapping_sub(now);
+fn loads(xdp: &Xdp) -> Vec<Value> {
+    used_backends(xdp)
+        .map(|id| {
+            let load = xdp.loads.load(usize::from(id));
             json!({
-                "table": flow.table.label(),
-                "client": client(flow.key),
-                "service": names.get(&flow.key.service()),
-                "backend": host(&xdp.backends.load(usize::from(flow.value.backend()))),
-                "backend_id": flow.value.backend(),
-                "closing": flow.value.is_closing(),
-                "expires_in_s": xdp.clock.seconds(left),
+                "backend_id": id,
+                "backend": host(xdp, id),
+                "active": load.active,
+                "inactive": load.inactive,
+                "weight": load.weight,
+                "upper_threshold": load.upper,
+                "lower_threshold": load.lower,
+                "overloaded": load.overloaded != 0,
             })
         })
+        .collect()
+}
+
+fn identities(xdp: &Xdp) -> Vec<Value> {
+    let services = (1..MAX_SERVICES as u16)
+        .filter_map(|id| Some(json!({ "service_id": id, "service": service_name(xdp, id)? })));
+    let backends =
+        used_backends(xdp).map(|id| json!({ "backend_id": id, "backend": host(xdp, id) }));
+    services.chain(backends).collect()
+}
+
+fn cursors(xdp: &Xdp) -> Vec<Value> {
+    (0..xdp.cursors.len())
+        .map(|id| (id as u16, xdp.cursors.load(id).next))
+        .filter(|(_, next)| *next != 0)
+        .map(|(id, next)| {
+            json!({ "service_id": id, "service": service_name(xdp, id), "scheduled": next })
+        })
+        .collect()
+}
+
+fn flow_entries(xdp: &Xdp, tables: &[FlowTable]) -> Vec<Value> {
+    let now = xdp.clock.now();
+    let flows = xdp.flows.list(now, |flow| tables.contains(&flow.table));
+    let total = flows.len();
+    let mut list: Vec<Value> = flows
+        .iter()
+        .take(MAX_FLOWS)
+        .map(|flow| flow_entry(xdp, flow, now))
         .collect();
     if total > MAX_FLOWS {
         list.push(json!({ "not_listed": total - MAX_FLOWS }));
@@ -227,22 +308,45 @@ fn flow_entries(xdp: &Xdp) -> Vec<Value> {
     list
 }
 
+fn flow_entry(xdp: &Xdp, flow: &Flow, now: u32) -> Value {
+    let left = flow.value.expires().wrapping_sub(now);
+    json!({
+        "table": flow.table.label(),
+        "client": SocketAddr::new(flow.client, flow.client_port).to_string(),
+        "service": service_name(xdp, flow.service),
+        "port": (flow.vip_port != 0).then_some(flow.vip_port),
+        "backend": host(xdp, flow.value.backend()),
+        "backend_id": flow.value.backend(),
+        "closing": flow.value.is_closing(),
+        "expires_in_s": xdp.clock.seconds(left),
+    })
+}
+
 fn spilled_entries(xdp: &Xdp) -> Vec<Value> {
-    let names = service_names(xdp);
     let entry = |(key, value): (u64, u64)| {
         let (key, value) = (FlowKey(key), FlowValue(value));
+        let client = from_wire(Address::v4(key.client_be()));
         json!({
-            "client": client(key),
-            "service": names.get(&key.service()),
-            "backend": host(&xdp.backends.load(usize::from(value.backend()))),
+            "client": SocketAddr::new(client, u16::from_be(key.port_be())).to_string(),
+            "service": service_name(xdp, key.service()),
+            "backend": host(xdp, value.backend()),
         })
     };
     xdp.spill.iter().flatten().map(entry).collect()
 }
 
-fn client(key: FlowKey) -> String {
-    let address = Ipv4Addr::from(key.client_be().to_ne_bytes());
-    SocketAddrV4::new(address, u16::from_be(key.port_be())).to_string()
+fn wide_spilled_entries(xdp: &Xdp) -> Vec<Value> {
+    let entry = |(key, value): (super::PodWideKey, u64)| {
+        let (key, value) = (key.0, FlowValue(value));
+        let client = from_wire(key.client);
+        json!({
+            "client": SocketAddr::new(client, u16::from_be(key.port_be())).to_string(),
+            "service": service_name(xdp, key.service()),
+            "port": u16::from_be(key.vport_be()),
+            "backend": host(xdp, value.backend()),
+        })
+    };
+    xdp.wide_spill.iter().flatten().map(entry).collect()
 }
 
 fn devices(xdp: &Xdp) -> Vec<Value> {
@@ -255,11 +359,11 @@ fn devices(xdp: &Xdp) -> Vec<Value> {
 
 fn backend_stats(xdp: &Xdp) -> Vec<Value> {
     used_backends(xdp)
-        .map(|(id, element)| {
-            let counters = xdp.counters(id as u16);
+        .map(|id| {
+            let counters = xdp.counters(id);
             json!({
                 "backend_id": id,
-                "backend": host(&element),
+                "backend": host(xdp, id),
                 "connections": counters.connections,
                 "packets": counters.packets,
                 "bytes": counters.bytes,

@@ -1,25 +1,41 @@
 //! The flow tables as user space sees them: creation, sweeping, counting, listing. No system calls
-//! once the tables are mapped.
+//! once the tables are mapped. `grow` makes them larger while packets flow.
 
-use std::sync::atomic::Ordering;
+mod chunks;
+mod grow;
+
+use std::{net::IpAddr, sync::atomic::Ordering};
 
 use aya::maps::{ArrayOfMaps, MapData};
 use lb_common::{
-    flow::{Bucket, FlowKey, FlowTable, FlowValue},
-    limits::{BUCKET_WAYS, HALF_OPEN_SLOTS},
+    Address,
+    control::TableWord,
+    flow::{FlowKey, FlowTable, FlowValue},
+    limits::{BUCKET_WAYS, CHUNK_SLOTS},
+    wide::WideKey,
 };
 
-use super::{mapped::MappedArray, object::map_error};
-use crate::dataplane::DataPlaneError;
+use self::chunks::{Directory, Table};
+pub use self::{
+    chunks::Chunk,
+    grow::{Growth, Homeless},
+};
+use super::control::ControlElement;
+use crate::{
+    dataplane::DataPlaneError,
+    model::{DataplaneConfig, address::from_wire},
+};
 
-/// BPF_F_MMAPABLE | BPF_F_INNER_MAP, as the template in the program.
-const FLAGS: u32 = 1 << 10 | 1 << 12;
 /// A claim takes nanoseconds; a slot that is BUSY for 16 ticks, one second, lost its writer.
 const BUSY_TICKS: u32 = 16;
 
-/// All four tables, mapped.
+/// All tables, mapped.
 pub struct Flows {
-    tables: [MappedArray<Bucket>; 4],
+    tables: Vec<Table>,
+    narrow: Directory,
+    wide: Directory,
+    growth: Option<Growth>,
+    max_slots: u32,
 }
 
 /// One live flow.
@@ -27,8 +43,14 @@ pub struct Flows {
 pub struct Flow {
     /// Where it was found.
     pub table: FlowTable,
-    /// Client and service.
-    pub key: FlowKey,
+    /// Client.
+    pub client: IpAddr,
+    /// Client port.
+    pub client_port: u16,
+    /// Destination port; 0 where the service has only one.
+    pub vip_port: u16,
+    /// Service id.
+    pub service: u16,
     /// Backend and expiry.
     pub value: FlowValue,
 }
@@ -36,53 +58,176 @@ pub struct Flow {
 impl Flow {
     /// Whether it counts as an active connection, in IPVS's sense.
     pub fn is_active(&self) -> bool {
-        self.table == FlowTable::Tcp && !self.value.is_closing()
+        matches!(self.table, FlowTable::Tcp | FlowTable::WideTcp) && !self.value.is_closing()
+    }
+
+    fn of_narrow(table: FlowTable, key: FlowKey, value: FlowValue) -> Self {
+        Self {
+            table,
+            client: from_wire(Address::v4(key.client_be())),
+            client_port: u16::from_be(key.port_be()),
+            vip_port: 0,
+            service: key.service(),
+            value,
+        }
+    }
+
+    fn of_wide(table: FlowTable, key: WideKey, value: FlowValue) -> Self {
+        Self {
+            table,
+            client: from_wire(key.client),
+            client_port: u16::from_be(key.port_be()),
+            vip_port: u16::from_be(key.vport_be()),
+            service: key.service(),
+            value,
+        }
     }
 }
 
 impl Flows {
-    /// Takes the tables that the outer map holds already, or makes new ones of `slots` slots.
-    pub fn open(outer: &mut ArrayOfMaps<MapData>, slots: u32) -> Result<Self, DataPlaneError> {
-        let mut tables = Vec::with_capacity(FlowTable::ALL.len());
-        for table in FlowTable::ALL {
-            let slots = match table {
-                FlowTable::Tcp | FlowTable::Udp => slots,
-                FlowTable::TcpHalfOpen | FlowTable::UdpHalfOpen => HALF_OPEN_SLOTS,
+    /// Takes the tables that an earlier daemon left (`words` says where), or makes new ones.
+    pub fn open(
+        narrow: ArrayOfMaps<MapData>,
+        wide: ArrayOfMaps<MapData>,
+        mut half_open: impl FnMut(FlowTable) -> Result<chunks::Chunk, DataPlaneError>,
+        words: [u64; FlowTable::ALL.len()],
+        previous: [u64; FlowTable::ALL.len()],
+        config: &DataplaneConfig,
+    ) -> Result<Self, DataPlaneError> {
+        let mut narrow = Directory::new(narrow);
+        let mut wide = Directory::new(wide);
+        let mut tables = Vec::with_capacity(words.len());
+        for (table, word) in FlowTable::ALL.into_iter().zip(words) {
+            if table.is_half_open() {
+                tables.push(Table {
+                    table,
+                    word: TableWord(0),
+                    chunks: vec![half_open(table)?],
+                });
+                continue;
+            }
+            let directory = if table.is_wide() {
+                &mut wide
+            } else {
+                &mut narrow
             };
-            let buckets = slots / BUCKET_WAYS as u32;
-            let kept = outer
-                .get(&(table as u32), 0)
-                .ok()
-                .filter(|map: &MapData| map.info().is_ok_and(|info| info.max_entries() == buckets));
-            let map = match kept {
-                Some(map) => map,
-                None => create(outer, table, buckets)?,
-            };
-            tables.push(
-                MappedArray::new(map.fd(), buckets)
-                    .map_err(|e| map_error("map a flow table", &e))?,
-            );
+            let chunks = first_chunks(table, config.flow_slots);
+            tables.push(match directory.adopt(table, word) {
+                Some(adopted) => adopted,
+                None => directory.create(table, chunks)?,
+            });
         }
-        let tables = <[_; 4]>::try_from(tables)
-            .map_err(|_| map_error("map the flow tables", &"wrong number"))?;
-        Ok(Self { tables })
+        // A daemon that died while a table grew left two.
+        let growth = FlowTable::ALL
+            .into_iter()
+            .zip(previous)
+            .find_map(|(table, word)| {
+                let directory = if table.is_wide() {
+                    &mut wide
+                } else {
+                    &mut narrow
+                };
+                Some(Growth::Moving(directory.adopt(table, word)?))
+            });
+        Ok(Self {
+            tables,
+            narrow,
+            wide,
+            growth,
+            max_slots: config.max_flow_slots,
+        })
     }
 
-    /// Buckets - 1 of each table: what the program masks the hash with.
-    pub fn masks(&self) -> [u32; 4] {
-        std::array::from_fn(|i| self.tables[i].len() as u32 - 1)
+    /// Where each table lies.
+    pub fn words(&self) -> [u64; FlowTable::ALL.len()] {
+        std::array::from_fn(|index| self.tables[index].word.0)
     }
 
-    /// Slots of the tables of promoted flows.
-    pub fn slots(&self) -> u32 {
-        (self.tables[0].len() * BUCKET_WAYS) as u32
+    /// Slots of each table.
+    pub fn slots(&self) -> [u32; FlowTable::ALL.len()] {
+        std::array::from_fn(|index| {
+            let buckets: usize = self.tables[index]
+                .chunks
+                .iter()
+                .map(chunks::Chunk::buckets)
+                .sum();
+            (buckets * BUCKET_WAYS) as u32
+        })
     }
 
-    /// Frees expired slots and calls `visit` for every live flow.
-    pub fn sweep(&self, now: u32, mut visit: impl FnMut(Flow)) {
-        self.walk(|table, array, bucket, way| {
-            let key_word = array.word(bucket, way * 16);
-            let value_word = array.word(bucket, way * 16 + 8);
+    /// Frees expired slots, calls `visit` for every live flow, and lets tables grow that are more
+    /// than half full. When one has grown, returns flows for the spill table.
+    pub fn sweep(
+        &mut self,
+        control: &ControlElement,
+        now: u32,
+        mut visit: impl FnMut(Flow),
+    ) -> Option<Vec<Homeless>> {
+        let mut live = [0_u32; FlowTable::ALL.len()];
+        for table in &self.tables {
+            table.sweep(now, |flow| {
+                live[flow.table as usize] += 1;
+                visit(flow);
+            });
+        }
+        if let Some(previous) = self.growth.as_ref().and_then(Growth::previous) {
+            previous.sweep(now, &mut visit);
+        }
+        self.grow(control, &live, now)
+    }
+
+    /// Every live flow that `wanted` wants, nothing changed.
+    pub fn list(&self, now: u32, mut wanted: impl FnMut(&Flow) -> bool) -> Vec<Flow> {
+        let mut flows = Vec::new();
+        let previous = self.growth.as_ref().and_then(Growth::previous);
+        for table in self.tables.iter().chain(previous) {
+            table.walk(|chunk, bucket, way| {
+                let value = FlowValue(chunk.value(bucket, way).load(Ordering::Acquire));
+                if !value.is_busy()
+                    && !value.is_free(now)
+                    && let Some(flow) = table.read(chunk, bucket, way, value)
+                    && wanted(&flow)
+                {
+                    flows.push(flow);
+                }
+            });
+        }
+        flows
+    }
+}
+
+impl Table {
+    fn walk(&self, mut visit: impl FnMut(&chunks::Chunk, usize, usize)) {
+        for chunk in &self.chunks {
+            for bucket in 0..chunk.buckets() {
+                for way in 0..BUCKET_WAYS {
+                    visit(chunk, bucket, way);
+                }
+            }
+        }
+    }
+
+    /// The flow of a slot whose value was read before; `None` if it changed meanwhile.
+    fn read(
+        &self,
+        chunk: &chunks::Chunk,
+        bucket: usize,
+        way: usize,
+        value: FlowValue,
+    ) -> Option<Flow> {
+        let key = chunk.key(bucket, way).load(Ordering::Acquire);
+        let flow = match chunk.wide_key(bucket, way) {
+            Some(key) => Flow::of_wide(self.table, key, value),
+            None => Flow::of_narrow(self.table, FlowKey(key), value),
+        };
+        let again = FlowValue(chunk.value(bucket, way).load(Ordering::Acquire));
+        let same = !again.is_busy() && chunk.key(bucket, way).load(Ordering::Acquire) == key;
+        (same && key != 0).then_some(flow)
+    }
+
+    fn sweep(&self, now: u32, mut visit: impl FnMut(Flow)) {
+        self.walk(|chunk, bucket, way| {
+            let value_word = chunk.value(bucket, way);
             let value = FlowValue(value_word.load(Ordering::Acquire));
             if value.0 == 0 {
                 return;
@@ -95,58 +240,23 @@ impl Flows {
                     .compare_exchange(value.0, busy.0, Ordering::AcqRel, Ordering::Relaxed)
                     .is_ok();
                 if claimed {
-                    key_word.store(0, Ordering::Release);
+                    chunk.key(bucket, way).store(0, Ordering::Release);
                     value_word.store(0, Ordering::Release);
                 }
-            } else if !value.is_busy() {
-                let key = FlowKey(key_word.load(Ordering::Acquire));
-                visit(Flow { table, key, value });
+            } else if !value.is_busy()
+                && let Some(flow) = self.read(chunk, bucket, way, value)
+            {
+                visit(flow);
             }
         });
-    }
-
-    /// Every live flow, nothing changed.
-    pub fn list(&self, now: u32) -> Vec<Flow> {
-        let mut flows = Vec::new();
-        self.walk(|table, array, bucket, way| {
-            let key = FlowKey(array.word(bucket, way * 16).load(Ordering::Acquire));
-            let value = FlowValue(array.word(bucket, way * 16 + 8).load(Ordering::Acquire));
-            let again = array.word(bucket, way * 16).load(Ordering::Acquire);
-            if !value.is_busy() && !value.is_free(now) && key.0 == again {
-                flows.push(Flow { table, key, value });
-            }
-        });
-        flows
-    }
-
-    fn walk(&self, mut visit: impl FnMut(FlowTable, &MappedArray<Bucket>, usize, usize)) {
-        for (table, array) in FlowTable::ALL.into_iter().zip(&self.tables) {
-            for bucket in 0..array.len() {
-                for way in 0..BUCKET_WAYS {
-                    visit(table, array, bucket, way);
-                }
-            }
-        }
     }
 }
 
-fn create(
-    outer: &mut ArrayOfMaps<MapData>,
-    table: FlowTable,
-    buckets: u32,
-) -> Result<MapData, DataPlaneError> {
-    let name = match table {
-        FlowTable::Tcp => "flows_tcp",
-        FlowTable::Udp => "flows_udp",
-        FlowTable::TcpHalfOpen => "half_open_tcp",
-        FlowTable::UdpHalfOpen => "half_open_udp",
-    };
-    let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-    let shape = aya_obj::Map::new_from_params(array, 4, size_of::<Bucket>() as u32, buckets, FLAGS);
-    let map =
-        MapData::create(shape, name, None).map_err(|e| map_error("create a flow table", &e))?;
-    outer
-        .set(table as u32, &map, 0)
-        .map_err(|e| map_error("install a flow table", &e))?;
-    Ok(map)
+/// Chunks that a table begins with: those of UDP and of wide keys a quarter of what TCP has.
+fn first_chunks(table: FlowTable, slots: u32) -> u32 {
+    let full = (slots / CHUNK_SLOTS).max(1);
+    match table {
+        FlowTable::Tcp => full,
+        _ => (full / 4).max(1),
+    }
 }

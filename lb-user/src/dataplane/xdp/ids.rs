@@ -88,6 +88,12 @@ impl<K: Copy + Eq + Hash> Ids<K> {
         self.rest = self.rest.max(rest);
     }
 
+    /// Identifiers that are not free.
+    pub fn ever_given(&self) -> impl Iterator<Item = u16> + '_ {
+        let resting = self.resting.iter().map(|(.., id)| *id);
+        self.live.values().copied().chain(resting)
+    }
+
     /// The key's identifier, if it lives.
     pub fn get(&self, key: &K) -> Option<u16> {
         self.live.get(key).copied()

@@ -1,134 +1,121 @@
-//! One generation of the configuration as the program reads it: service entries and ring chunks.
-//! Pure.
+//! One generation of the configuration as the program reads it. Pure.
+//!
+//! Offsets count from the generation's own start; whoever writes the image adds where it lies.
 
-use std::collections::BTreeMap;
+mod services;
 
 use lb_common::{
-    RingChunk, Service, ServiceKey,
-    limits::{RING_CHUNK_SLOTS, RING_CHUNKS_PER_GENERATION},
+    RingChunk,
+    control::{Generation, Rate},
+    limits::RING_CHUNK_SLOTS,
+    service::{Method, PortRange, ServiceBucket, ServiceDetail, VipBucket},
 };
 
-use crate::{dataplane::Plan, model::ServiceId, schedule::ring};
+use super::placement;
+use crate::{
+    dataplane::{
+        Plan,
+        plan::{BackendState, PlannedService},
+    },
+    model::{Hashing, Persistence, RateLimit, Scheduler, ServiceId},
+};
 
-/// Service entries by key, and the chunks their rings lie in.
+/// Everything that a generation consists of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
-    /// Keys carry generation 0; [`Image::placed`] moves them.
-    services: BTreeMap<(u32, u16, u8), Service>,
-    /// Chunks from the generation's first on.
+    /// What the control element says of it.
+    pub generation: Generation,
+    /// Buckets of services.
+    pub services: Vec<ServiceBucket>,
+    /// Buckets of IPv6 addresses.
+    pub vips: Vec<VipBucket>,
+    /// Ranges of ports.
+    pub ranges: Vec<PortRange>,
+    /// Details by service id.
+    pub details: Vec<(u16, ServiceDetail)>,
+    /// Chunks of rings.
     pub chunks: Vec<RingChunk>,
 }
 
+/// A plan has more than the tables hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full(pub &'static str);
+
 impl Image {
     /// Lays out `plan`. `service_id` and `backend_id` name what was assigned to service `s` and to
-    /// its backend `b`.
+    /// its backend `b`; a tick has `tick_ns` nanoseconds.
     pub fn build(
         plan: &Plan,
         service_id: impl Fn(usize) -> u16,
         backend_id: impl Fn(usize, usize) -> u16,
-    ) -> Self {
+        tick_ns: u64,
+    ) -> Result<Self, Full> {
         let mut image = Self::default();
         for (s, service) in plan.services.iter().enumerate() {
-            let ring = ring::build(&service.ring_weights());
+            let table = placement::table(service);
             let first_chunk = image.chunks.len();
-            for slots in ring.chunks(RING_CHUNK_SLOTS as usize) {
+            for slots in table.chunks(RING_CHUNK_SLOTS as usize) {
                 let mut chunk = RingChunk {
                     slots: [0; RING_CHUNK_SLOTS as usize],
                 };
                 for (place, backend) in chunk.slots.iter_mut().zip(slots) {
-                    *place = backend_id(s, usize::from(*backend));
+                    *place = backend.map_or(0, |b| backend_id(s, usize::from(b)));
                 }
                 image.chunks.push(chunk);
             }
-            let entry = Service {
-                id: service_id(s),
-                role: service.role,
+            let detail = ServiceDetail {
                 ring_first: first_chunk as u32 * RING_CHUNK_SLOTS,
-                ring_len: ring.len() as u32,
-                reserved: 0,
+                ring_len: table.len() as u32,
+                method: method(service),
+                role: u32::from(service.role),
+                sticky_bits: service
+                    .persistence
+                    .map_or(0, |p| sticky_bits(service.id, p)),
+                sticky_ticks: service.persistence.map_or(0, |p| sticky_ticks(p, tick_ns)),
+                rate: service.rate.map_or(Rate::default(), rate),
+                reserved: [0; 3],
             };
-            image.services.insert(key_parts(service.id), entry);
+            image.details.push((service_id(s), detail));
         }
-        image
-    }
-
-    /// The entries as they stand in generation `generation`.
-    pub fn placed(&self, generation: u32) -> impl Iterator<Item = (ServiceKey, Service)> + '_ {
-        let offset = generation * RING_CHUNKS_PER_GENERATION * RING_CHUNK_SLOTS;
-        self.services
-            .iter()
-            .map(move |((address_be, port_be, protocol), service)| {
-                let key = ServiceKey {
-                    address_be: *address_be,
-                    port_be: *port_be,
-                    protocol: *protocol,
-                    generation: generation as u8,
-                };
-                (
-                    key,
-                    Service {
-                        ring_first: service.ring_first + offset,
-                        ..*service
-                    },
-                )
-            })
+        image.details.sort_by_key(|(id, _)| *id);
+        services::lay_out(&mut image, &plan.services, service_id)?;
+        Ok(image)
     }
 }
 
-fn key_parts(id: ServiceId) -> (u32, u16, u8) {
-    let address_be = u32::from_ne_bytes(id.address.ip().octets());
-    (address_be, id.address.port().to_be(), id.protocol.number())
+/// A limit as the program has it.
+pub fn rate(limit: RateLimit) -> Rate {
+    Rate::new(limit.per_second, limit.burst)
+}
+
+fn method(service: &PlannedService) -> u32 {
+    let sorry = service
+        .backends
+        .iter()
+        .any(|b| b.sorry && b.state == BackendState::Up);
+    let Hashing { port, fallback } = service.hashing;
+    let options = if port { Method::PORT } else { 0 } | if fallback { Method::FALLBACK } else { 0 };
+    match service.scheduler {
+        _ if sorry => Method::RING,
+        Scheduler::Rr | Scheduler::Wrr => Method::RING,
+        Scheduler::Lc => Method::LEAST,
+        Scheduler::Wlc => Method::WEIGHTED_LEAST,
+        Scheduler::Fo => Method::FIRST,
+        Scheduler::Sh => Method::SOURCE | options,
+        Scheduler::Mh => Method::MAGLEV | options,
+    }
+}
+
+/// IPv4 prefixes are counted as mapped into IPv6.
+fn sticky_bits(service: ServiceId, persistence: Persistence) -> u32 {
+    let offset = if service.address.is_ipv4() { 96 } else { 0 };
+    u32::from(persistence.prefix) + offset
+}
+
+fn sticky_ticks(persistence: Persistence, tick_ns: u64) -> u32 {
+    let seconds = u32::try_from(persistence.timeout.as_secs()).unwrap_or(u32::MAX);
+    lb_common::flow::ticks(seconds, tick_ns).max(1)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
-
-    use super::*;
-    use crate::{
-        dataplane::plan::{BackendState, PlannedBackend, PlannedService},
-        model::{Protocol, Scheduler, Target},
-    };
-
-    fn service(port: u16, weights: &[u32]) -> PlannedService {
-        let backend = |(last, weight): (u8, &u32)| PlannedBackend {
-            target: Target::Host(Ipv4Addr::new(10, 0, 0, last)),
-            sorry: false,
-            weight: *weight,
-            state: BackendState::Up,
-        };
-        PlannedService {
-            id: ServiceId {
-                protocol: Protocol::Tcp,
-                address: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port),
-            },
-            role: 3,
-            scheduler: Scheduler::Wrr,
-            backends: (1..).zip(weights).map(backend).collect(),
-        }
-    }
-
-    #[test]
-    fn rings_begin_at_chunks_and_generations_do_not_overlap() {
-        let plan = Plan {
-            services: vec![service(80, &[20, 13]), service(81, &[0]), service(82, &[1])],
-        };
-        let image = Image::build(&plan, |s| s as u16 + 1, |s, b| (s * 100 + b + 1) as u16);
-        assert_eq!(image.chunks.len(), 3);
-        let entries: Vec<_> = image.placed(1).collect();
-        let find = |port: u16| {
-            entries
-                .iter()
-                .find(|(key, _)| u16::from_be(key.port_be) == port)
-                .map(|(_, s)| *s)
-                .unwrap()
-        };
-        let base = RING_CHUNKS_PER_GENERATION * RING_CHUNK_SLOTS;
-        assert_eq!((find(80).ring_first, find(80).ring_len), (base, 33));
-        assert_eq!(find(81).ring_len, 0);
-        assert_eq!((find(82).ring_first, find(82).ring_len), (base + 64, 1));
-        assert_eq!(image.chunks[2].slots[0], 201);
-        assert!(entries.iter().all(|(key, _)| key.generation == 1));
-        assert_eq!(entries[0].0.address_be.to_ne_bytes(), [192, 0, 2, 1]);
-    }
-}
+mod tests;

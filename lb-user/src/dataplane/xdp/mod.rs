@@ -5,51 +5,64 @@
 //! or the new one, never a mixture. Backends belong to no generation: their elements change in
 //! place, word by word, and their ids stay reserved while flows may hold them.
 
+mod backends;
 mod clock;
 mod control;
 mod dump;
 mod flows;
+mod generation;
 mod ids;
 mod image;
 mod mapped;
 mod maps;
 mod object;
 mod pins;
+mod placement;
+mod protect;
 mod snapshot;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    net::Ipv4Addr,
+    collections::{HashMap, HashSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use aya::{
-    maps::{ArrayOfMaps, DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{DevMapHash, HashMap as BpfHash, LpmTrie, Map, MapData, PerCpuArray},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    Backend, BackendCounters, BackendFlags, Control, RingChunk, Service, ServiceKey,
-    limits::{GENERATIONS, MAX_BACKENDS, MAX_SERVICES, RING_CHUNKS_PER_GENERATION},
-    table::Cursor,
+    Backend, Control, RingChunk,
+    control::mac_word,
+    flow::FlowTable,
+    limits::{
+        GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_PORT_RANGES, MAX_SERVICES,
+        RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, VIP_BUCKETS,
+    },
+    service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
+    table::{Cursor, Load, Tunnel},
 };
 
 pub use self::object::pin_pass;
 use self::{
     clock::Clock,
     control::ControlElement,
-    flows::Flows,
+    flows::{Chunk, Flows, Homeless},
     ids::Ids,
     image::Image,
     mapped::MappedArray,
-    maps::{PodCounters, PodKey, PodService, adopt, key_bytes, map_data, mapped},
+    maps::{Identities, PodCounters, PodWideKey, map_data, mapped},
     object::{Object, map_error},
     pins::Pins,
+    protect::Sources,
 };
 use super::{
     BackendKey, DataPlane, DataPlaneError, Plan, Snapshot, TableInfo,
     plan::{BackendState, PlannedService},
 };
-use crate::model::{DataplaneConfig, FlowTimeouts, Neighbour, Runtime, ServiceId, Target};
+use crate::model::{
+    DataplaneConfig, FlowTimeouts, Neighbour, Protection, Runtime, ServiceId, Target,
+};
 
 /// After this time no packet is in the program any more that began before it.
 const GRACE: Duration = Duration::from_secs(1);
@@ -62,22 +75,32 @@ const MIN_REST: Duration = Duration::from_secs(900);
 pub struct Xdp {
     object: Object,
     tables: Vec<TableInfo>,
+    /// Maps that only the program writes, held open for as long as it runs.
+    _kept: Vec<Map>,
     control: ControlElement,
     took_over: bool,
-    services: BpfHash<MapData, PodKey, PodService>,
+    services: MappedArray<ServiceBucket>,
+    vips: MappedArray<VipBucket>,
+    ranges: MappedArray<PortRange>,
+    details: MappedArray<ServiceDetail>,
     backends: MappedArray<Backend>,
+    tunnels: MappedArray<Tunnel>,
+    loads: MappedArray<Load>,
+    identities: Identities,
     rings: MappedArray<RingChunk>,
     cursors: MappedArray<Cursor>,
     spill: BpfHash<MapData, u64, u64>,
+    wide_spill: BpfHash<MapData, PodWideKey, u64>,
     devices: DevMapHash<MapData>,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
+    sources: Sources,
     flows: Flows,
     clock: Clock,
     epoch: Instant,
     service_ids: Ids<ServiceId>,
     backend_ids: Ids<BackendKey>,
-    neighbours: HashMap<Ipv4Addr, Neighbour>,
+    neighbours: HashMap<IpAddr, Neighbour>,
     plan: Plan,
     image: Option<Image>,
     generation: u64,
@@ -132,13 +155,24 @@ impl Xdp {
         };
         let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
         let control: MappedArray<Control> = mapped(&take("control")?, 1)?;
-        let services = BpfHash::try_from(take("services")?).map_err(fails("open map services"))?;
+        let services = mapped(&take("services")?, SERVICE_BUCKETS * GENERATIONS)?;
+        let vips = mapped(&take("vips")?, VIP_BUCKETS * GENERATIONS)?;
+        let ranges = mapped(&take("port_ranges")?, MAX_PORT_RANGES * GENERATIONS)?;
+        let details = mapped(&take("details")?, MAX_SERVICES * GENERATIONS)?;
         let backends: MappedArray<Backend> = mapped(&take("backends")?, MAX_BACKENDS)?;
+        let tunnels = mapped(&take("tunnels")?, MAX_BACKENDS)?;
+        let loads = mapped(&take("loads")?, MAX_BACKENDS)?;
+        let identities = Identities(mapped(&take("identities")?, MAX_BACKENDS + MAX_SERVICES)?);
         let rings = mapped(&take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
         let cursors = mapped(&take("cursors")?, MAX_SERVICES)?;
-        let mut outer: ArrayOfMaps<MapData> =
-            take("flows")?.try_into().map_err(fails("open map flows"))?;
+        let narrow = take("flows")?.try_into().map_err(fails("open map flows"))?;
+        let wide = take("wide_flows")?
+            .try_into()
+            .map_err(fails("open map wide_flows"))?;
         let spill = take("spill")?.try_into().map_err(fails("open map spill"))?;
+        let wide_spill = take("wide_spill")?
+            .try_into()
+            .map_err(fails("open map wide_spill"))?;
         let devices = take("devices")?
             .try_into()
             .map_err(fails("open map devices"))?;
@@ -148,30 +182,65 @@ impl Xdp {
         let reasons = take("reasons")?
             .try_into()
             .map_err(fails("open map reasons"))?;
+        let v4 = LpmTrie::try_from(take("sources4")?).map_err(fails("open map sources4"))?;
+        let v6 = LpmTrie::try_from(take("sources6")?).map_err(fails("open map sources6"))?;
+        let kept = [
+            "fragments",
+            "sticky",
+            "sticky_new",
+            "source_rates",
+            "events",
+        ]
+        .into_iter()
+        .map(&mut take)
+        .collect::<Result<Vec<_>, _>>()?;
         let mut clock = Clock::new();
-        let flows = Flows::open(&mut outer, config.flow_slots)?;
+        let half_open = |table: FlowTable| {
+            let name = match table {
+                FlowTable::UdpHalfOpen => "half_open_udp",
+                FlowTable::WideTcpHalfOpen => "wide_open_tcp",
+                FlowTable::WideUdpHalfOpen => "wide_open_udp",
+                _ => "half_open_tcp",
+            };
+            let map = take(name)?;
+            let data = map_data(&map).ok_or_else(|| map_error("map a flow table", &"no array"))?;
+            Chunk::map(data, table.is_wide(), HALF_OPEN_BUCKETS)
+        };
+        let [words, previous] = ControlElement::tables(&control);
+        let flows = Flows::open(narrow, wide, half_open, words, previous, config)?;
         let took_over = ControlElement::is_ready(&control);
-        let control = ControlElement::prepare(control, clock, flows.masks(), &config.timeouts);
+        let control = ControlElement::prepare(control, clock, flows.words(), &config.timeouts);
         clock
             .synchronise(object.clock()?)
             .map_err(|e| map_error("read the program's clock", &e))?;
         let rest = rest(&config.timeouts);
         let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
         let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
-        adopt(&services, &backends, &mut service_ids, &mut backend_ids);
+        identities.adopt(&mut service_ids, &mut backend_ids);
+        let mut sources = Sources::open(v4, v6);
+        sources.follow(&control, &config.protection)?;
         Ok(move |object| Self {
             object,
             tables,
+            _kept: kept,
             control,
             took_over,
             services,
+            vips,
+            ranges,
+            details,
             backends,
+            tunnels,
+            loads,
+            identities,
             rings,
             cursors,
             spill,
+            wide_spill,
             devices,
             stats,
             reasons,
+            sources,
             flows,
             clock,
             epoch: Instant::now(),
@@ -221,157 +290,6 @@ impl Xdp {
     fn now(&self) -> Duration {
         self.epoch.elapsed()
     }
-
-    /// Gives every service and backend of the plan its id, and fresh ones clean counters.
-    fn assign_ids(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
-        let now = self.now();
-        for service in &plan.services {
-            self.service_ids
-                .assign(service.id, now)
-                .map_err(|_| DataPlaneError::Exhausted("service"))?;
-            for key in keys(service) {
-                let (id, fresh) = self
-                    .backend_ids
-                    .assign(key, now)
-                    .map_err(|_| DataPlaneError::Exhausted("real server"))?;
-                if fresh {
-                    self.zero_counters(id)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn zero_counters(&mut self, id: u16) -> Result<(), DataPlaneError> {
-        let fails = |e: &dyn std::fmt::Display| map_error("clear a backend's counters", e);
-        let cpus = aya::util::nr_cpus().map_err(|(_, e)| fails(&e))?;
-        let zeros = PerCpuValues::try_from(vec![PodCounters(BackendCounters::default()); cpus])
-            .map_err(|e| fails(&e))?;
-        self.stats
-            .set(u32::from(id), zeros, 0)
-            .map_err(|e| fails(&e))
-    }
-
-    fn backend_id(&self, key: &BackendKey) -> u16 {
-        self.backend_ids.get(key).unwrap_or_default()
-    }
-
-    /// Writes a backend's element as state and neighbour are now.
-    fn write_backend(&mut self, key: &BackendKey, state: BackendState) {
-        let (service, target, sorry) = *key;
-        let id = self.backend_id(key);
-        let service_id = self.service_ids.get(&service).unwrap_or_default();
-        let mut flags = if state == BackendState::Down {
-            0
-        } else {
-            BackendFlags::ALIVE
-        };
-        let mut identity = u64::from(service_id) << 32 | if sorry { Backend::SORRY } else { 0 };
-        let mut neighbour = None;
-        match target {
-            Target::Local => flags |= BackendFlags::LOCAL,
-            Target::Host(address) => {
-                identity |= Backend::HOST | u64::from(u32::from(address));
-                neighbour = self.neighbours.get(&address).copied();
-            }
-        }
-        let element = match neighbour {
-            Some(Neighbour::ThisHost) => {
-                Backend::new([0; 6], [0; 6], 0, flags | BackendFlags::LOCAL, identity)
-            }
-            // The device is known to the kernel before any packet is sent to it.
-            Some(Neighbour::Host {
-                mac,
-                ifindex,
-                source_mac,
-            }) if self.register(ifindex) => Backend::new(
-                mac,
-                source_mac,
-                ifindex,
-                flags | BackendFlags::RESOLVED,
-                identity,
-            ),
-            Some(Neighbour::Host { .. }) | None => {
-                // Only the flags go: a packet that saw them a moment ago finds the rest intact.
-                let old = self.backends.load(usize::from(id));
-                let clear =
-                    Backend::new(old.destination_mac(), old.source_mac(), 0, flags, identity);
-                Backend {
-                    ifindex: old.ifindex,
-                    ..clear
-                }
-            }
-        };
-        if self.backends.load(usize::from(id)) != element {
-            self.backends.store(usize::from(id), &element);
-        }
-    }
-
-    /// Makes an interface known as a way out. Says whether that worked.
-    fn register(&mut self, ifindex: u32) -> bool {
-        if self.devices.get(ifindex, 0).is_ok() {
-            return true;
-        }
-        let result = self.devices.insert(ifindex, ifindex, None, 0);
-        if let Err(error) = &result {
-            tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
-        }
-        result.is_ok()
-    }
-
-    /// Fills the generation that is not live.
-    fn write_generation(&mut self, image: &Image, spare: u32) -> Result<(), DataPlaneError> {
-        let first = (spare * RING_CHUNKS_PER_GENERATION) as usize;
-        for (index, chunk) in image.chunks.iter().enumerate() {
-            if self.rings.load(first + index) != *chunk {
-                self.rings.store(first + index, chunk);
-            }
-        }
-        let wanted: BTreeMap<[u8; 8], (ServiceKey, Service)> = image
-            .placed(spare)
-            .map(|(key, service)| (key_bytes(key), (key, service)))
-            .collect();
-        let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
-        let present: Vec<ServiceKey> = self
-            .services
-            .keys()
-            .filter_map(|key| key.ok().map(|pod| pod.0))
-            .filter(|key| u32::from(key.generation) == spare)
-            .collect();
-        for key in present {
-            if !wanted.contains_key(&key_bytes(key)) {
-                self.services
-                    .remove(&PodKey(key))
-                    .map_err(fails("remove a service"))?;
-            }
-        }
-        for (key, service) in wanted.into_values() {
-            let same = self
-                .services
-                .get(&PodKey(key), 0)
-                .is_ok_and(|pod| pod.0 == service);
-            if !same {
-                self.services
-                    .insert(PodKey(key), PodService(service), 0)
-                    .map_err(fails("write a service"))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until no packet can still be reading the generation that was live before.
-    fn wait_for_readers(&self) {
-        if self.switched.is_some_and(|at| at.elapsed() < GRACE) {
-            const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-            // SAFETY: membarrier takes no pointers. The global command is synchronize_rcu(), and
-            // XDP programs run in RCU read-side critical sections.
-            let result =
-                unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-            if result != 0 {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-    }
 }
 
 impl DataPlane for Xdp {
@@ -392,37 +310,40 @@ impl DataPlane for Xdp {
                 let backend = &service.backends[b];
                 self.backend_id(&(service.id, backend.target, backend.sorry))
             },
-        );
+            self.clock.tick_ns(),
+        )
+        .map_err(|full| DataPlaneError::Exhausted(full.0))?;
         // Those that may be chosen exist before anybody can choose them.
-        let states: Vec<(BackendKey, BackendState)> = plan
-            .services
-            .iter()
-            .flat_map(|service| keys(service).zip(service.backends.iter().map(|b| b.state)))
-            .collect();
-        for (key, state) in states
-            .iter()
-            .filter(|(_, state)| *state != BackendState::Down)
-        {
-            self.write_backend(key, *state);
+        for service in &plan.services {
+            for backend in service
+                .backends
+                .iter()
+                .filter(|b| b.state != BackendState::Down)
+            {
+                self.write_backend(service, backend);
+            }
         }
         if self.image.as_ref() != Some(&image) {
             let spare = 1 - (self.control.live() & 1);
             self.wait_for_readers();
-            self.write_generation(&image, spare)?;
+            self.write_generation(&image, spare);
             self.control.switch_to(spare);
             self.switched = Some(Instant::now());
             self.generation += 1;
             self.image = Some(image);
         }
         // Those that nobody chooses any more let go of their flows afterwards.
-        for (key, state) in states
-            .iter()
-            .filter(|(_, state)| *state == BackendState::Down)
-        {
-            self.write_backend(key, *state);
+        for service in &plan.services {
+            for backend in service
+                .backends
+                .iter()
+                .filter(|b| b.state == BackendState::Down)
+            {
+                self.write_backend(service, backend);
+            }
         }
         let now = self.now();
-        let wanted: HashSet<BackendKey> = states.iter().map(|(key, _)| *key).collect();
+        let wanted: HashSet<BackendKey> = plan.services.iter().flat_map(keys).collect();
         for (_, id) in self.backend_ids.retain(|key| wanted.contains(key), now) {
             let mut element = self.backends.load(usize::from(id));
             let clear = Backend::new(element.destination_mac(), element.source_mac(), 0, 0, 0);
@@ -443,7 +364,7 @@ impl DataPlane for Xdp {
         self.control.set_role(role, serving);
     }
 
-    fn set_neighbour(&mut self, address: Ipv4Addr, neighbour: Option<Neighbour>) {
+    fn set_neighbour(&mut self, address: IpAddr, neighbour: Option<Neighbour>) {
         let known = match neighbour {
             Some(neighbour) => self.neighbours.insert(address, neighbour) == Some(neighbour),
             None => self.neighbours.remove(&address).is_none(),
@@ -451,22 +372,41 @@ impl DataPlane for Xdp {
         if known {
             return;
         }
-        let touched: Vec<(BackendKey, BackendState)> = self
-            .plan
-            .services
-            .iter()
-            .flat_map(|service| keys(service).zip(service.backends.iter().map(|b| b.state)))
-            .filter(|((_, target, _), _)| *target == Target::Host(address))
-            .collect();
-        for (key, state) in touched {
-            self.write_backend(&key, state);
+        let plan = std::mem::take(&mut self.plan);
+        for service in &plan.services {
+            for backend in &service.backends {
+                if backend.target == Target::Host(address) {
+                    self.write_backend(service, backend);
+                }
+            }
         }
+        self.plan = plan;
     }
 
     fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
         self.control.set_timeouts(timeouts);
         self.service_ids.rest_at_least(rest(timeouts));
         self.backend_ids.rest_at_least(rest(timeouts));
+    }
+
+    fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]) {
+        let words: Vec<u64> = addresses
+            .iter()
+            .map(|(ifindex, mac)| {
+                let word = |at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
+                mac_word([word(0), word(2), word(4)], *ifindex)
+            })
+            .collect();
+        if !self.control.set_macs(&words) {
+            tracing::error!(
+                count = words.len(),
+                "too many MAC addresses to tell own frames from flooded ones; all are taken for own"
+            );
+        }
+    }
+
+    fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError> {
+        self.sources.follow(&self.control, protection)
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -477,7 +417,7 @@ impl DataPlane for Xdp {
             kind: "xdp".to_owned(),
             interfaces: self.object.attachments(),
             generation: self.generation,
-            flow_slots: self.flows.slots(),
+            flow_slots: self.flows.slots()[0],
             services: self
                 .plan
                 .services
@@ -497,8 +437,9 @@ impl DataPlane for Xdp {
     }
 
     fn sweep(&mut self) {
+        let loads = self.loads_before();
         let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
-        self.flows.sweep(self.clock.now(), |flow| {
+        let homeless = self.flows.sweep(&self.control, self.clock.now(), |flow| {
             let count = counts.entry(flow.value.backend()).or_default();
             if flow.is_active() {
                 count.0 += 1;
@@ -506,6 +447,19 @@ impl DataPlane for Xdp {
                 count.1 += 1;
             }
         });
+        if let Some(homeless) = homeless {
+            self.bring_spilled_home();
+            for flow in homeless {
+                // A full spill table forgets the flow that was silent for longest.
+                let _ = match flow {
+                    Homeless::Narrow(key, value) => self.spill.insert(key.0, value.0, 0),
+                    Homeless::Wide(key, value) => {
+                        self.wide_spill.insert(PodWideKey(key), value.0, 0)
+                    }
+                };
+            }
+        }
+        self.correct_loads(&loads, &counts);
         self.flow_counts = counts;
         self.swept = Some(Instant::now());
     }

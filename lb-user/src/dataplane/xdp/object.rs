@@ -26,17 +26,36 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map of the object, as pinned.
-pub const MAPS: [&str; 10] = [
+pub const MAPS: [&str; 29] = [
     "control",
     "services",
+    "vips",
+    "port_ranges",
+    "details",
     "backends",
+    "tunnels",
+    "loads",
+    "identities",
     "rings",
     "cursors",
     "flows",
+    "wide_flows",
+    "half_open_tcp",
+    "half_open_udp",
+    "wide_open_tcp",
+    "wide_open_udp",
     "spill",
+    "wide_spill",
+    "fragments",
+    "sticky",
+    "sticky_new",
+    "source_rates",
+    "sources4",
+    "sources6",
     "devices",
     "backend_stats",
     "reasons",
+    "events",
 ];
 
 /// A loaded object with its links.
@@ -44,6 +63,8 @@ pub struct Object {
     ebpf: Ebpf,
     pins: Option<Pins>,
     links: Vec<(Attachment, PinnedLink)>,
+    /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
+    program: &'static str,
 }
 
 impl Object {
@@ -58,10 +79,11 @@ impl Object {
             loaded = Self::try_load(Some(pins));
         }
         match (loaded, pins) {
-            (Ok(ebpf), pins) => Ok(Self {
+            (Ok((ebpf, program)), pins) => Ok(Self {
                 ebpf,
                 pins,
                 links: Vec::new(),
+                program,
             }),
             (Err(error), pins) => {
                 // Maps that were pinned before the kernel refused the next one.
@@ -73,7 +95,7 @@ impl Object {
         }
     }
 
-    fn try_load(pins: Option<&Pins>) -> Result<Ebpf, DataPlaneError> {
+    fn try_load(pins: Option<&Pins>) -> Result<(Ebpf, &'static str), DataPlaneError> {
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in MAPS {
@@ -86,12 +108,25 @@ impl Object {
                 return Err(DataPlaneError::Load(problem));
             }
         }
-        for name in ["lbd", "clock"] {
-            named_program(&mut ebpf, name)?
-                .load()
-                .map_err(|e| refused(&e))?;
-        }
-        Ok(ebpf)
+        named_program(&mut ebpf, "clock")?
+            .load()
+            .map_err(|e| refused(&e))?;
+        // Kernels before 5.18 know frames in one buffer only; what they say of it is no use to anybody.
+        let program = match named_program(&mut ebpf, "lbd")?.load() {
+            Ok(()) => "lbd",
+            Err(error) if errno(&error) == Some(libc::EPERM) => return Err(refused(&error)),
+            Err(error) => {
+                tracing::debug!(
+                    error = chain(&error),
+                    "no program for frames in several buffers"
+                );
+                named_program(&mut ebpf, "lbd_linear")?
+                    .load()
+                    .map_err(|e| refused(&e))?;
+                "lbd_linear"
+            }
+        };
+        Ok((ebpf, program))
     }
 
     /// Runs the program on every configured interface.
@@ -117,7 +152,7 @@ impl Object {
         for (mode, _) in MODES {
             let path = pins.path(&link_name(mode, interface));
             if path.exists() {
-                match take_over(program(&mut self.ebpf)?, &path) {
+                match take_over(named_program(&mut self.ebpf, self.program)?, &path) {
                     Ok(link) => {
                         tracing::info!(interface, mode, "took over the XDP link of an earlier lbd");
                         return Ok((attachment(interface, mode), link));
@@ -138,7 +173,7 @@ impl Object {
             if mode == "generic" && !allow_generic {
                 break;
             }
-            match program(&mut self.ebpf)?.attach(interface, flag) {
+            match named_program(&mut self.ebpf, self.program)?.attach(interface, flag) {
                 Ok(id) => {
                     if mode == "generic" {
                         tracing::warn!(
@@ -148,7 +183,7 @@ impl Object {
                         );
                     }
                     let path = pins.path(&link_name(mode, interface));
-                    let link = program(&mut self.ebpf)?
+                    let link = named_program(&mut self.ebpf, self.program)?
                         .take_link(id)
                         .map_err(|e| refused(&e))?;
                     let link = FdLink::try_from(link)
@@ -228,7 +263,7 @@ impl Object {
 
     /// The loaded program, for test runs.
     pub fn program(&mut self) -> Result<&mut Xdp, DataPlaneError> {
-        program(&mut self.ebpf)
+        named_program(&mut self.ebpf, self.program)
     }
 
     /// The program that answers with its clock.
@@ -261,10 +296,6 @@ fn attachment(interface: &str, mode: &str) -> Attachment {
         interface: interface.to_owned(),
         mode: mode.to_owned(),
     }
-}
-
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, DataPlaneError> {
-    named_program(ebpf, "lbd")
 }
 
 fn named_program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, DataPlaneError> {

@@ -1,11 +1,11 @@
 //! What is live, with counters.
 
-use lb_common::{BackendCounters, BackendFlags, Reason};
+use lb_common::{BackendCounters, BackendFlags, Reason, reason::REASON_SLOTS};
 
 use super::{Xdp, dump, keys, maps::PodCounters};
 use crate::{
     dataplane::{BackendSnapshot, ServiceSnapshot, plan::PlannedService},
-    model::Target,
+    model::{Forwarding, Target},
 };
 
 impl Xdp {
@@ -25,16 +25,40 @@ impl Xdp {
             })
     }
 
+    /// Packets of a service that were not forwarded, by reason; of service 0, those of none.
+    pub(super) fn reasons_of(&self, service: u16) -> Vec<u64> {
+        let first = u32::from(service) * REASON_SLOTS;
+        let count = |reason: &Reason| {
+            self.reasons
+                .get(&(first + *reason as u32), 0)
+                .map_or(0, |values| values.iter().sum())
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    /// The same over all services that are or were.
     pub(super) fn passed(&self) -> Vec<(String, u64)> {
+        let mut sums = self.reasons_of(0);
+        for service in self.service_ids.ever_given() {
+            for (sum, count) in sums.iter_mut().zip(self.reasons_of(service)) {
+                *sum += count;
+            }
+        }
         Reason::ALL
             .iter()
-            .map(|reason| {
-                let count = self
-                    .reasons
-                    .get(&(*reason as u32), 0)
-                    .map_or(0, |values| values.iter().sum());
-                (reason.label().to_owned(), count)
-            })
+            .zip(sums)
+            .map(|(reason, count)| (reason.label().to_owned(), count))
+            .collect()
+    }
+
+    fn service_reasons(&self, service: &PlannedService) -> Vec<(String, u64)> {
+        let id = self.service_ids.get(&service.id).unwrap_or_default();
+        let counts = self.reasons_of(id);
+        Reason::ALL
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| (reason.label().to_owned(), count))
             .collect()
     }
 
@@ -68,10 +92,17 @@ impl Xdp {
             .collect();
         ServiceSnapshot {
             protocol: service.id.protocol.to_string(),
-            address: service.id.address.to_string(),
+            address: service.id.endpoint(),
             scheduler: service.scheduler,
             serving: self.control.is_serving(service.role),
             always: service.role == 0,
+            forward: match service.forwarding {
+                Forwarding::Dr => "Route",
+                Forwarding::Tunnel => "Tunnel",
+            }
+            .to_owned(),
+            persistent_s: service.persistence.map(|p| p.timeout.as_secs()),
+            reasons: self.service_reasons(service),
             backends,
         }
     }

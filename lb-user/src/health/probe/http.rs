@@ -1,6 +1,6 @@
 //! `GET` over HTTP/1.1, judged by its status.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -23,7 +23,7 @@ pub struct Question<'q> {
 /// Asks on a connection. The status line and headers decide; the body is not read.
 pub async fn ask(
     stream: TcpStream,
-    target: SocketAddrV4,
+    target: SocketAddr,
     question: &Question<'_>,
     limit: Duration,
 ) -> Result<(), ProbeError> {

@@ -3,7 +3,7 @@
 mod http;
 mod tcp;
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ pub enum ProbeError {
     #[error("cannot connect to {target}: {source}")]
     Connect {
         /// Address asked.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// The kernel's words.
         source: std::io::Error,
     },
@@ -24,7 +24,7 @@ pub enum ProbeError {
     #[error("{target} did not {what} within {limit:?}")]
     TimedOut {
         /// Address asked.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// What was waited for.
         what: &'static str,
         /// For how long.
@@ -34,7 +34,7 @@ pub enum ProbeError {
     #[error("no HTTP answer from {target}: {source}")]
     Http {
         /// Address asked.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// What went wrong.
         source: hyper::Error,
     },
@@ -42,7 +42,7 @@ pub enum ProbeError {
     #[error("cannot ask {target}: {source}")]
     Request {
         /// Address asked.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// What is wrong with it.
         source: hyper::http::Error,
     },
@@ -50,7 +50,7 @@ pub enum ProbeError {
     #[error("{target} answered with status {status} instead of {expected}")]
     Status {
         /// Address asked.
-        target: SocketAddrV4,
+        target: SocketAddr,
         /// Status of the answer.
         status: u16,
         /// Status wanted.
@@ -59,7 +59,7 @@ pub enum ProbeError {
 }
 
 /// Makes one attempt.
-pub async fn attempt(target: SocketAddrV4, check: &Check) -> Result<(), ProbeError> {
+pub async fn attempt(target: SocketAddr, check: &Check) -> Result<(), ProbeError> {
     let stream = tcp::connect(target, check.connect_timeout).await?;
     match &check.kind {
         CheckKind::Tcp => Ok(()),

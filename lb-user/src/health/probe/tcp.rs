@@ -1,6 +1,6 @@
 //! A TCP connection within a time limit.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpStream, time::timeout};
 
@@ -8,7 +8,7 @@ use super::ProbeError;
 
 /// Connects. Closing the stream resets the connection: thousands of checks leave no TIME-WAIT
 /// behind, and the server's backlog is free at once.
-pub async fn connect(target: SocketAddrV4, limit: Duration) -> Result<TcpStream, ProbeError> {
+pub async fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream, ProbeError> {
     let stream = timeout(limit, TcpStream::connect(target))
         .await
         .map_err(|_| ProbeError::TimedOut {

@@ -1,9 +1,11 @@
 //! The values that subsystems exchange. Always valid: `config::validate` is the only maker of a
 //! [`Config`], and nothing downstream checks again. No behaviour beyond small accessors.
 
+pub mod address;
+
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -43,10 +45,60 @@ pub struct DataplaneConfig {
     pub interfaces: Vec<String>,
     /// Whether generic XDP may be used where the driver refuses native XDP.
     pub allow_generic: bool,
-    /// Slots of each table of promoted flows; a power of two, 1,024 to 16,777,216.
+    /// Slots that the table of established TCP flows of IPv4 begins with; a power of two, 16,384 to
+    /// 16,777,216. Others begin smaller. All grow when they are half full.
     pub flow_slots: u32,
+    /// Slots beyond which no table grows; a power of two.
+    pub max_flow_slots: u32,
     /// Time-outs of flows.
     pub timeouts: FlowTimeouts,
+    /// Who may not come in.
+    pub protection: Protection,
+}
+
+/// Who may not come in. Follows a reload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protection {
+    /// Listed sources: the longest prefix that matches decides.
+    pub sources: Vec<(IpPrefix, SourceRule)>,
+    /// Files with more of them. What the file says has been read into `sources` by the daemon.
+    pub files: Vec<(PathBuf, SourceRule)>,
+    /// Limit of new connections of one source (IPv6: of one /64).
+    pub source_rate: Option<RateLimit>,
+}
+
+/// What happens to packets of a listed source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceRule {
+    /// Dropped.
+    Block,
+    /// Never dropped, and not limited in its rate.
+    Allow,
+}
+
+/// A network of either version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IpPrefix {
+    /// The network, host bits clear.
+    pub address: IpAddr,
+    /// 0-32 or 0-128.
+    pub length: u8,
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// A limit of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// 1 to 1,000,000,000.
+    pub per_second: u32,
+    /// How many may come at once; at least 1.
+    pub burst: u32,
 }
 
 /// How long a flow may be silent.
@@ -155,6 +207,8 @@ pub enum Protocol {
     Tcp,
     /// RFC 768.
     Udp,
+    /// RFC 9260.
+    Sctp,
 }
 
 impl Protocol {
@@ -163,6 +217,17 @@ impl Protocol {
         match self {
             Protocol::Tcp => 6,
             Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol of this number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            132 => Some(Protocol::Sctp),
+            _ => None,
         }
     }
 }
@@ -172,7 +237,55 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
         })
+    }
+}
+
+/// The ports of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ports {
+    /// The first.
+    pub first: u16,
+    /// The last, at least the first.
+    pub last: u16,
+}
+
+impl Ports {
+    /// All of them: port 0 of IPVS.
+    pub const ALL: Ports = Ports {
+        first: 0,
+        last: u16::MAX,
+    };
+
+    /// One port.
+    pub const fn one(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// The only one.
+    pub const fn single(self) -> Option<u16> {
+        if self.first == self.last {
+            Some(self.first)
+        } else {
+            None
+        }
+    }
+}
+
+/// `80`, `1000-2000`, or `0` for all, as IPVS shows it.
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ALL {
+            f.write_str("0")
+        } else if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
@@ -181,13 +294,34 @@ impl fmt::Display for Protocol {
 pub struct ServiceId {
     /// Protocol.
     pub protocol: Protocol,
-    /// VIP and port.
-    pub address: SocketAddrV4,
+    /// VIP.
+    pub address: IpAddr,
+    /// Ports.
+    pub ports: Ports,
+}
+
+impl ServiceId {
+    /// A service of one port.
+    pub const fn new(protocol: Protocol, address: SocketAddr) -> Self {
+        Self {
+            protocol,
+            address: address.ip(),
+            ports: Ports::one(address.port()),
+        }
+    }
+
+    /// VIP and ports, as in `10.1.15.50:80` or `[2001:db8::50]:80`.
+    pub fn endpoint(&self) -> String {
+        match self.address {
+            IpAddr::V4(address) => format!("{address}:{}", self.ports),
+            IpAddr::V6(address) => format!("[{address}]:{}", self.ports),
+        }
+    }
 }
 
 impl fmt::Display for ServiceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.protocol, self.address)
+        write!(f, "{} {}", self.protocol, self.endpoint())
     }
 }
 
@@ -198,6 +332,14 @@ pub struct VirtualService {
     pub id: ServiceId,
     /// How new connections are spread.
     pub scheduler: Scheduler,
+    /// Options of the schedulers `sh` and `mh`.
+    pub hashing: Hashing,
+    /// How packets reach the real servers.
+    pub forwarding: Forwarding,
+    /// Whether a client sticks to its real server.
+    pub persistence: Option<Persistence>,
+    /// Limit of new connections.
+    pub rate: Option<RateLimit>,
     /// VRRP instance whose mastership decides whether this node serves; `None` always serves.
     pub instance: Option<String>,
     /// Who answers when no real server is alive.
@@ -208,7 +350,7 @@ pub struct VirtualService {
     pub backends: Vec<RealServer>,
 }
 
-/// How new connections are spread over real servers.
+/// How new connections are spread over real servers, with IPVS's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheduler {
@@ -216,15 +358,64 @@ pub enum Scheduler {
     Rr,
     /// Weighted round robin.
     Wrr,
+    /// Fewest connections.
+    Lc,
+    /// Fewest connections for the weight.
+    Wlc,
+    /// By a hash of the client's address.
+    Sh,
+    /// By the Maglev hash of the client's address.
+    Mh,
+    /// The real server of the highest weight; the others stand by.
+    Fo,
+}
+
+impl Scheduler {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, Scheduler); 7] = [
+        ("rr", Scheduler::Rr),
+        ("wrr", Scheduler::Wrr),
+        ("lc", Scheduler::Lc),
+        ("wlc", Scheduler::Wlc),
+        ("sh", Scheduler::Sh),
+        ("mh", Scheduler::Mh),
+        ("fo", Scheduler::Fo),
+    ];
 }
 
 impl fmt::Display for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Scheduler::Rr => "rr",
-            Scheduler::Wrr => "wrr",
-        })
+        let name = Self::ALL.iter().find(|(_, scheduler)| scheduler == self);
+        f.pad(name.map_or("", |(name, _)| name))
     }
+}
+
+/// Options of the schedulers `sh` and `mh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hashing {
+    /// The client's port counts too (IPVS: `sh-port`, `mh-port`).
+    pub port: bool,
+    /// Another real server when the chosen one takes nobody (`sh-fallback`, `mh-fallback`).
+    pub fallback: bool,
+}
+
+/// How packets reach the real servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// Direct return: on a connected network, by their MAC address.
+    Dr,
+    /// In a tunnel, through routers (IPIP, and the same with IPv6).
+    Tunnel,
+}
+
+/// All connections of a client, or of its network, go to one real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// How long after its last new connection.
+    pub timeout: Duration,
+    /// Bits of the client's address that count: 0-32 or 0-128.
+    pub prefix: u8,
 }
 
 /// Where packets of a flow go.
@@ -232,8 +423,8 @@ impl fmt::Display for Scheduler {
 pub enum Target {
     /// This host's own stack.
     Local,
-    /// Another host on a connected network.
-    Host(Ipv4Addr),
+    /// Another host.
+    Host(IpAddr),
 }
 
 impl fmt::Display for Target {
@@ -246,12 +437,16 @@ impl fmt::Display for Target {
 }
 
 /// A real server of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RealServer {
-    /// Its own address; the port is the service's (direct return changes no port).
-    pub address: Ipv4Addr,
+    /// Its own address; the port is the service's (neither direct return nor a tunnel changes it).
+    pub address: IpAddr,
     /// 0-65535; 0 keeps its flows and gets no new ones.
     pub weight: u32,
+    /// From this many connections on it gets no new ones; 0 is no limit.
+    pub upper: u32,
+    /// Below this many it gets new ones again; 0 is three quarters of `upper`.
+    pub lower: u32,
 }
 
 /// A health check with its timing.
@@ -287,18 +482,45 @@ pub enum CheckKind {
     },
 }
 
-/// Where a host of a connected network is.
+/// Where a host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbour {
     /// The address is this host's own.
     ThisHost,
     /// Another host.
-    Host {
-        /// Its MAC address.
-        mac: [u8; 6],
-        /// Interface that leads to it.
-        ifindex: u32,
-        /// MAC address of that interface.
-        source_mac: [u8; 6],
-    },
+    Host(Hop),
+}
+
+/// The way to another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Its MAC address, or that of the router to it.
+    pub mac: [u8; 6],
+    /// Interface that carries frames to it: below any VLAN interface.
+    pub ifindex: u32,
+    /// MAC address of the outgoing interface.
+    pub source_mac: [u8; 6],
+    /// VLAN ids, outer first; 0 is no tag.
+    pub vlans: [u16; 2],
+    /// No router is between.
+    pub on_link: bool,
+    /// Source address of tunnels to it.
+    pub source: Option<IpAddr>,
+    /// Largest packet on the way, in bytes.
+    pub mtu: u32,
+}
+
+impl Hop {
+    /// A host on a network of interface `ifindex` without a tag.
+    pub const fn on_link(mac: [u8; 6], ifindex: u32, source_mac: [u8; 6]) -> Self {
+        Self {
+            mac,
+            ifindex,
+            source_mac,
+            vlans: [0; 2],
+            on_link: true,
+            source: None,
+            mtu: 1500,
+        }
+    }
 }

@@ -1,0 +1,41 @@
+//! Results of functions that the verifier checks on their own ("global" ones, Linux 5.6): they can
+//! only give a number back. Without them every path through the program would be walked once for
+//! every path before it, and the verifier would give up.
+
+use core::arch::asm;
+
+use lb_common::{Reason, reason::REASON_COUNT};
+
+/// A number of up to 63 bits, or a reason.
+#[inline(always)]
+pub fn encode(result: Result<u64, Reason>) -> i64 {
+    match result {
+        Ok(number) => number as i64,
+        Err(reason) => -1 - reason as i64,
+    }
+}
+
+/// The reverse of [`encode`].
+#[inline(always)]
+pub fn decode(answer: i64) -> Result<u64, Reason> {
+    let answer = opaque(answer);
+    if answer >= 0 {
+        return Ok(answer as u64);
+    }
+    let number = (-1 - answer) as u32;
+    if number >= REASON_COUNT {
+        return Err(Reason::NotReady);
+    }
+    // SAFETY: reasons are numbered from 0 to the last without gaps (a test of `reason`). A match
+    // would be a comparison for each of them.
+    Err(unsafe { core::mem::transmute::<u32, Reason>(number) })
+}
+
+/// The same number, of which the compiler knows nothing. It looks into the called function and
+/// leaves out the masks that it proves needless; the verifier does not look, and needs them.
+#[inline(always)]
+fn opaque(mut number: i64) -> i64 {
+    // SAFETY: one register is moved onto itself. No instruction at all would confuse the line numbers.
+    unsafe { asm!("{0} = {0}", inout(reg) number, options(nomem, nostack, preserves_flags)) };
+    number
+}

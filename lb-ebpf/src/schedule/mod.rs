@@ -1,0 +1,155 @@
+//! The backend of a new connection: protection first, then persistence, then the scheduler.
+
+mod hashed;
+mod least;
+mod ring;
+mod sticky;
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::{
+    BackendFlags, Control, Reason,
+    limits::MAX_SERVICES,
+    service::{Method, ServiceFlags, ServiceInfo},
+    table::Load,
+};
+
+use crate::{
+    answer, atomic,
+    flow::{Arrival, Decision},
+    forward,
+    maps::{self, CURSORS, DETAILS, LOADS},
+    packet::Packet,
+    protect, service,
+};
+
+/// A packet whose flow nobody knows yet.
+pub struct Newcomer<'a> {
+    pub arrival: &'a Arrival,
+    /// Whether this is the start of a flow. Otherwise the choice leaves no trace.
+    pub remember: bool,
+    /// Whether limits of new connections hold for it.
+    pub limited: bool,
+}
+
+/// The backend for a new connection. `flags` are those of [`Decision`].
+#[inline(always)]
+pub fn choose(
+    packet: &Packet<'_>,
+    place: u64,
+    info: ServiceInfo,
+    flags: u32,
+) -> Result<u16, Reason> {
+    let chosen = answer::decode(choose_backend(packet.ctx.ctx, place, info.0, flags));
+    chosen.map(|backend| backend as u16)
+}
+
+/// Verified on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_backend(ctx: *mut xdp_md, place: u64, info: u64, flags: u32) -> i64 {
+    let (Ok(arrival), Ok(control)) = (Arrival::read(ctx, place, info), maps::control()) else {
+        return answer::encode(Err(Reason::NotReady));
+    };
+    let newcomer = Newcomer {
+        arrival: &arrival,
+        remember: flags & Decision::REMEMBER != 0,
+        limited: flags & Decision::LIMITED != 0,
+    };
+    let chosen = match try_choose(control, &newcomer) {
+        Err(Reason::SourceIsVip) if arrival.is_land != 0 => Err(Reason::Land),
+        chosen => chosen,
+    };
+    answer::encode(chosen.map(u64::from))
+}
+
+#[inline(always)]
+fn try_choose(control: &Control, newcomer: &Newcomer<'_>) -> Result<u16, Reason> {
+    let index = service::live(control) * MAX_SERVICES + u32::from(newcomer.arrival.service());
+    let detail = DETAILS.get(index).ok_or(Reason::NotReady)?;
+    if detail.ring_len == 0 {
+        return Err(Reason::NoBackend);
+    }
+    protect::require_sane_source(control, &newcomer.arrival.client)?;
+    if newcomer.limited {
+        protect::admit(control, detail, newcomer.arrival)?;
+    }
+    let counted = ServiceInfo(newcomer.arrival.info).flags() & ServiceFlags::COUNTED != 0;
+    let stuck = match detail.sticky_ticks {
+        0 => None,
+        _ => sticky::backend_of(control, detail, newcomer.arrival),
+    };
+    let backend = match stuck {
+        Some(backend) => backend,
+        None => by_method(control, index, newcomer, counted)?,
+    };
+    if newcomer.remember {
+        if detail.sticky_ticks != 0 {
+            sticky::remember(control, detail, newcomer.arrival, backend, stuck.is_some());
+        }
+        if counted && let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) {
+            // SAFETY: a live array element; the word is only added to.
+            unsafe { atomic::fetch_add(&raw mut (*load).inactive, 1) };
+        }
+    }
+    Ok(backend)
+}
+
+#[inline(always)]
+fn by_method(
+    control: &Control,
+    index: u32,
+    newcomer: &Newcomer<'_>,
+    counted: bool,
+) -> Result<u16, Reason> {
+    let detail = DETAILS.get(index).ok_or(Reason::NotReady)?;
+    match detail.method & Method::KIND {
+        Method::SOURCE | Method::MAGLEV => hashed::choose(index, detail, newcomer, counted),
+        _ if !newcomer.remember => ring::by_hash(detail, newcomer.arrival.hash(control)),
+        Method::FIRST => ring::first(detail, counted),
+        Method::LEAST => least::choose(index, false),
+        Method::WEIGHTED_LEAST => least::choose(index, true),
+        _ => {
+            let cursor = CURSORS
+                .get_ptr_mut(u32::from(newcomer.arrival.service()))
+                .ok_or(Reason::NotReady)?;
+            ring::next(detail, cursor, counted)
+        }
+    }
+}
+
+/// Whether a backend may get a new connection.
+#[inline(always)]
+fn is_available(backend: u16, counted: bool) -> bool {
+    let Ok(element) = forward::element(backend) else {
+        return false;
+    };
+    let usable = BackendFlags::ALIVE | BackendFlags::DRAINING;
+    element.flags() & usable == BackendFlags::ALIVE && !(counted && is_overloaded(backend))
+}
+
+/// Whether a backend has reached its upper threshold and not come down to the lower one since.
+#[inline(always)]
+fn is_overloaded(backend: u16) -> bool {
+    let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) else {
+        return false;
+    };
+    // SAFETY: a live array element. Two CPUs may both find the threshold crossed and both say so.
+    let load: &mut Load = unsafe { &mut *load };
+    if load.upper == 0 {
+        return false;
+    }
+    let total = load.active.wrapping_add(load.inactive);
+    let was = load.overloaded != 0;
+    let is = if !was {
+        total >= u64::from(load.upper)
+    } else if load.lower != 0 {
+        total >= u64::from(load.lower)
+    } else {
+        // IPVS: without a lower threshold, three quarters of the upper one.
+        total * 4 >= u64::from(load.upper) * 3
+    };
+    if is != was {
+        load.overloaded = u32::from(is);
+    }
+    is
+}

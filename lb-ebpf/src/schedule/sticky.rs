@@ -1,0 +1,55 @@
+//! Persistence: all connections of one client, or of its network, go to one backend.
+//!
+//! Clients of which one packet was seen are kept apart from those that went on, so that a flood of
+//! forged sources cannot make the others change servers.
+
+use lb_common::{BackendFlags, Control, flow::FlowValue, service::ServiceDetail, table::StickyKey};
+
+use crate::{
+    flow::Arrival,
+    forward,
+    maps::{STICKY, STICKY_NEW, now},
+};
+
+/// The backend that the client sticks to, unless it is gone or takes nobody.
+#[inline(always)]
+pub fn backend_of(control: &Control, detail: &ServiceDetail, arrival: &Arrival) -> Option<u16> {
+    let key = key(detail, arrival);
+    // SAFETY: values are copied at once; a concurrent update can only replace them whole.
+    let value =
+        unsafe { STICKY.get(key).or_else(|| STICKY_NEW.get(key)) }.map(|v| FlowValue(*v))?;
+    let flags = forward::element(value.backend()).ok()?.flags();
+    let usable = flags & BackendFlags::ALIVE != 0 && !value.is_free(now(control));
+    usable.then_some(value.backend())
+}
+
+/// Renews or begins the bond.
+#[inline(always)]
+pub fn remember(
+    control: &Control,
+    detail: &ServiceDetail,
+    arrival: &Arrival,
+    backend: u16,
+    known: bool,
+) {
+    let key = key(detail, arrival);
+    let value = FlowValue::new(
+        backend,
+        now(control).wrapping_add(detail.sticky_ticks),
+        false,
+    );
+    // A second connection proves that the client is there.
+    let _ = if known {
+        STICKY.insert(key, value.0, 0)
+    } else {
+        STICKY_NEW.insert(key, value.0, 0)
+    };
+}
+
+#[inline(always)]
+fn key(detail: &ServiceDetail, arrival: &Arrival) -> StickyKey {
+    StickyKey {
+        client: arrival.client.network(detail.sticky_bits as u8),
+        service: u64::from(arrival.service()),
+    }
+}

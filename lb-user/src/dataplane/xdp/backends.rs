@@ -1,0 +1,239 @@
+//! Backends in the maps: ids, elements, tunnels, connection counts.
+
+use std::{collections::HashMap, sync::atomic::Ordering};
+
+use aya::maps::PerCpuValues;
+use lb_common::{
+    Backend, BackendCounters, BackendFlags,
+    flow::{FlowKey, FlowValue},
+    table::{Load, Tunnel},
+};
+
+use super::{
+    Xdp,
+    flows::Homeless,
+    keys, map_error,
+    maps::{PodCounters, PodWideKey},
+};
+use crate::{
+    dataplane::{
+        BackendKey, DataPlaneError, Plan,
+        plan::{BackendState, PlannedBackend, PlannedService},
+    },
+    model::{Forwarding, Hop, Neighbour, Protocol, Target, address::wire},
+};
+
+/// Lengths of outer headers.
+const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
+
+impl Xdp {
+    /// Gives every service and backend of the plan its id, and fresh ones clean counters.
+    pub(super) fn assign_ids(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
+        let now = self.now();
+        for service in &plan.services {
+            let (service_id, _) = self
+                .service_ids
+                .assign(service.id, now)
+                .map_err(|_| DataPlaneError::Exhausted("service"))?;
+            self.identities.set_service(service_id, service.id);
+            for key in keys(service) {
+                let (id, fresh) = self
+                    .backend_ids
+                    .assign(key, now)
+                    .map_err(|_| DataPlaneError::Exhausted("real server"))?;
+                let (_, target, sorry) = key;
+                self.identities.set_backend(id, service_id, target, sorry);
+                if fresh {
+                    self.zero_counters(id)?;
+                    self.loads.store(usize::from(id), &Load::default());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_counters(&mut self, id: u16) -> Result<(), DataPlaneError> {
+        let fails = |e: &dyn std::fmt::Display| map_error("clear a backend's counters", e);
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| fails(&e))?;
+        let zeros = PerCpuValues::try_from(vec![PodCounters(BackendCounters::default()); cpus])
+            .map_err(|e| fails(&e))?;
+        self.stats
+            .set(u32::from(id), zeros, 0)
+            .map_err(|e| fails(&e))
+    }
+
+    pub(super) fn backend_id(&self, key: &BackendKey) -> u16 {
+        self.backend_ids.get(key).unwrap_or_default()
+    }
+
+    /// Writes a backend's element as plan and neighbour are now.
+    pub(super) fn write_backend(&mut self, service: &PlannedService, backend: &PlannedBackend) {
+        let id = self.backend_id(&(service.id, backend.target, backend.sorry));
+        let mut flags = match backend.state {
+            BackendState::Down => 0,
+            BackendState::Draining | BackendState::Unresolved => {
+                BackendFlags::ALIVE | BackendFlags::DRAINING
+            }
+            BackendState::Up => BackendFlags::ALIVE,
+        };
+        let neighbour = match backend.target {
+            Target::Local => {
+                flags |= BackendFlags::LOCAL;
+                None
+            }
+            Target::Host(address) => self.neighbours.get(&address).copied(),
+        };
+        let tunnelled = service.forwarding == Forwarding::Tunnel && !backend.sorry;
+        let element = match neighbour {
+            Some(Neighbour::ThisHost) => {
+                Backend::new([0; 6], [0; 6], 0, 0, flags | BackendFlags::LOCAL)
+            }
+            // The device is known to the kernel before any packet is sent to it, and so is the tunnel.
+            Some(Neighbour::Host(hop))
+                if (hop.on_link || tunnelled)
+                    && self.register(hop.ifindex)
+                    && (!tunnelled || self.write_tunnel(id, backend.target, &hop)) =>
+            {
+                let tunnel = if tunnelled { BackendFlags::TUNNEL } else { 0 };
+                let flags = flags | BackendFlags::RESOLVED | tunnel;
+                let [outer, inner] = hop.vlans.map(tag);
+                Backend {
+                    inner_vlan: u64::from(inner),
+                    ..Backend::new(hop.mac, hop.source_mac, outer, hop.ifindex, flags)
+                }
+            }
+            Some(Neighbour::Host(_)) | None => {
+                // Only the flags go: a packet that saw them a moment ago finds the rest intact.
+                let old = self.backends.load(usize::from(id));
+                Backend {
+                    destination: Backend::new(old.destination_mac(), [0; 6], 0, 0, flags)
+                        .destination,
+                    ..old
+                }
+            }
+        };
+        if self.backends.load(usize::from(id)) != element {
+            self.backends.store(usize::from(id), &element);
+        }
+        let offset = std::mem::offset_of!(Load, weight);
+        let words = [backend.weight, backend.upper, backend.lower];
+        for (index, value) in words.into_iter().enumerate() {
+            self.loads
+                .half_word(usize::from(id), offset + index * 4)
+                .store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the way into a tunnel. Says whether there is one.
+    fn write_tunnel(&self, id: u16, target: Target, hop: &Hop) -> bool {
+        let (Target::Host(destination), Some(source)) = (target, hop.source) else {
+            return false;
+        };
+        let header = if destination.is_ipv4() {
+            IPV4_HEADER
+        } else {
+            IPV6_HEADER
+        };
+        let tunnel = Tunnel {
+            source: wire(source),
+            destination: wire(destination),
+            inner_mtu: hop.mtu.saturating_sub(header),
+            reserved: [0; 3],
+        };
+        if self.tunnels.load(usize::from(id)) != tunnel {
+            self.tunnels.store(usize::from(id), &tunnel);
+        }
+        true
+    }
+
+    /// Makes an interface known as a way out. Says whether that worked.
+    fn register(&mut self, ifindex: u32) -> bool {
+        if self.devices.get(ifindex, 0).is_ok() {
+            return true;
+        }
+        let result = self.devices.insert(ifindex, ifindex, None, 0);
+        if let Err(error) = &result {
+            tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
+        }
+        result.is_ok()
+    }
+
+    /// After a table has grown, spilled flows have room in it; where their bucket is not full any more,
+    /// the program does not look for them in the spill table.
+    pub(super) fn bring_spilled_home(&mut self) {
+        let now = self.clock.now();
+        let is_udp = |service: u16| {
+            let id = self.identities.service(service);
+            id.is_some_and(|id| id.protocol == Protocol::Udp)
+        };
+        let narrow: Vec<(u64, u64)> = self.spill.iter().flatten().collect();
+        let wide: Vec<(PodWideKey, u64)> = self.wide_spill.iter().flatten().collect();
+        let mut home = Vec::new();
+        for (key, value) in narrow {
+            let flow = Homeless::Narrow(FlowKey(key), FlowValue(value));
+            let udp = is_udp(FlowKey(key).service());
+            if self.flows.bring_home(flow, udp, &self.control, now) {
+                home.push(flow);
+            }
+        }
+        for (PodWideKey(key), value) in wide {
+            let flow = Homeless::Wide(key, FlowValue(value));
+            if self
+                .flows
+                .bring_home(flow, is_udp(key.service()), &self.control, now)
+            {
+                home.push(flow);
+            }
+        }
+        for flow in home {
+            let _ = match flow {
+                Homeless::Narrow(key, _) => self.spill.remove(&key.0),
+                Homeless::Wide(key, _) => self.wide_spill.remove(&PodWideKey(key)),
+            };
+        }
+    }
+
+    /// Connection counts of the backends that need them, as the program has them now.
+    pub(super) fn loads_before(&self) -> HashMap<u16, Load> {
+        let counted = self.plan.services.iter().filter(|s| s.is_counted());
+        counted
+            .flat_map(keys)
+            .map(|key| {
+                let id = self.backend_id(&key);
+                (id, self.loads.load(usize::from(id)))
+            })
+            .collect()
+    }
+
+    /// Corrects them by what was counted since. What the program adds meanwhile is not lost.
+    pub(super) fn correct_loads(
+        &self,
+        before: &HashMap<u16, Load>,
+        counts: &HashMap<u16, (u64, u64)>,
+    ) {
+        for (id, load) in before {
+            let (active, inactive) = counts.get(id).copied().unwrap_or_default();
+            for (offset, old, new) in [
+                (std::mem::offset_of!(Load, active), load.active, active),
+                (
+                    std::mem::offset_of!(Load, inactive),
+                    load.inactive,
+                    inactive,
+                ),
+            ] {
+                self.loads
+                    .word(usize::from(*id), offset)
+                    .fetch_add(new.wrapping_sub(old), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A VLAN id as elements have it.
+fn tag(id: u16) -> u16 {
+    match id {
+        0 => 0,
+        id => Backend::TAGGED | id,
+    }
+}
