@@ -9,9 +9,12 @@
 mod adverts;
 mod bad_input;
 mod flows;
+mod fuzz;
 mod guide;
 mod health;
 mod life;
+mod model;
 mod packets;
 mod program;
+mod shapes;
 mod traffic;

@@ -3,8 +3,8 @@
 use crate::source::{code, files, root};
 
 /// Files that hold logic only: time and randomness come in, effects go out.
-const PURE: [&str; 13] = [
-    "lb-user/src/model.rs",
+const PURE: [&str; 14] = [
+    "lb-user/src/model/",
     "lb-user/src/config/",
     "lb-user/src/schedule/",
     "lb-user/src/vrrp/packet.rs",
@@ -13,7 +13,8 @@ const PURE: [&str; 13] = [
     "lb-user/src/health/plan.rs",
     "lb-user/src/dataplane/plan.rs",
     "lb-user/src/dataplane/xdp/ids.rs",
-    "lb-user/src/dataplane/xdp/image.rs",
+    "lb-user/src/dataplane/xdp/image",
+    "lb-user/src/dataplane/xdp/placement.rs",
     "lb-user/src/net/arp.rs",
     "lb-user/src/net/interfaces.rs",
     "lb-user/src/api/proto.rs",

@@ -1,25 +1,23 @@
 //! The flow table: which backend a packet's flow belongs to, and the birth, renewal and moving of
-//! flows. `key` knows the two shapes of keys, `slots` the concurrent access to a bucket.
+//! flows. `key` knows the two shapes of keys, `slots` the concurrent access to a
+//! bucket, `lookup` what follows from what is found.
 
 mod key;
+mod lookup;
 mod slots;
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
-    Address, BackendFlags, Control, Reason,
-    flow::{Bucket, FlowKey, FlowTable, FlowValue, REFRESH_TICKS},
-    limits::BUCKET_WAYS,
-    service::{ServiceFlags, ServiceInfo},
-    wide::WideKey,
+    Address, BackendFlags, Control, Reason, flow::FlowKey, limits::BUCKET_WAYS,
+    service::ServiceInfo, wide::WideKey,
 };
 
 use self::{
     key::{Fingerprinted, Key},
-    slots::Found,
+    lookup::{Lookup, table},
 };
 use crate::{
-    answer, atomic, forward,
-    maps::{self, LOADS, now},
+    answer, forward, maps,
     packet::Packet,
     parse::{
         Datagram, Place,
@@ -106,16 +104,6 @@ pub struct Arrival {
     pub kind: u32,
     /// Non-zero if source and destination are the same.
     pub is_land: u64,
-}
-
-/// Everything about the packet that the table needs.
-struct Lookup<'a, K> {
-    control: &'a Control,
-    info: ServiceInfo,
-    key: K,
-    hash: u64,
-    kind: Kind,
-    now: u32,
 }
 
 /// Finds or makes the flow of a packet.
@@ -352,276 +340,6 @@ fn alive_or(backend: u16) -> Result<u16, Reason> {
         Ok(backend)
     } else {
         Err(Reason::IcmpUnmatched)
-    }
-}
-
-/// Index of the table of promoted flows.
-#[inline(always)]
-fn table<K: Key>(is_udp: bool) -> usize {
-    let table = if is_udp {
-        FlowTable::Udp
-    } else {
-        FlowTable::Tcp
-    };
-    table as usize + K::FIRST_TABLE
-}
-
-impl<'a, K: Key> Lookup<'a, K> {
-    #[inline(always)]
-    fn new(control: &'a Control, info: ServiceInfo, key: K, kind: Kind) -> Self {
-        Self {
-            hash: key.hash(control),
-            control,
-            info,
-            key,
-            kind,
-            now: now(control),
-        }
-    }
-
-    /// The common case: a packet that continues a promoted flow. `None` leaves it to [`Self::decide`].
-    #[inline(always)]
-    fn established(&self) -> Option<Chosen> {
-        let bucket = K::bucket(self.control.tables[self.table()], self.hash)?;
-        let place = slots::find(&self.key, bucket)?;
-        if !self.continues(&place) {
-            return None;
-        }
-        self.renew(&place);
-        Some(Chosen::known(place.value.backend()))
-    }
-
-    #[inline(always)]
-    fn decide(&self) -> Result<Decision, Reason> {
-        let promoted = self.promoted()?;
-        if let Some(place) = slots::find(&self.key, promoted) {
-            return Ok(self.continue_flow(&place));
-        }
-        // A table that grows is two for a while.
-        if let Some(old) = self.previous()
-            && let Some(place) = slots::find(&self.key, old)
-        {
-            if !self.continues(&place) {
-                return Ok(self.reschedule());
-            }
-            return Ok(Decision::elsewhere(place.value.backend()));
-        }
-        let half_open = self.half_open()?;
-        Ok(match slots::find(&self.key, half_open) {
-            Some(place) => self.second_packet(&place),
-            None => self.spilled_or_first_packet(promoted),
-        })
-    }
-
-    /// The bucket in the table that is being moved out of.
-    #[inline(always)]
-    fn previous(&self) -> Option<*mut Bucket> {
-        match self.control.previous[self.table()] {
-            0 => None,
-            previous => K::bucket(previous, self.hash),
-        }
-    }
-
-    #[inline(always)]
-    fn table(&self) -> usize {
-        table::<K>(self.kind == Kind::Datagram)
-    }
-
-    #[inline(always)]
-    fn promoted(&self) -> Result<*mut Bucket, Reason> {
-        K::bucket(self.control.tables[self.table()], self.hash).ok_or(Reason::NotReady)
-    }
-
-    #[inline(always)]
-    fn half_open(&self) -> Result<*mut Bucket, Reason> {
-        K::half_open(self.kind == Kind::Datagram, self.hash).ok_or(Reason::NotReady)
-    }
-
-    /// Whether this is a further packet of the flow in a place, whose backend lives.
-    #[inline(always)]
-    fn continues(&self, place: &Found) -> bool {
-        let value = place.value;
-        let reopened = self.kind == Kind::Open && (value.is_closing() || value.is_free(self.now));
-        !reopened && alive(value.backend())
-    }
-
-    /// A packet of a promoted flow.
-    #[inline(always)]
-    fn continue_flow(&self, place: &Found) -> Decision {
-        if !self.continues(place) {
-            return self.reschedule();
-        }
-        self.renew(place);
-        Decision::known(place.value.backend())
-    }
-
-    /// Moves the expiry of a flow, and notes that it began to close.
-    #[inline(always)]
-    fn renew(&self, place: &Found) {
-        let value = place.value;
-        let closing = value.is_closing() || self.kind == Kind::End;
-        let expires = self.expiry(closing);
-        let gained = expires.wrapping_sub(value.expires());
-        // Shortening (to the closing time-out) shows as a huge gain and is written as well.
-        if gained >= REFRESH_TICKS || closing != value.is_closing() {
-            let renewed = FlowValue::new(value.backend(), expires, closing);
-            if slots::replace(place, renewed) && closing != value.is_closing() {
-                self.count(value.backend(), -1, 1);
-            }
-        }
-    }
-
-    /// A packet of a flow that only the half-open table knows.
-    #[inline(always)]
-    fn second_packet(&self, place: &Found) -> Decision {
-        let value = place.value;
-        let fresh = self.kind == Kind::Open && value.is_free(self.now);
-        if fresh || !alive(value.backend()) {
-            return self.reschedule();
-        }
-        match self.kind {
-            Kind::Open => Decision::known(value.backend()),
-            _ => Decision::elsewhere(value.backend()),
-        }
-    }
-
-    /// A packet that neither table knows. Only where the promoted bucket is full can the flow have
-    /// been spilled, so a flood of new flows does not pay for this look-up.
-    #[inline(always)]
-    fn spilled_or_first_packet(&self, promoted: *mut Bucket) -> Decision {
-        if self.kind != Kind::Open
-            && slots::is_full(promoted, self.now)
-            && let Some(value) = self.key.spilled()
-            && alive(value.backend())
-        {
-            return Decision::elsewhere(value.backend());
-        }
-        match self.kind {
-            Kind::End => Decision::ask(0),
-            _ => Decision::ask(Decision::REMEMBER | Decision::LIMITED | Decision::NEW),
-        }
-    }
-
-    /// A flow that has its place needs another backend.
-    #[inline(always)]
-    fn reschedule(&self) -> Decision {
-        match self.kind {
-            Kind::Open => Decision::ask(Decision::REMEMBER | Decision::LIMITED),
-            _ => Decision::ask(Decision::REMEMBER),
-        }
-    }
-
-    /// Writes down what the scheduler said: where the flow is already, or in the half-open table.
-    #[inline(always)]
-    fn settle(&self, backend: u16, new: bool) {
-        let flow = FlowValue::new(backend, self.half_open_expiry(), false);
-        if new {
-            if let Ok(half_open) = self.half_open() {
-                slots::insert_evicting(&self.key, half_open, flow, self.now, self.hash);
-            }
-            return;
-        }
-        let (Ok(promoted), Ok(half_open)) = (self.promoted(), self.half_open()) else {
-            return;
-        };
-        let mut place = slots::find(&self.key, promoted);
-        if place.is_none()
-            && let Some(old) = self.previous()
-        {
-            place = slots::find(&self.key, old);
-        }
-        if place.is_none() {
-            place = slots::find(&self.key, half_open);
-        }
-        match place {
-            Some(place) => {
-                slots::replace(&place, flow);
-            }
-            None => slots::insert_evicting(&self.key, half_open, flow, self.now, self.hash),
-        }
-    }
-
-    /// Moves a flow from wherever it lies to the table of promoted flows. One that finds no room there
-    /// lives on in the half-open table, where a flood may evict it; the spill table remembers it then.
-    #[inline(always)]
-    fn promote(&self) {
-        let (Ok(promoted), Ok(half_open)) = (self.promoted(), self.half_open()) else {
-            return;
-        };
-        if let Some(old) = self.previous()
-            && let Some(place) = slots::find(&self.key, old)
-        {
-            self.move_from(&place, promoted);
-            return;
-        }
-        if let Some(place) = slots::find(&self.key, half_open) {
-            let backend = place.value.backend();
-            if self.move_from(&place, promoted) && self.kind == Kind::Data {
-                self.count(backend, 1, -1);
-            }
-            return;
-        }
-        if let Some(value) = self.key.spilled() {
-            let flow = self.renewed(value);
-            if !slots::insert(&self.key, promoted, flow, self.now) {
-                slots::insert_evicting(&self.key, half_open, flow, self.now, self.hash);
-            }
-        }
-    }
-
-    /// The value of a flow that goes on.
-    #[inline(always)]
-    fn renewed(&self, value: FlowValue) -> FlowValue {
-        let closing = value.is_closing() || self.kind == Kind::End;
-        FlowValue::new(value.backend(), self.expiry(closing), closing)
-    }
-
-    /// Moves a flow. A slot that expires now is free for others. Says whether nobody else did it.
-    #[inline(always)]
-    fn move_from(&self, place: &Found, promoted: *mut Bucket) -> bool {
-        let flow = self.renewed(place.value);
-        if slots::insert(&self.key, promoted, flow, self.now) {
-            slots::replace(place, FlowValue::new(flow.backend(), self.now, false))
-        } else {
-            self.key.spill(flow);
-            slots::replace(place, flow)
-        }
-    }
-
-    /// Keeps the connection counts that some schedulers need.
-    #[inline(always)]
-    fn count(&self, backend: u16, active: i64, inactive: i64) {
-        let counted = self.info.flags() & ServiceFlags::COUNTED != 0;
-        if !counted || self.kind == Kind::Datagram {
-            return;
-        }
-        if let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) {
-            // SAFETY: a live array element; both words are only added to.
-            unsafe {
-                atomic::fetch_add(&raw mut (*load).active, active as u64);
-                atomic::fetch_add(&raw mut (*load).inactive, inactive as u64);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn expiry(&self, closing: bool) -> u32 {
-        let timeouts = &self.control.timeouts;
-        self.now.wrapping_add(match (self.kind, closing) {
-            (Kind::Datagram, _) => timeouts.udp,
-            (_, true) => timeouts.tcp_closing,
-            (_, false) => timeouts.tcp,
-        })
-    }
-
-    #[inline(always)]
-    fn half_open_expiry(&self) -> u32 {
-        let timeouts = &self.control.timeouts;
-        self.now.wrapping_add(if self.kind == Kind::Datagram {
-            timeouts.udp
-        } else {
-            timeouts.tcp_half_open
-        })
     }
 }
 

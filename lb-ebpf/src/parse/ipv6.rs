@@ -159,7 +159,7 @@ fn try_walk(packet: &Packet<'_>, start: u64) -> Result<u64, Reason> {
     let mut protocol = start as u8;
     let mut offset = (start >> 8) as u32 & MAX_OFFSET;
     let mut fragment = 0;
-    for _ in 0..MAX_EXTENSIONS {
+    for _ in 0..=MAX_EXTENSIONS {
         if !is_extension(protocol) {
             return Ok(fragment | u64::from(offset) << 8 | u64::from(protocol));
         }

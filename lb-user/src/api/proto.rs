@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::dataplane::{
-    Attachment, BackendSnapshot, ServiceSnapshot, Snapshot as DataPlaneSnapshot, TableInfo,
+    Attachment, BackendSnapshot, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
+    Snapshot as DataPlaneSnapshot, TableInfo, Why, WhyQuery,
 };
 use crate::model::VrrpState;
 
@@ -15,6 +16,54 @@ pub const MAPS: &str = "/v1/maps";
 pub const MAP: &str = "/v1/maps/{name}";
 /// `POST`: a [`Reload`]; with `?dry_run=true` nothing changes.
 pub const RELOAD: &str = "/v1/reload";
+
+/// `POST`: a [`Steered`]; the query is a [`Steer`].
+pub const STEER: &str = "/v1/backends";
+/// `GET`: a [`FlowPage`]; the query is a [`FlowQuery`].
+pub const FLOWS: &str = "/v1/flows";
+/// `GET`: a [`Why`]; the query is a [`WhyQuery`].
+pub const WHY: &str = "/v1/why";
+
+/// What an operator tells of a real server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Steer {
+    /// Its address.
+    pub backend: String,
+    /// The service, as `10.1.15.50:80` or `TCP 10.1.15.50:80`; all that have it when absent.
+    pub service: Option<String>,
+    /// What to do.
+    #[serde(flatten)]
+    pub action: SteerAction,
+}
+
+/// What to do with a real server.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum SteerAction {
+    /// It keeps its connections and gets no new ones.
+    Drain,
+    /// As configured.
+    Enable,
+    /// Another share of new connections.
+    Weight {
+        /// 0 to 65535.
+        #[serde(deserialize_with = "number")]
+        weight: u32,
+    },
+}
+
+/// A number that came as text: queries have no types.
+fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
+}
+
+/// What was done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Steered {
+    /// A line for each service.
+    pub changes: Vec<String>,
+}
 
 /// Everything there is to know at a glance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +86,8 @@ pub struct Status {
     pub checks: Vec<CheckStatus>,
     /// The data plane with its services.
     pub data_plane: DataPlaneSnapshot,
+    /// What operators told of real servers since the last reload.
+    pub steered: Vec<String>,
     /// What needs an operator's attention, most important first.
     pub problems: Vec<String>,
 }

@@ -22,7 +22,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::proto::{self, Failure, MapDump, Reload, Status, TableInfo};
+use super::proto::{
+    self, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer, Steered, TableInfo, Why,
+    WhyQuery,
+};
 
 /// Requests that may wait for the daemon; more are refused with 503.
 const QUEUE: usize = 64;
@@ -35,6 +38,12 @@ pub enum Request {
     Maps(oneshot::Sender<Vec<TableInfo>>),
     /// One kernel table.
     Map(String, oneshot::Sender<Option<MapDump>>),
+    /// Drain, enable or weigh a real server.
+    Steer(Steer, oneshot::Sender<Result<Steered, Failure>>),
+    /// Some flows.
+    Flows(FlowQuery, oneshot::Sender<Result<FlowPage, String>>),
+    /// What would become of a packet.
+    Why(WhyQuery, oneshot::Sender<Result<Why, String>>),
     /// Read the configuration again; a dry run only says what would change.
     Reload {
         /// Whether to change nothing.
@@ -100,6 +109,9 @@ impl Server {
             .route(proto::STATUS, get(status))
             .route(proto::MAPS, get(maps))
             .route(proto::MAP, get(map))
+            .route(proto::STEER, post(steer))
+            .route(proto::FLOWS, get(flows))
+            .route(proto::WHY, get(why))
             .route(proto::RELOAD, post(reload))
             .with_state(requests);
         let task = tokio::spawn(async move {
@@ -148,6 +160,30 @@ async fn map(State(daemon): Daemon, Segment(name): Segment<String>) -> Response 
             format!("there is no map `{name}`"),
             false,
         ),
+        None => busy(),
+    }
+}
+
+async fn steer(State(daemon): Daemon, Query(query): Query<Steer>) -> Response {
+    match ask(&daemon, |answer| Request::Steer(query, answer)).await {
+        Some(Ok(steered)) => Json(steered).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, false),
+        None => busy(),
+    }
+}
+
+async fn flows(State(daemon): Daemon, Query(query): Query<FlowQuery>) -> Response {
+    match ask(&daemon, |answer| Request::Flows(query, answer)).await {
+        Some(Ok(page)) => Json(page).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error, false),
+        None => busy(),
+    }
+}
+
+async fn why(State(daemon): Daemon, Query(query): Query<WhyQuery>) -> Response {
+    match ask(&daemon, |answer| Request::Why(query, answer)).await {
+        Some(Ok(why)) => Json(why).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error, false),
         None => busy(),
     }
 }

@@ -3,9 +3,11 @@
 
 mod addresses;
 mod events;
+mod files;
 mod neighbours;
 mod reload;
 mod roles;
+mod steering;
 mod views;
 
 use std::{
@@ -23,10 +25,11 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+pub use self::files::load_config;
 use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles};
 use crate::{
     api::server::{Request, Server, SocketError},
-    config::{self, ConfigError},
+    config::ConfigError,
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         plan::{self, Condition, Steering},
@@ -38,8 +41,7 @@ use crate::{
         state::Health,
     },
     model::{
-        Config, Forwarding, Instance, Neighbour, ServiceId, SourceRule, Target, VirtualService,
-        VrrpState,
+        Config, Forwarding, Instance, Neighbour, ServiceId, Target, VirtualService, VrrpState,
     },
     net::{
         interfaces::{Interface, Interfaces},
@@ -152,53 +154,6 @@ pub(crate) fn with_sources(error: &(dyn std::error::Error + 'static)) -> String 
         next = source.source();
     }
     text
-}
-
-/// Reads and validates a configuration file.
-pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| DaemonError::ReadConfig {
-        path: name.clone(),
-        source,
-    })?;
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let mut config = config::parse(&name, &text, &host)?;
-    read_sources(&mut config)?;
-    Ok(config)
-}
-
-/// Adds what files list to the sources of the configuration. What the configuration itself says of a
-/// prefix wins.
-fn read_sources(config: &mut Config) -> Result<(), DaemonError> {
-    let protection = &mut config.dataplane.protection;
-    let mut sources: HashMap<_, SourceRule> = HashMap::new();
-    for (path, rule) in &protection.files {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| DaemonError::ReadConfig {
-            path: name.clone(),
-            source,
-        })?;
-        let prefixes = config::sources::parse(&text).map_err(|bad| DaemonError::BadSource {
-            path: name,
-            line: bad.number,
-            text: bad.text,
-        })?;
-        sources.extend(prefixes.into_iter().map(|prefix| (prefix, *rule)));
-    }
-    sources.extend(protection.sources.drain(..));
-    let most = lb_common::limits::MAX_PREFIXES as usize;
-    if sources.len() > most {
-        return Err(DaemonError::TooManySources {
-            count: sources.len(),
-            most,
-        });
-    }
-    protection.sources = sources.into_iter().collect();
-    protection.sources.sort_unstable();
-    Ok(())
 }
 
 /// Runs until SIGTERM or SIGINT.

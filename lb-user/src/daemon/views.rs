@@ -27,6 +27,9 @@ impl Daemon {
                 let entries = self.data_plane.dump(&name);
                 drop(answer.send(entries.map(|entries| MapDump { name, entries })));
             }
+            Request::Steer(steer, answer) => drop(answer.send(self.steer(&steer))),
+            Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
+            Request::Why(query, answer) => drop(answer.send(self.data_plane.why(&query))),
             Request::Reload { dry_run, answer } => {
                 let result = self.answer_reload(dry_run, reports).await;
                 drop(answer.send(result));
@@ -68,6 +71,7 @@ impl Daemon {
                 at: unix(self.switch.at),
             },
             problems: self.problems(&instances, &data_plane),
+            steered: self.steered_lines(),
             instances,
             checks,
             data_plane,

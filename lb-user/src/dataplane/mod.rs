@@ -50,6 +50,12 @@ pub trait DataPlane: Send {
     /// The decoded entries of a kernel table; `None` when there is no such table.
     fn dump(&self, table: &str) -> Option<Vec<serde_json::Value>>;
 
+    /// A page of the flows that are wanted.
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, String>;
+
+    /// What would become of a client's packet, and why.
+    fn why(&self, query: &WhyQuery) -> Result<Why, String>;
+
     /// Frees flow slots that nobody uses any more and counts the others.
     fn sweep(&mut self);
 
@@ -191,6 +197,84 @@ pub struct BackendSnapshot {
     pub packets: u64,
     /// Bytes forwarded, from the IP header on.
     pub bytes: u64,
+}
+
+/// Which flows to list. Absent fields mean any.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FlowQuery {
+    /// Client: an address, a network, or an address with a port.
+    pub client: Option<String>,
+    /// Service, as `10.1.15.50:80` or `TCP 10.1.15.50:80`.
+    pub service: Option<String>,
+    /// Real server's address, or `local`.
+    pub backend: Option<String>,
+    /// Flows skipped.
+    #[serde(default)]
+    pub offset: usize,
+    /// Flows listed at most.
+    #[serde(default = "page_length")]
+    pub limit: usize,
+}
+
+/// Flows of one page unless asked for otherwise.
+const PAGE: usize = 100;
+
+fn page_length() -> usize {
+    PAGE
+}
+
+/// Some of the flows that were asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowPage {
+    /// How many there are.
+    pub total: usize,
+    /// How many were skipped.
+    pub offset: usize,
+    /// The page, ordered by client.
+    pub flows: Vec<FlowEntry>,
+}
+
+/// One flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FlowEntry {
+    /// Client with its port.
+    pub client: String,
+    /// Service.
+    pub service: String,
+    /// Destination port, where the service has several.
+    pub port: Option<u16>,
+    /// Its real server.
+    pub backend: String,
+    /// "established", "closing", "half-open" or "udp".
+    pub state: String,
+    /// Seconds of silence that are left to it.
+    pub expires_in_s: u64,
+}
+
+/// A packet that may come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhyQuery {
+    /// Client with its port.
+    pub client: String,
+    /// VIP with its port.
+    pub vip: String,
+    /// "tcp", "udp" or "sctp".
+    #[serde(default)]
+    pub protocol: Option<String>,
+}
+
+/// What would become of a packet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Why {
+    /// Service, if there is one.
+    pub service: Option<String>,
+    /// Real server, if it would get the packet.
+    pub backend: Option<String>,
+    /// What decides: "flow", "persistence", "ring", "hash", "least", "first", "sorry", or the reason
+    /// why the packet is not forwarded.
+    pub because: String,
+    /// The steps that lead there, in order.
+    pub steps: Vec<String>,
 }
 
 /// A kernel table.

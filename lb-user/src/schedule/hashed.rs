@@ -5,11 +5,10 @@
 //! Maglev: Eisenbud and others, "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI
 //! 2016, section 3.4; with weights as turns.
 
-use std::net::IpAddr;
-
-use lb_common::hashing::{self, MAGLEV_OFFSET_KEY, MAGLEV_PLACES, MAGLEV_SKIP_KEY, SOURCE_BUCKETS};
-
-use crate::model::address::wire;
+use lb_common::{
+    Address,
+    hashing::{self, MAGLEV_OFFSET_KEY, MAGLEV_PLACES, MAGLEV_SKIP_KEY, SOURCE_BUCKETS},
+};
 
 /// A real server in the kernel's order.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +16,7 @@ pub struct Member {
     /// What the table says where the server is chosen.
     pub index: u16,
     /// Its own address.
-    pub address: IpAddr,
+    pub address: Address,
     /// Its port.
     pub port: u16,
     /// 0-65535.
@@ -70,7 +69,7 @@ pub fn maglev(members: &[Member]) -> Vec<Option<u16>> {
 
 /// Where a server's preferences begin, and their step.
 fn preference(member: &Member) -> (usize, usize) {
-    let subject = hashing::subject(wire(member.address), member.port);
+    let subject = hashing::subject(member.address, member.port);
     let offset = hashing::maglev(subject, MAGLEV_OFFSET_KEY) % MAGLEV_PLACES;
     let skip = hashing::maglev(subject, MAGLEV_SKIP_KEY) % (MAGLEV_PLACES - 1) + 1;
     (offset as usize, skip as usize)
@@ -89,15 +88,13 @@ fn turns(members: &[Member]) -> Vec<u32> {
     weights()
         .map(|weight| match weight {
             0 => 0,
-            weight => (weight / divisor >> shift).max(1),
+            weight => ((weight / divisor) >> shift).max(1),
         })
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -105,7 +102,7 @@ mod tests {
     fn members(weights: &[u32]) -> Vec<Member> {
         let member = |(index, weight): (u16, &u32)| Member {
             index,
-            address: Ipv4Addr::new(10, 0, 0, index as u8 + 1).into(),
+            address: Address::v4(u32::from_ne_bytes([10, 0, 0, index as u8 + 1])),
             port: 80,
             weight: *weight,
         };

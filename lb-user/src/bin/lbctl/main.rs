@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use hyper::Method;
 use lb_user::api::{
     client::{self, ClientError},
-    proto::{self, MapDump, Reload, Status, TableInfo},
+    proto::{self, FlowPage, MapDump, Reload, Status, Steered, TableInfo, Why},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -50,12 +50,70 @@ enum Command {
         #[command(subcommand)]
         command: MapCommand,
     },
+    /// Steer a real server until the next reload.
+    Backend {
+        #[command(subcommand)]
+        command: BackendCommand,
+    },
+    /// Flows, a page at a time, ordered by client.
+    Flows {
+        /// An address, a network, or an address with a port.
+        #[arg(long)]
+        client: Option<String>,
+        /// As in `services`, with or without the protocol: "10.1.15.50:80", "UDP 10.1.15.50:53".
+        #[arg(long)]
+        service: Option<String>,
+        /// Address of a real server.
+        #[arg(long)]
+        backend: Option<String>,
+        /// Flows to skip.
+        #[arg(long, default_value_t = 0)]
+        offset: usize,
+        /// Flows to list.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// What would become of a client's packet, and why.
+    Why {
+        /// Client with its port, such as 192.0.2.9:40000.
+        client: String,
+        /// VIP with its port, such as 10.1.15.50:80.
+        vip: String,
+        /// tcp, udp or sctp.
+        #[arg(long, default_value = "tcp")]
+        protocol: String,
+    },
     /// Make lbd read its configuration again.
     Reload {
         /// Only say what would change.
         #[arg(long)]
         dry_run: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum BackendCommand {
+    /// It keeps its connections and gets no new ones.
+    Drain(Meant),
+    /// As configured again.
+    Enable(Meant),
+    /// Another share of new connections.
+    Weight {
+        #[command(flatten)]
+        meant: Meant,
+        /// 0 to 65535; 0 keeps its connections and gives it no new ones.
+        weight: u32,
+    },
+}
+
+/// Which real server of which service.
+#[derive(clap::Args)]
+struct Meant {
+    /// Address of the real server.
+    address: String,
+    /// Only of this service, such as "10.1.15.50:80". Default: of all that have it.
+    #[arg(long)]
+    service: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -130,6 +188,68 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             let dumps = dumps(arguments, name.as_deref()).await?;
             Ok(show(arguments, &dumps, |dumps| print::dumps(dumps)))
         }
+        Command::Backend { command } => {
+            let (meant, action, weight) = match command {
+                BackendCommand::Drain(meant) => (meant, "drain", None),
+                BackendCommand::Enable(meant) => (meant, "enable", None),
+                BackendCommand::Weight { meant, weight } => {
+                    (meant, "weight", Some(weight.to_string()))
+                }
+            };
+            let path = query(
+                proto::STEER,
+                &[
+                    ("backend", Some(meant.address.clone())),
+                    ("service", meant.service.clone()),
+                    ("action", Some(action.to_owned())),
+                    ("weight", weight),
+                ],
+            );
+            let steered: Steered = client::call(&arguments.socket, Method::POST, &path).await?;
+            Ok(show(arguments, &steered, |steered| {
+                steered
+                    .changes
+                    .iter()
+                    .map(|line| format!("{line}\n"))
+                    .collect()
+            }))
+        }
+        Command::Flows {
+            client,
+            service,
+            backend,
+            offset,
+            limit,
+        } => {
+            let path = query(
+                proto::FLOWS,
+                &[
+                    ("client", client.clone()),
+                    ("service", service.clone()),
+                    ("backend", backend.clone()),
+                    ("offset", Some(offset.to_string())),
+                    ("limit", Some(limit.to_string())),
+                ],
+            );
+            let page: FlowPage = get(arguments, &path).await?;
+            Ok(show(arguments, &page, print::flows))
+        }
+        Command::Why {
+            client,
+            vip,
+            protocol,
+        } => {
+            let path = query(
+                proto::WHY,
+                &[
+                    ("client", Some(client.clone())),
+                    ("vip", Some(vip.clone())),
+                    ("protocol", Some(protocol.clone())),
+                ],
+            );
+            let why: Why = get(arguments, &path).await?;
+            Ok(show(arguments, &why, print::why))
+        }
         Command::Reload { dry_run } => {
             let path = format!("{}?dry_run={dry_run}", proto::RELOAD);
             let reload: Reload = client::call(&arguments.socket, Method::POST, &path).await?;
@@ -138,6 +258,17 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             }))
         }
     }
+}
+
+/// A path with those parameters that are given.
+fn query(path: &str, parameters: &[(&str, Option<String>)]) -> String {
+    let given = parameters
+        .iter()
+        .filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let encoded = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(given)
+        .finish();
+    format!("{path}?{encoded}")
 }
 
 async fn dumps(arguments: &Arguments, name: Option<&str>) -> Result<Vec<MapDump>, ClientError> {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_user::api::proto::{
-    BackendSnapshot, DataPlaneSnapshot, InstanceStatus, MapDump, Reload, ServiceSnapshot, Status,
-    TableInfo,
+    BackendSnapshot, DataPlaneSnapshot, FlowPage, InstanceStatus, MapDump, Reload, ServiceSnapshot,
+    Status, TableInfo, Why,
 };
 
 /// `lbctl status`.
@@ -24,6 +24,9 @@ pub fn status(status: &Status) -> String {
             status.config
         ),
     );
+    for steered in &status.steered {
+        line(&mut out, format!("steered     {steered}"));
+    }
     if status.problems.is_empty() {
         line(&mut out, "no problems");
     }
@@ -58,7 +61,7 @@ pub fn status(status: &Status) -> String {
         .collect();
     line(
         &mut out,
-        format!("passed      to the kernel: {} packets", passed.join(", ")),
+        format!("counted     not forwarded: {} packets", passed.join(", ")),
     );
     for instance in &status.instances {
         line(
@@ -101,6 +104,17 @@ pub fn status(status: &Status) -> String {
                 }
             ),
         );
+        if !service.reasons.is_empty() {
+            let reasons: Vec<String> = service
+                .reasons
+                .iter()
+                .map(|(reason, count)| format!("{count} {reason}"))
+                .collect();
+            line(
+                &mut out,
+                format!("  not forwarded: {} packets", reasons.join(", ")),
+            );
+        }
         for backend in &service.backends {
             line(&mut out, backend_line(status, service, backend));
         }
@@ -441,4 +455,52 @@ fn span(seconds: u64) -> String {
 
 fn precise(milliseconds: u64) -> String {
     format!("{}.{:03} s", milliseconds / 1_000, milliseconds % 1_000)
+}
+
+/// Flows, one a line.
+pub fn flows(page: &FlowPage) -> String {
+    let mut out = format!(
+        "{:<28} {:<28} {:<22} {:<12} {:>8}\n",
+        "Client", "Service", "Real server", "State", "Expires"
+    );
+    for flow in &page.flows {
+        let service = match flow.port {
+            Some(port) => format!("{} port {port}", flow.service),
+            None => flow.service.clone(),
+        };
+        line(
+            &mut out,
+            format!(
+                "{:<28} {service:<28} {:<22} {:<12} {:>6} s",
+                flow.client, flow.backend, flow.state, flow.expires_in_s
+            ),
+        );
+    }
+    let last = page.offset + page.flows.len();
+    let shown = if page.flows.is_empty() {
+        "none".to_owned()
+    } else {
+        format!("{} to {last}", page.offset + 1)
+    };
+    let more = if last < page.total {
+        format!("; more with --offset {last}")
+    } else {
+        String::new()
+    };
+    line(&mut out, format!("{shown} of {} flows{more}", page.total));
+    out
+}
+
+/// The steps, and the answer.
+pub fn why(why: &Why) -> String {
+    let mut out = String::new();
+    for step in &why.steps {
+        line(&mut out, format!("- {step}"));
+    }
+    let answer = match &why.backend {
+        Some(backend) => format!("{backend}, because: {}", why.because),
+        None => format!("no real server, because: {}", why.because),
+    };
+    line(&mut out, answer);
+    out
 }

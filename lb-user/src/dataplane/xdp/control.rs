@@ -77,10 +77,10 @@ impl ControlElement {
     /// Says how the generation that is not live is to be read.
     pub fn describe(&self, generation: u32, description: &Generation) {
         let base = offset_of!(Control, generations) + generation as usize * size_of::<Generation>();
-        let half = |offset, value| {
+        let half = |offset: usize, value: u32| {
             self.0
                 .half_word(0, base + offset)
-                .store(value, Ordering::Relaxed)
+                .store(value, Ordering::Relaxed);
         };
         self.0
             .word(0, base + offset_of!(Generation, service_seed))

@@ -41,6 +41,7 @@ macro_rules! pods {
 pods! {
     PodCounters(BackendCounters);
     PodWideKey(WideKey);
+    PodStickyKey(StickyKey);
 }
 
 /// Key size, value size and capacity that a map must have; `None` where the kernel decides.

@@ -19,6 +19,7 @@ mod object;
 mod pins;
 mod placement;
 mod protect;
+mod questions;
 mod snapshot;
 
 use std::{
@@ -51,13 +52,14 @@ use self::{
     ids::Ids,
     image::Image,
     mapped::MappedArray,
-    maps::{Identities, PodCounters, PodWideKey, map_data, mapped},
+    maps::{Identities, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
     object::{Object, map_error},
     pins::Pins,
     protect::Sources,
 };
 use super::{
-    BackendKey, DataPlane, DataPlaneError, Plan, Snapshot, TableInfo,
+    BackendKey, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot, TableInfo, Why,
+    WhyQuery,
     plan::{BackendState, PlannedService},
 };
 use crate::model::{
@@ -91,6 +93,8 @@ pub struct Xdp {
     cursors: MappedArray<Cursor>,
     spill: BpfHash<MapData, u64, u64>,
     wide_spill: BpfHash<MapData, PodWideKey, u64>,
+    sticky: BpfHash<MapData, PodStickyKey, u64>,
+    sticky_new: BpfHash<MapData, PodStickyKey, u64>,
     devices: DevMapHash<MapData>,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
@@ -173,6 +177,12 @@ impl Xdp {
         let wide_spill = take("wide_spill")?
             .try_into()
             .map_err(fails("open map wide_spill"))?;
+        let sticky = take("sticky")?
+            .try_into()
+            .map_err(fails("open map sticky"))?;
+        let sticky_new = take("sticky_new")?
+            .try_into()
+            .map_err(fails("open map sticky_new"))?;
         let devices = take("devices")?
             .try_into()
             .map_err(fails("open map devices"))?;
@@ -184,16 +194,10 @@ impl Xdp {
             .map_err(fails("open map reasons"))?;
         let v4 = LpmTrie::try_from(take("sources4")?).map_err(fails("open map sources4"))?;
         let v6 = LpmTrie::try_from(take("sources6")?).map_err(fails("open map sources6"))?;
-        let kept = [
-            "fragments",
-            "sticky",
-            "sticky_new",
-            "source_rates",
-            "events",
-        ]
-        .into_iter()
-        .map(&mut take)
-        .collect::<Result<Vec<_>, _>>()?;
+        let kept = ["fragments", "source_rates", "events"]
+            .into_iter()
+            .map(&mut take)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut clock = Clock::new();
         let half_open = |table: FlowTable| {
             let name = match table {
@@ -237,6 +241,8 @@ impl Xdp {
             cursors,
             spill,
             wide_spill,
+            sticky,
+            sticky_new,
             devices,
             stats,
             reasons,
@@ -434,6 +440,14 @@ impl DataPlane for Xdp {
 
     fn dump(&self, table: &str) -> Option<Vec<serde_json::Value>> {
         dump::entries(self, table)
+    }
+
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, String> {
+        self.answer_flows(query)
+    }
+
+    fn why(&self, query: &WhyQuery) -> Result<Why, String> {
+        self.answer_why(query)
     }
 
     fn sweep(&mut self) {

@@ -2,7 +2,7 @@
 
 use crate::{
     dataplane::plan::{BackendState, PlannedBackend, PlannedService},
-    model::{Scheduler, Target},
+    model::{Scheduler, Target, address::wire},
     schedule::{hashed, ring},
 };
 
@@ -38,7 +38,7 @@ fn hashed_table(service: &PlannedService) -> Vec<Option<u16>> {
             };
             Some(hashed::Member {
                 index: index as u16,
-                address,
+                address: wire(address),
                 // As the kernel knows them: 0 for a service of all ports.
                 port: service.id.ports.first,
                 weight: backend.weight,

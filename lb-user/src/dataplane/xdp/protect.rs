@@ -80,6 +80,15 @@ impl Sources {
         Ok(())
     }
 
+    /// What the longest prefix that holds an address says.
+    pub fn rule_of(&self, address: IpAddr) -> Option<SourceRule> {
+        let rule = match address {
+            IpAddr::V4(a) => self.v4.get(&Key::new(32, a.octets()), 0),
+            IpAddr::V6(a) => self.v6.get(&Key::new(128, a.octets()), 0),
+        };
+        of_number(rule.ok()?)
+    }
+
     /// What a map holds, for dumps.
     pub fn entries(&self, v4: bool) -> Vec<serde_json::Value> {
         let mut of_family: Vec<_> = self
