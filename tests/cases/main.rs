@@ -8,6 +8,7 @@
 
 mod adverts;
 mod bad_input;
+mod choosing;
 mod flows;
 mod fuzz;
 mod guide;
@@ -18,3 +19,4 @@ mod packets;
 mod program;
 mod shapes;
 mod traffic;
+mod tunnels;

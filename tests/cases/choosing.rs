@@ -1,0 +1,335 @@
+//! Schedulers, persistence, thresholds, limits and lists of sources, as IPVS means them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use lb_common::hashing::{self, MAGLEV_OFFSET_KEY};
+use lb_user::{
+    dataplane::{
+        DataPlane,
+        plan::{
+            BackendState::{Draining, Up},
+            PlannedService,
+        },
+        xdp::Xdp,
+    },
+    model::{
+        Hashing, IpPrefix, Persistence, Protection, Protocol::Tcp, RateLimit, Scheduler, SourceRule,
+        address::wire,
+    },
+};
+
+use crate::program::{
+    INGRESS, PASS, SMALL, TX, VIP, apply, frame, in_namespace, load, passed, resolve, server_of,
+    service, transport,
+};
+
+const DROP: u32 = 1;
+
+fn with(scheduler: Scheduler, weights: &[u32]) -> PlannedService {
+    let servers: Vec<_> = (1..).zip(weights).map(|(last, weight)| (last, *weight, Up)).collect();
+    let mut planned = service(Tcp, 80, 1, &servers);
+    planned.scheduler = scheduler;
+    planned
+}
+
+fn ready(planned: PlannedService) -> Xdp {
+    let mut xdp = load(SMALL);
+    let count = planned.backends.len() as u8;
+    apply(&mut xdp, vec![planned]);
+    for last in 1..=count {
+        resolve(&mut xdp, last, INGRESS);
+    }
+    xdp
+}
+
+fn client(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a14_0000 + number)
+}
+
+fn packet(from: Ipv4Addr, port: u16, flags: &str) -> Vec<u8> {
+    frame(from, VIP, 64, transport(port, 80, flags), b"")
+}
+
+/// A connection's first two packets; returns its server.
+fn connect(xdp: &mut Xdp, from: Ipv4Addr, port: u16) -> u8 {
+    let server = server_of(xdp, &packet(from, port, "S"));
+    assert_eq!(server_of(xdp, &packet(from, port, "A")), server);
+    server
+}
+
+fn shares(xdp: &mut Xdp, count: u16) -> BTreeMap<u8, usize> {
+    let mut shares = BTreeMap::new();
+    for number in 0..count {
+        let server = connect(xdp, client(u32::from(number)), 5000);
+        *shares.entry(server).or_default() += 1;
+    }
+    shares
+}
+
+#[test]
+fn least_connections() {
+    in_namespace(|_| {
+        let mut xdp = ready(with(Scheduler::Lc, &[1, 1, 1]));
+        assert_eq!(shares(&mut xdp, 30), BTreeMap::from([(1, 10), (2, 10), (3, 10)]));
+        // Ten connections of the first server end; it gets the next ones.
+        for number in 0..30 {
+            let from = client(number);
+            if server_of(&mut xdp, &packet(from, 5000, "A")) == 1 {
+                server_of(&mut xdp, &packet(from, 5000, "FA"));
+            }
+        }
+        let next: Vec<u8> = (100..110).map(|n| connect(&mut xdp, client(n), 1)).collect();
+        assert_eq!(next, [1; 10], "closing connections weigh little");
+        xdp.sweep();
+        let dump = xdp.dump("loads").unwrap();
+        let active: Vec<u64> = dump.iter().map(|load| load["active"].as_u64().unwrap()).collect();
+        assert_eq!(active, [10, 10, 10], "the sweep agrees with the program's own count");
+    });
+}
+
+#[test]
+fn weighted_least_connections() {
+    in_namespace(|_| {
+        let mut xdp = ready(with(Scheduler::Wlc, &[1, 3, 0]));
+        assert_eq!(shares(&mut xdp, 40), BTreeMap::from([(1, 10), (2, 30)]));
+    });
+}
+
+#[test]
+fn fail_over() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Fo, &[5, 9, 7]);
+        let mut xdp = ready(planned.clone());
+        assert_eq!(shares(&mut xdp, 10), BTreeMap::from([(2, 10)]));
+        planned.backends[1].state = Draining;
+        apply(&mut xdp, vec![planned]);
+        let next: Vec<u8> = (100..105).map(|n| connect(&mut xdp, client(n), 1)).collect();
+        assert_eq!(next, [3; 5]);
+    });
+}
+
+/// The place of a client is computed here from the published hash; the table was checked against the
+/// published algorithm where it is built.
+#[test]
+fn maglev_and_source_hash() {
+    in_namespace(|_| {
+        for (scheduler, flag) in [
+            (Scheduler::Mh, false),
+            (Scheduler::Mh, true),
+            (Scheduler::Sh, false),
+            (Scheduler::Sh, true),
+        ] {
+            let mut planned = with(scheduler, &[1, 2, 1]);
+            planned.hashing = Hashing {
+                port: flag,
+                fallback: false,
+            };
+            let mut xdp = ready(planned);
+            let ring = xdp.dump("rings").unwrap();
+            let live = ring.iter().find(|entry| entry["live"] == true).unwrap();
+            let table: Vec<u64> = live["backends"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|id| id.as_u64().unwrap())
+                .collect();
+            let mut seen = BTreeMap::new();
+            for number in 0..400 {
+                let (from, port) = (client(number * 7), 1000 + number as u16);
+                let subject = hashing::subject(wire(from.into()), if flag { port } else { 0 });
+                let place = match scheduler {
+                    Scheduler::Mh => hashing::maglev(subject, MAGLEV_OFFSET_KEY) % 4093,
+                    _ => hashing::source_bucket(subject),
+                };
+                let server = server_of(&mut xdp, &packet(from, port, "S"));
+                // Ids are given in file order from 1 on.
+                assert_eq!(u64::from(server), table[place as usize], "{scheduler} {number}");
+                if !flag {
+                    assert_eq!(server_of(&mut xdp, &packet(from, 9, "S")), server, "another port");
+                }
+                // The end of an unknown connection goes where the connection would have gone.
+                let other = client(100_000 + number);
+                let end = server_of(&mut xdp, &packet(other, port, "R"));
+                assert_eq!(server_of(&mut xdp, &packet(other, port, "S")), end);
+                *seen.entry(server).or_insert(0) += 1;
+            }
+            assert_eq!(seen.len(), 3, "{scheduler}: {seen:?}");
+        }
+    });
+}
+
+#[test]
+fn hashed_clients_of_a_drained_server() {
+    in_namespace(|_| {
+        for scheduler in [Scheduler::Mh, Scheduler::Sh] {
+            for fallback in [false, true] {
+                let mut planned = with(scheduler, &[1, 1, 1]);
+                planned.hashing.fallback = fallback;
+                let mut xdp = ready(planned.clone());
+                let homes: Vec<u8> = (0..100)
+                    .map(|n| server_of(&mut xdp, &packet(client(n), 1, "S")))
+                    .collect();
+                planned.backends[1].state = Draining;
+                apply(&mut xdp, vec![planned]);
+                for (number, home) in (0..100).zip(homes) {
+                    let syn = packet(client(number), 2, "S");
+                    let (verdict, out) = xdp.run(&syn, 0).unwrap();
+                    match (home, fallback) {
+                        (2, false) => assert_eq!((verdict, out), (PASS, syn), "refused, as IPVS"),
+                        (2, true) => assert!(verdict == TX && out[5] != 2, "{scheduler}"),
+                        _ => assert_eq!((verdict, out[5]), (TX, home), "nobody else moves"),
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_client_sticks_to_its_server() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Rr, &[1, 1, 1]);
+        planned.persistence = Some(Persistence {
+            timeout: Duration::from_secs(2),
+            prefix: 24,
+        });
+        let mut xdp = ready(planned.clone());
+        let first = connect(&mut xdp, Ipv4Addr::new(10, 20, 30, 1), 1);
+        for port in 2..20 {
+            let neighbour = Ipv4Addr::new(10, 20, 30, port as u8);
+            assert_eq!(connect(&mut xdp, neighbour, port), first, "the same /24");
+        }
+        assert_ne!(connect(&mut xdp, Ipv4Addr::new(10, 20, 31, 1), 1), first);
+        planned.backends[usize::from(first) - 1].state = Draining;
+        apply(&mut xdp, vec![planned]);
+        let same = Ipv4Addr::new(10, 20, 30, 77);
+        assert_eq!(connect(&mut xdp, same, 1), first, "persistence outlives draining, as in IPVS");
+        std::thread::sleep(Duration::from_millis(2_300));
+        assert_ne!(connect(&mut xdp, same, 2), first, "but not its time-out");
+    });
+}
+
+#[test]
+fn thresholds() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Rr, &[1, 1]);
+        planned.backends[0].upper = 5;
+        planned.backends[0].lower = 3;
+        let mut xdp = ready(planned);
+        let seen = shares(&mut xdp, 20);
+        assert_eq!(seen, BTreeMap::from([(1, 5), (2, 15)]));
+        // Closed connections still count until they expire.
+        let mut short = crate::program::timeouts();
+        short.tcp_closing = Duration::from_secs(1);
+        xdp.set_timeouts(&short);
+        let of_first: Vec<u32> = (0..20)
+            .filter(|n| server_of(&mut xdp, &packet(client(*n), 5000, "A")) == 1)
+            .collect();
+        for number in &of_first[..3] {
+            server_of(&mut xdp, &packet(client(*number), 5000, "FA"));
+        }
+        std::thread::sleep(Duration::from_millis(1_300));
+        xdp.sweep();
+        let next: Vec<u8> = (100..104).map(|n| connect(&mut xdp, client(n), 1)).collect();
+        assert!(next.contains(&1), "below the lower threshold it takes connections again: {next:?}");
+    });
+}
+
+#[test]
+fn listed_sources() {
+    in_namespace(|_| {
+        let mut xdp = ready(with(Scheduler::Rr, &[1]));
+        let prefix = |address: [u8; 4], length| IpPrefix {
+            address: IpAddr::from(address),
+            length,
+        };
+        let lists = |rules: &[(IpPrefix, SourceRule)]| Protection {
+            sources: rules.to_vec(),
+            ..Protection::default()
+        };
+        let block = (prefix([10, 30, 0, 0], 16), SourceRule::Block);
+        let allow = (prefix([10, 30, 7, 0], 24), SourceRule::Allow);
+        let bad = packet(Ipv4Addr::new(10, 30, 1, 1), 1, "S");
+        let good = packet(Ipv4Addr::new(10, 30, 7, 1), 1, "S");
+        assert_eq!(server_of(&mut xdp, &bad), 1);
+        xdp.set_protection(&lists(&[block, allow])).unwrap();
+        assert_eq!(xdp.run(&bad, 0).unwrap().0, DROP, "an established one too");
+        assert_eq!(server_of(&mut xdp, &good), 1, "the longest prefix decides");
+        assert_eq!(passed(&mut xdp, "blocked"), 1);
+        let elsewhere = frame(Ipv4Addr::new(10, 30, 1, 1), Ipv4Addr::new(10, 0, 0, 1), 64, transport(1, 80, "S"), b"");
+        assert_eq!(xdp.run(&elsewhere, 0).unwrap().0, PASS, "only services are protected");
+        xdp.set_protection(&lists(&[])).unwrap();
+        assert_eq!(server_of(&mut xdp, &bad), 1);
+        assert!(xdp.dump("sources4").unwrap().is_empty());
+    });
+}
+
+/// The lists hold a million prefixes.
+#[test]
+fn a_million_listed_sources() {
+    in_namespace(|_| {
+        let mut xdp = ready(with(Scheduler::Rr, &[1]));
+        let sources: Vec<_> = (0..1_000_000_u32)
+            .map(|number| {
+                let address = IpAddr::V4(Ipv4Addr::from(0x2000_0000 + number * 256));
+                (IpPrefix { address, length: 24 }, SourceRule::Block)
+            })
+            .collect();
+        let protection = Protection {
+            sources,
+            ..Protection::default()
+        };
+        xdp.set_protection(&protection).unwrap();
+        for number in [0, 1, 499_999, 999_999] {
+            let inside = Ipv4Addr::from(0x2000_0000 + number * 256 + 9);
+            assert_eq!(xdp.run(&packet(inside, 1, "S"), 0).unwrap().0, DROP);
+        }
+        let outside = Ipv4Addr::from(0x2000_0000 + 1_000_000 * 256);
+        assert_eq!(server_of(&mut xdp, &packet(outside, 1, "S")), 1);
+    });
+}
+
+#[test]
+fn rates_of_new_connections() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Rr, &[1]);
+        planned.rate = Some(RateLimit {
+            per_second: 1,
+            burst: 50,
+        });
+        let mut xdp = ready(planned);
+        xdp.set_protection(&Protection {
+            source_rate: Some(RateLimit {
+                per_second: 1,
+                burst: 10,
+            }),
+            sources: vec![(
+                IpPrefix {
+                    address: client(9).into(),
+                    length: 32,
+                },
+                SourceRule::Allow,
+            )],
+            ..Protection::default()
+        })
+        .unwrap();
+        let mut opened = |number: u32, count: u16| -> usize {
+            (0..count)
+                .filter(|port| xdp.run(&packet(client(number), 100 + port, "S"), 0).unwrap().0 == TX)
+                .count()
+        };
+        let within = |count: usize, burst: usize| (burst..=burst + 2).contains(&count);
+        assert!(within(opened(1, 30), 10), "one source has its burst");
+        assert!(within(opened(2, 30), 10), "and so has another");
+        assert_eq!(opened(9, 100), 100, "allowed sources are not limited");
+        let rest: usize = (20..30).map(|number| opened(number, 30)).sum();
+        assert!(within(rest, 30), "the service takes 50 in all: {rest}");
+        assert!(passed(&mut xdp, "source_rate") > 0);
+        assert!(passed(&mut xdp, "service_rate") > 0);
+        assert_eq!(xdp.run(&packet(client(1), 100, "A"), 0).unwrap().0, TX, "known flows go on");
+    });
+}
