@@ -17,8 +17,8 @@ use lb_user::{
         xdp::Xdp,
     },
     model::{
-        Hashing, IpPrefix, Persistence, Protection, Protocol::Tcp, RateLimit, Scheduler, SourceRule,
-        address::wire,
+        Hashing, IpPrefix, Persistence, Protection, Protocol::Tcp, RateLimit, Scheduler,
+        SourceRule, address::wire,
     },
 };
 
@@ -30,7 +30,10 @@ use crate::program::{
 const DROP: u32 = 1;
 
 fn with(scheduler: Scheduler, weights: &[u32]) -> PlannedService {
-    let servers: Vec<_> = (1..).zip(weights).map(|(last, weight)| (last, *weight, Up)).collect();
+    let servers: Vec<_> = (1..)
+        .zip(weights)
+        .map(|(last, weight)| (last, *weight, Up))
+        .collect();
     let mut planned = service(Tcp, 80, 1, &servers);
     planned.scheduler = scheduler;
     planned
@@ -74,7 +77,10 @@ fn shares(xdp: &mut Xdp, count: u16) -> BTreeMap<u8, usize> {
 fn least_connections() {
     in_namespace(|_| {
         let mut xdp = ready(with(Scheduler::Lc, &[1, 1, 1]));
-        assert_eq!(shares(&mut xdp, 30), BTreeMap::from([(1, 10), (2, 10), (3, 10)]));
+        assert_eq!(
+            shares(&mut xdp, 30),
+            BTreeMap::from([(1, 10), (2, 10), (3, 10)])
+        );
         // Ten connections of the first server end; it gets the next ones.
         for number in 0..30 {
             let from = client(number);
@@ -82,12 +88,21 @@ fn least_connections() {
                 server_of(&mut xdp, &packet(from, 5000, "FA"));
             }
         }
-        let next: Vec<u8> = (100..110).map(|n| connect(&mut xdp, client(n), 1)).collect();
+        let next: Vec<u8> = (100..110)
+            .map(|n| connect(&mut xdp, client(n), 1))
+            .collect();
         assert_eq!(next, [1; 10], "closing connections weigh little");
         xdp.sweep();
         let dump = xdp.dump("loads").unwrap();
-        let active: Vec<u64> = dump.iter().map(|load| load["active"].as_u64().unwrap()).collect();
-        assert_eq!(active, [10, 10, 10], "the sweep agrees with the program's own count");
+        let active: Vec<u64> = dump
+            .iter()
+            .map(|load| load["active"].as_u64().unwrap())
+            .collect();
+        assert_eq!(
+            active,
+            [10, 10, 10],
+            "the sweep agrees with the program's own count"
+        );
     });
 }
 
@@ -107,7 +122,9 @@ fn fail_over() {
         assert_eq!(shares(&mut xdp, 10), BTreeMap::from([(2, 10)]));
         planned.backends[1].state = Draining;
         apply(&mut xdp, vec![planned]);
-        let next: Vec<u8> = (100..105).map(|n| connect(&mut xdp, client(n), 1)).collect();
+        let next: Vec<u8> = (100..105)
+            .map(|n| connect(&mut xdp, client(n), 1))
+            .collect();
         assert_eq!(next, [3; 5]);
     });
 }
@@ -147,9 +164,17 @@ fn maglev_and_source_hash() {
                 };
                 let server = server_of(&mut xdp, &packet(from, port, "S"));
                 // Ids are given in file order from 1 on.
-                assert_eq!(u64::from(server), table[place as usize], "{scheduler} {number}");
+                assert_eq!(
+                    u64::from(server),
+                    table[place as usize],
+                    "{scheduler} {number}"
+                );
                 if !flag {
-                    assert_eq!(server_of(&mut xdp, &packet(from, 9, "S")), server, "another port");
+                    assert_eq!(
+                        server_of(&mut xdp, &packet(from, 9, "S")),
+                        server,
+                        "another port"
+                    );
                 }
                 // The end of an unknown connection goes where the connection would have gone.
                 let other = client(100_000 + number);
@@ -207,7 +232,11 @@ fn a_client_sticks_to_its_server() {
         planned.backends[usize::from(first) - 1].state = Draining;
         apply(&mut xdp, vec![planned]);
         let same = Ipv4Addr::new(10, 20, 30, 77);
-        assert_eq!(connect(&mut xdp, same, 1), first, "persistence outlives draining, as in IPVS");
+        assert_eq!(
+            connect(&mut xdp, same, 1),
+            first,
+            "persistence outlives draining, as in IPVS"
+        );
         std::thread::sleep(Duration::from_millis(2_300));
         assert_ne!(connect(&mut xdp, same, 2), first, "but not its time-out");
     });
@@ -234,8 +263,13 @@ fn thresholds() {
         }
         std::thread::sleep(Duration::from_millis(1_300));
         xdp.sweep();
-        let next: Vec<u8> = (100..104).map(|n| connect(&mut xdp, client(n), 1)).collect();
-        assert!(next.contains(&1), "below the lower threshold it takes connections again: {next:?}");
+        let next: Vec<u8> = (100..104)
+            .map(|n| connect(&mut xdp, client(n), 1))
+            .collect();
+        assert!(
+            next.contains(&1),
+            "below the lower threshold it takes connections again: {next:?}"
+        );
     });
 }
 
@@ -260,8 +294,18 @@ fn listed_sources() {
         assert_eq!(xdp.run(&bad, 0).unwrap().0, DROP, "an established one too");
         assert_eq!(server_of(&mut xdp, &good), 1, "the longest prefix decides");
         assert_eq!(passed(&mut xdp, "blocked"), 1);
-        let elsewhere = frame(Ipv4Addr::new(10, 30, 1, 1), Ipv4Addr::new(10, 0, 0, 1), 64, transport(1, 80, "S"), b"");
-        assert_eq!(xdp.run(&elsewhere, 0).unwrap().0, PASS, "only services are protected");
+        let elsewhere = frame(
+            Ipv4Addr::new(10, 30, 1, 1),
+            Ipv4Addr::new(10, 0, 0, 1),
+            64,
+            transport(1, 80, "S"),
+            b"",
+        );
+        assert_eq!(
+            xdp.run(&elsewhere, 0).unwrap().0,
+            PASS,
+            "only services are protected"
+        );
         xdp.set_protection(&lists(&[])).unwrap();
         assert_eq!(server_of(&mut xdp, &bad), 1);
         assert!(xdp.dump("sources4").unwrap().is_empty());
@@ -276,7 +320,13 @@ fn a_million_listed_sources() {
         let sources: Vec<_> = (0..1_000_000_u32)
             .map(|number| {
                 let address = IpAddr::V4(Ipv4Addr::from(0x2000_0000 + number * 256));
-                (IpPrefix { address, length: 24 }, SourceRule::Block)
+                (
+                    IpPrefix {
+                        address,
+                        length: 24,
+                    },
+                    SourceRule::Block,
+                )
             })
             .collect();
         let protection = Protection {
@@ -319,7 +369,12 @@ fn rates_of_new_connections() {
         .unwrap();
         let mut opened = |number: u32, count: u16| -> usize {
             (0..count)
-                .filter(|port| xdp.run(&packet(client(number), 100 + port, "S"), 0).unwrap().0 == TX)
+                .filter(|port| {
+                    xdp.run(&packet(client(number), 100 + port, "S"), 0)
+                        .unwrap()
+                        .0
+                        == TX
+                })
                 .count()
         };
         let within = |count: usize, burst: usize| (burst..=burst + 2).contains(&count);
@@ -330,6 +385,10 @@ fn rates_of_new_connections() {
         assert!(within(rest, 30), "the service takes 50 in all: {rest}");
         assert!(passed(&mut xdp, "source_rate") > 0);
         assert!(passed(&mut xdp, "service_rate") > 0);
-        assert_eq!(xdp.run(&packet(client(1), 100, "A"), 0).unwrap().0, TX, "known flows go on");
+        assert_eq!(
+            xdp.run(&packet(client(1), 100, "A"), 0).unwrap().0,
+            TX,
+            "known flows go on"
+        );
     });
 }

@@ -66,16 +66,28 @@ fn frame(v4: bool, payload: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     if v4 {
         let builder = ethernet.ipv4([10, 0, 9, 9], [10, 0, 0, 100], 64);
-        builder.tcp(4000, 80, 1, 1).syn().write(&mut bytes, &body).unwrap();
+        builder
+            .tcp(4000, 80, 1, 1)
+            .syn()
+            .write(&mut bytes, &body)
+            .unwrap();
         // A traffic class, which the outer packet must show too.
         bytes[15] = 0xb9;
-        let header = etherparse::Ipv4Header::from_slice(&bytes[14..34]).unwrap().0;
+        let header = etherparse::Ipv4Header::from_slice(&bytes[14..34])
+            .unwrap()
+            .0;
         bytes[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
     } else {
         let client = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9).octets();
-        let IpAddr::V6(to) = vip(false) else { unreachable!() };
+        let IpAddr::V6(to) = vip(false) else {
+            unreachable!()
+        };
         let builder = ethernet.ipv6(client, to.octets(), 64);
-        builder.tcp(4000, 80, 1, 1).syn().write(&mut bytes, &body).unwrap();
+        builder
+            .tcp(4000, 80, 1, 1)
+            .syn()
+            .write(&mut bytes, &body)
+            .unwrap();
         bytes[14] = 0x6b;
         bytes[15] = 0x90;
     }
@@ -106,7 +118,10 @@ fn all_four_combinations() {
                     let frame = frame(inner_v4, 100);
                     let (verdict, out) = xdp.run(&frame, 0).unwrap();
                     assert_eq!(verdict, TX, "{what}");
-                    assert_eq!((&out[..6], &out[6..12]), (&ROUTER_MAC[..], &DIRECTOR_MAC[..]));
+                    assert_eq!(
+                        (&out[..6], &out[6..12]),
+                        (&ROUTER_MAC[..], &DIRECTOR_MAC[..])
+                    );
                     let network = if vlan == 0 { 14 } else { 18 };
                     if vlan != 0 {
                         assert_eq!(out[12..16], [0x81, 0, 0, 100], "{what}");
@@ -117,7 +132,11 @@ fn all_four_combinations() {
                     if outer_v4 {
                         assert_eq!(out[network - 2..network], [8, 0], "{what}");
                         let (header, rest) = etherparse::Ipv4Header::from_slice(outer).unwrap();
-                        assert_eq!(header.header_checksum, header.calc_header_checksum(), "{what}");
+                        assert_eq!(
+                            header.header_checksum,
+                            header.calc_header_checksum(),
+                            "{what}"
+                        );
                         assert_eq!(IpAddr::from(header.source), own(true), "{what}");
                         assert_eq!(IpAddr::from(header.destination), far(true), "{what}");
                         assert_eq!((header.protocol.0, header.time_to_live), (protocol, 64));
@@ -159,14 +178,20 @@ fn what_does_not_fit_is_answered() {
             let large = frame(inner_v4, most - headers + 1);
             let (verdict, out) = xdp.run(&large, 0).unwrap();
             assert_eq!((verdict, passed(&mut xdp, "too_big")), (TX, 1));
-            assert_eq!((&out[..6], &out[6..12]), (&CLIENT_MAC[..], &DIRECTOR_MAC[..]));
+            assert_eq!(
+                (&out[..6], &out[6..12]),
+                (&CLIENT_MAC[..], &DIRECTOR_MAC[..])
+            );
             let packet = SlicedPacket::from_ethernet(&out).unwrap();
             match (packet.net.unwrap(), packet.transport.unwrap()) {
                 (NetSlice::Ipv4(ip), TransportSlice::Icmpv4(icmp)) => {
                     let header = ip.header().to_header();
                     assert_eq!(header.header_checksum, header.calc_header_checksum());
                     assert_eq!(IpAddr::from(header.source), vip(true));
-                    assert_eq!(IpAddr::from(header.destination), IpAddr::from([10, 0, 9, 9]));
+                    assert_eq!(
+                        IpAddr::from(header.destination),
+                        IpAddr::from([10, 0, 9, 9])
+                    );
                     assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, 4));
                     assert_eq!(icmp.bytes5to8(), [0, 0, (most >> 8) as u8, most as u8]);
                     assert_eq!(lb_common::checksum::of(icmp.slice()), 0, "checksum");

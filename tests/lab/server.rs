@@ -100,7 +100,7 @@ http {{
   client_body_temp_path {d}/uploads; proxy_temp_path {d}/tmp;
   fastcgi_temp_path {d}/tmp; uwsgi_temp_path {d}/tmp; scgi_temp_path {d}/tmp;
   server {{
-    listen 80; root {d}/www;
+    listen 80; listen [::]:80; root {d}/www;
     location /upload {{
       client_body_in_file_only on;
       proxy_pass_request_body off; proxy_set_header Content-Length 0;

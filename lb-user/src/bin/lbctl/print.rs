@@ -174,8 +174,11 @@ pub fn services(plane: &DataPlaneSnapshot) -> String {
         line(
             &mut out,
             format!(
-                "{:<4} {} {}",
-                service.protocol, service.address, service.scheduler
+                "{:<4} {} {}{}",
+                service.protocol,
+                service.address,
+                service.scheduler,
+                flags(service)
             ),
         );
         for backend in listed(service) {
@@ -184,7 +187,7 @@ pub fn services(plane: &DataPlaneSnapshot) -> String {
                 format!(
                     "  -> {:<28} {:<7} {:<6} {:<10} {:<10}",
                     remote(service, backend),
-                    forward(backend),
+                    forward(service, backend),
                     backend.weight,
                     backend.active,
                     backend.inactive
@@ -272,14 +275,28 @@ fn remote(service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
     } else {
         &backend.address
     };
-    format!("{address}:{port}")
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
 }
 
-fn forward(backend: &BackendSnapshot) -> &'static str {
+fn forward<'a>(service: &'a ServiceSnapshot, backend: &BackendSnapshot) -> &'a str {
     if backend.address == "local" {
         "Local"
-    } else {
+    } else if backend.sorry {
         "Route"
+    } else {
+        &service.forward
+    }
+}
+
+/// As `ipvsadm` shows persistence.
+fn flags(service: &ServiceSnapshot) -> String {
+    match service.persistent_s {
+        Some(seconds) => format!(" persistent {seconds}"),
+        None => String::new(),
     }
 }
 
