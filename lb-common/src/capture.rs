@@ -1,5 +1,7 @@
 //! What the XDP program tells of a packet when a capture runs.
 
+use core::mem::{offset_of, size_of};
+
 use crate::Address;
 
 /// Which packets a capture wants. Zero fields mean any.
@@ -65,6 +67,38 @@ impl Event {
     pub const TRANSMITTED: u32 = 62;
     /// Sent out of another interface.
     pub const REDIRECTED: u32 = 63;
+
+    /// Bytes of an event.
+    pub const LENGTH: usize = size_of::<Event>();
+
+    /// Reads an event as the program wrote it.
+    pub fn from_bytes(bytes: &[u8; Self::LENGTH]) -> Self {
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(word)
+        };
+        let half = |at: usize| {
+            let mut half = [0; 4];
+            half.copy_from_slice(&bytes[at..at + 4]);
+            u32::from_ne_bytes(half)
+        };
+        let quarter = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            time_ns: word(offset_of!(Event, time_ns)),
+            client: Address([
+                word(offset_of!(Event, client)),
+                word(offset_of!(Event, client) + 8),
+            ]),
+            length: half(offset_of!(Event, length)),
+            kept: half(offset_of!(Event, kept)),
+            ifindex: half(offset_of!(Event, ifindex)),
+            outcome: half(offset_of!(Event, outcome)),
+            service: quarter(offset_of!(Event, service)),
+            backend: quarter(offset_of!(Event, backend)),
+            action: half(offset_of!(Event, action)),
+        }
+    }
 }
 
 const _: () = {

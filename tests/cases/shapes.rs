@@ -383,7 +383,7 @@ fn packets_v6() -> Vec<(&'static str, Vec<u8>, Fate)> {
         (
             "traffic class and flow label",
             changed(plain(6, &syn), |p| {
-                p[..4].copy_from_slice(&[0x6a, 0xbc, 0xde, 0xf0])
+                p[..4].copy_from_slice(&[0x6a, 0xbc, 0xde, 0xf0]);
             }),
             To(1),
         ),

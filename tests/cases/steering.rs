@@ -149,3 +149,80 @@ fn flows_and_reasons_are_shown() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["backend"], "10.1.15.45");
 }
+
+/// A capture is read by tcpdump, which knows the format, and by this test, which looks for comments.
+#[test]
+fn a_capture_tells_what_became_of_packets() {
+    let guide = Guide::start().unwrap();
+    let lbd = &guide.node1;
+    let file = guide.lab.directory().join("capture.pcapng");
+    let path = file.to_string_lossy().into_owned();
+    let captured = |arguments: &[&str], traffic: &dyn Fn()| {
+        let head = ["capture", "--write", &path];
+        std::thread::scope(|scope| {
+            let capture = scope.spawn(|| lbd.ctl(&[&head[..], arguments].concat()).unwrap());
+            wait::until_true("the capture runs", Duration::from_secs(5), || {
+                Ok(lbd.dump("control")?.entries[0]["capture"] == true)
+            })
+            .unwrap();
+            traffic();
+            capture.join().unwrap();
+        });
+        std::fs::read(&file).unwrap()
+    };
+    let requests = || drop(http::get_many(&guide.client, VIP, 10).unwrap());
+    let bytes = captured(&["--only", "forwarded", "--count", "20"], &requests);
+    let contains =
+        |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|w| w == text.as_bytes());
+    for text in [
+        "XDP_TX: forwarded; real server 10.1.15.45; service TCP 10.1.15.50:80; client 10.1.15.1",
+        "real server 10.1.15.46",
+        "eno16777736",
+    ] {
+        assert!(contains(&bytes, text), "{text}");
+    }
+    assert!(!contains(&bytes, "XDP_PASS"));
+    let listed = guide
+        .client
+        .run("tcpdump", &["-n", "-e", "-r", &path])
+        .unwrap();
+    assert_eq!(listed.lines().count(), 20, "{listed}");
+    let rs1 = guide.rs1.node().mac().unwrap();
+    assert!(
+        listed.contains(&rs1) && listed.contains("10.1.15.50.80: Flags [S]"),
+        "{listed}"
+    );
+
+    let ping = || {
+        let _ = guide
+            .client
+            .run("curl", &["-s", "--max-time", "1", "http://10.1.15.43:81/"]);
+    };
+    let arguments = [
+        "--only",
+        "not_a_service",
+        "--client",
+        "10.1.15.0/24",
+        "--count",
+        "1",
+    ];
+    let bytes = captured(&arguments, &ping);
+    assert!(contains(
+        &bytes,
+        "XDP_PASS: not_a_service; client 10.1.15.1"
+    ));
+    wait::until_true(
+        "the program is told of the end",
+        Duration::from_secs(5),
+        || Ok(lbd.dump("control")?.entries[0]["capture"] == false),
+    )
+    .unwrap();
+    let refused = lbd
+        .lbctl(&["capture", "--only", "nonsense", "-w", &path])
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        stderr.contains("`nonsense` is no outcome: forwarded, passed, dropped"),
+        "{stderr}"
+    );
+}

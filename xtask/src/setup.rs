@@ -5,8 +5,9 @@ use anyhow::Result;
 use crate::{apt, ebpf, run};
 
 /// Programs of the laboratory, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("nginx", "nginx"),
+    ("tcpdump", "tcpdump"),
     ("keepalived", "keepalived"),
     ("ethtool", "ethtool"),
     ("curl", "curl"),

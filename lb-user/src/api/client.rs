@@ -4,11 +4,11 @@ use std::{io, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
 use super::proto::Failure;
 
@@ -32,6 +32,14 @@ pub enum ClientError {
     /// The answer is not to be understood.
     #[error("lbd's answer makes no sense: {0}")]
     Nonsense(String),
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// The kernel's words.
+        source: std::io::Error,
+    },
     /// It refused.
     #[error("{}", .0.error)]
     Refused(Failure),
@@ -56,6 +64,57 @@ async fn exchange<T: DeserializeOwned>(
     path: &str,
 ) -> Result<T, ClientError> {
     let nonsense = |error: &dyn std::fmt::Display| ClientError::Nonsense(error.to_string());
+    let (answer, connection) = send(socket, method, path).await?;
+    let status = answer.status();
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .map_err(|e| nonsense(&e))?
+        .to_bytes();
+    connection.abort();
+    if status == StatusCode::OK {
+        return serde_json::from_slice(&body).map_err(|e| nonsense(&e));
+    }
+    Err(ClientError::Refused(
+        serde_json::from_slice(&body).map_err(|e| nonsense(&e))?,
+    ))
+}
+
+/// Asks for a body that comes piece by piece, and gives each piece to `take` until it says that this
+/// is enough, or the body ends.
+pub async fn stream(
+    socket: &Path,
+    path: &str,
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> Result<(), ClientError> {
+    let nonsense = |error: &dyn std::fmt::Display| ClientError::Nonsense(error.to_string());
+    let (answer, connection) = send(socket, Method::GET, path).await?;
+    let status = answer.status();
+    let mut body = answer.into_body();
+    if status != StatusCode::OK {
+        let bytes = body.collect().await.map_err(|e| nonsense(&e))?.to_bytes();
+        connection.abort();
+        return Err(ClientError::Refused(
+            serde_json::from_slice(&bytes).map_err(|e| nonsense(&e))?,
+        ));
+    }
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| nonsense(&e))?;
+        if frame.data_ref().is_some_and(|data| !take(data)) {
+            break;
+        }
+    }
+    connection.abort();
+    Ok(())
+}
+
+async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), ClientError> {
+    let nonsense = |error: &dyn std::fmt::Display| ClientError::Nonsense(error.to_string());
     let stream = UnixStream::connect(socket)
         .await
         .map_err(|source| ClientError::Unreachable {
@@ -76,18 +135,5 @@ async fn exchange<T: DeserializeOwned>(
         .send_request(request)
         .await
         .map_err(|e| nonsense(&e))?;
-    let status = answer.status();
-    let body = answer
-        .into_body()
-        .collect()
-        .await
-        .map_err(|e| nonsense(&e))?
-        .to_bytes();
-    connection.abort();
-    if status == StatusCode::OK {
-        return serde_json::from_slice(&body).map_err(|e| nonsense(&e));
-    }
-    Err(ClientError::Refused(
-        serde_json::from_slice(&body).map_err(|e| nonsense(&e))?,
-    ))
+    Ok((answer, connection))
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::dataplane::{
-    Attachment, BackendSnapshot, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
+    Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Why, WhyQuery,
 };
 use crate::model::VrrpState;
@@ -23,6 +23,9 @@ pub const STEER: &str = "/v1/backends";
 pub const FLOWS: &str = "/v1/flows";
 /// `GET`: a [`Why`]; the query is a [`WhyQuery`].
 pub const WHY: &str = "/v1/why";
+
+/// `GET`: a pcapng file that grows while packets come; the query is a [`CaptureQuery`].
+pub const CAPTURE: &str = "/v1/capture";
 
 /// What an operator tells of a real server.
 #[derive(Clone, Debug, Serialize, Deserialize)]

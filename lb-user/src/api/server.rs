@@ -9,6 +9,7 @@ use std::{
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Path as Segment, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -23,8 +24,8 @@ use tokio::{
 };
 
 use super::proto::{
-    self, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer, Steered, TableInfo, Why,
-    WhyQuery,
+    self, CaptureQuery, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer, Steered,
+    TableInfo, Why, WhyQuery,
 };
 
 /// Requests that may wait for the daemon; more are refused with 503.
@@ -44,6 +45,11 @@ pub enum Request {
     Flows(FlowQuery, oneshot::Sender<Result<FlowPage, String>>),
     /// What would become of a packet.
     Why(WhyQuery, oneshot::Sender<Result<Why, String>>),
+    /// What becomes of packets.
+    Capture(
+        CaptureQuery,
+        oneshot::Sender<Result<mpsc::Receiver<Vec<u8>>, String>>,
+    ),
     /// Read the configuration again; a dry run only says what would change.
     Reload {
         /// Whether to change nothing.
@@ -112,6 +118,7 @@ impl Server {
             .route(proto::STEER, post(steer))
             .route(proto::FLOWS, get(flows))
             .route(proto::WHY, get(why))
+            .route(proto::CAPTURE, get(capture))
             .route(proto::RELOAD, post(reload))
             .with_state(requests);
         let task = tokio::spawn(async move {
@@ -183,6 +190,20 @@ async fn flows(State(daemon): Daemon, Query(query): Query<FlowQuery>) -> Respons
 async fn why(State(daemon): Daemon, Query(query): Query<WhyQuery>) -> Response {
     match ask(&daemon, |answer| Request::Why(query, answer)).await {
         Some(Ok(why)) => Json(why).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error, false),
+        None => busy(),
+    }
+}
+
+async fn capture(State(daemon): Daemon, Query(query): Query<CaptureQuery>) -> Response {
+    match ask(&daemon, |answer| Request::Capture(query, answer)).await {
+        Some(Ok(chunks)) => {
+            let stream = futures::stream::unfold(chunks, |mut chunks| async move {
+                let chunk = chunks.recv().await?;
+                Some((Ok::<_, std::convert::Infallible>(chunk), chunks))
+            });
+            Body::from_stream(stream).into_response()
+        }
         Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error, false),
         None => busy(),
     }

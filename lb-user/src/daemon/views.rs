@@ -29,6 +29,7 @@ impl Daemon {
             }
             Request::Steer(steer, answer) => drop(answer.send(self.steer(&steer))),
             Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
+            Request::Capture(query, answer) => drop(answer.send(self.data_plane.capture(&query))),
             Request::Why(query, answer) => drop(answer.send(self.data_plane.why(&query))),
             Request::Reload { dry_run, answer } => {
                 let result = self.answer_reload(dry_run, reports).await;

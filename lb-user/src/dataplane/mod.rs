@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
 use crate::model::{FlowTimeouts, Neighbour, Protection, Scheduler, ServiceId, Target};
 
@@ -55,6 +56,10 @@ pub trait DataPlane: Send {
 
     /// What would become of a client's packet, and why.
     fn why(&self, query: &WhyQuery) -> Result<Why, String>;
+
+    /// Shows what becomes of packets, as the bytes of a pcapng file, until the receiver is dropped or
+    /// enough was shown. One capture runs at a time.
+    fn capture(&mut self, query: &CaptureQuery) -> Result<mpsc::Receiver<Vec<u8>>, String>;
 
     /// Frees flow slots that nobody uses any more and counts the others.
     fn sweep(&mut self);
@@ -249,6 +254,31 @@ pub struct FlowEntry {
     pub state: String,
     /// Seconds of silence that are left to it.
     pub expires_in_s: u64,
+}
+
+/// Which packets to show. Absent fields mean any.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CaptureQuery {
+    /// Client: an address or a network.
+    pub client: Option<String>,
+    /// Service, as `10.1.15.50:80` or `TCP 10.1.15.50:80`.
+    pub service: Option<String>,
+    /// Real server's address, or `local`.
+    pub backend: Option<String>,
+    /// `forwarded`, `passed`, `dropped`, or the name of a reason.
+    pub only: Option<String>,
+    /// Bytes kept of each packet.
+    #[serde(default = "snap_length")]
+    pub snap_length: u32,
+    /// Packets after which the capture ends.
+    pub count: Option<u64>,
+}
+
+/// A whole packet of Ethernet's usual size.
+const SNAP_LENGTH: u32 = 1_600;
+
+fn snap_length() -> u32 {
+    SNAP_LENGTH
 }
 
 /// A packet that may come.

@@ -1,5 +1,6 @@
 //! Shows and steers a running lbd. Knows only the API.
 
+mod capture;
 mod print;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -83,6 +84,32 @@ enum Command {
         #[arg(long, default_value = "tcp")]
         protocol: String,
     },
+    /// Write what XDP does with packets to a pcapng file, with the verdict and the real server of each as
+    /// its comment, until interrupted. Packets are shown as they leave. Costs nothing while it does not
+    /// run.
+    Capture {
+        /// An address or a network.
+        #[arg(long)]
+        client: Option<String>,
+        /// As in `services`, with or without the protocol.
+        #[arg(long)]
+        service: Option<String>,
+        /// Address of a real server.
+        #[arg(long)]
+        backend: Option<String>,
+        /// forwarded, passed, dropped, or the name of a reason as in `status`.
+        #[arg(long)]
+        only: Option<String>,
+        /// End after this many packets.
+        #[arg(short, long)]
+        count: Option<u64>,
+        /// Bytes kept of each packet, at most 60000.
+        #[arg(short, long, default_value_t = 1600)]
+        snap_length: u32,
+        /// The file; - is standard output.
+        #[arg(short, long, value_name = "FILE")]
+        write: PathBuf,
+    },
     /// Make lbd read its configuration again.
     Reload {
         /// Only say what would change.
@@ -149,7 +176,9 @@ async fn main() -> ExitCode {
                 ClientError::Refused(failure) if failure.invalid_config => {
                     ExitCode::from(INVALID_CONFIG)
                 }
-                ClientError::Refused(_) | ClientError::Nonsense(_) => ExitCode::FAILURE,
+                ClientError::Refused(_) | ClientError::Nonsense(_) | ClientError::File { .. } => {
+                    ExitCode::FAILURE
+                }
             }
         }
     }
@@ -249,6 +278,28 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             );
             let why: Why = get(arguments, &path).await?;
             Ok(show(arguments, &why, print::why))
+        }
+        Command::Capture {
+            client,
+            service,
+            backend,
+            only,
+            count,
+            snap_length,
+            write,
+        } => {
+            let path = query(
+                proto::CAPTURE,
+                &[
+                    ("client", client.clone()),
+                    ("service", service.clone()),
+                    ("backend", backend.clone()),
+                    ("only", only.clone()),
+                    ("count", count.map(|count| count.to_string())),
+                    ("snap_length", Some(snap_length.to_string())),
+                ],
+            );
+            capture::run(&arguments.socket, &path, write).await
         }
         Command::Reload { dry_run } => {
             let path = format!("{}?dry_run={dry_run}", proto::RELOAD);

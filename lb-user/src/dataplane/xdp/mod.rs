@@ -6,6 +6,7 @@
 //! place, word by word, and their ids stay reserved while flows may hold them.
 
 mod backends;
+mod capture;
 mod clock;
 mod control;
 mod dump;
@@ -44,8 +45,11 @@ use lb_common::{
     table::{Cursor, Load, Tunnel},
 };
 
+use tokio::sync::mpsc;
+
 pub use self::object::pin_pass;
 use self::{
+    capture::{Capture, Events},
     clock::Clock,
     control::ControlElement,
     flows::{Chunk, Flows, Homeless},
@@ -58,8 +62,8 @@ use self::{
     protect::Sources,
 };
 use super::{
-    BackendKey, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot, TableInfo, Why,
-    WhyQuery,
+    BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot,
+    TableInfo, Why, WhyQuery,
     plan::{BackendState, PlannedService},
 };
 use crate::model::{
@@ -99,6 +103,8 @@ pub struct Xdp {
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     sources: Sources,
+    events: Events,
+    capture: Capture,
     flows: Flows,
     clock: Clock,
     epoch: Instant,
@@ -194,10 +200,13 @@ impl Xdp {
             .map_err(fails("open map reasons"))?;
         let v4 = LpmTrie::try_from(take("sources4")?).map_err(fails("open map sources4"))?;
         let v6 = LpmTrie::try_from(take("sources6")?).map_err(fails("open map sources6"))?;
-        let kept = ["fragments", "source_rates", "events"]
+        let kept = ["fragments", "source_rates"]
             .into_iter()
             .map(&mut take)
             .collect::<Result<Vec<_>, _>>()?;
+        let events = take("events")?
+            .try_into()
+            .map_err(fails("open map events"))?;
         let mut clock = Clock::new();
         let half_open = |table: FlowTable| {
             let name = match table {
@@ -247,6 +256,8 @@ impl Xdp {
             stats,
             reasons,
             sources,
+            events,
+            capture: Capture::default(),
             flows,
             clock,
             epoch: Instant::now(),
@@ -450,7 +461,12 @@ impl DataPlane for Xdp {
         self.answer_why(query)
     }
 
+    fn capture(&mut self, query: &CaptureQuery) -> Result<mpsc::Receiver<Vec<u8>>, String> {
+        self.start_capture(query)
+    }
+
     fn sweep(&mut self) {
+        self.end_capture();
         let loads = self.loads_before();
         let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
         let homeless = self.flows.sweep(&self.control, self.clock.now(), |flow| {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    BackendFlags,
+    Address, BackendFlags,
     flow::{FlowTable, FlowValue},
     hashing::{self, MAGLEV_OFFSET_KEY},
     limits::{MAX_SERVICES, RING_CHUNK_SLOTS},
@@ -19,14 +19,14 @@ use super::{
 };
 use crate::{
     dataplane::{FlowEntry, FlowPage, FlowQuery, Why, WhyQuery, plan::PlannedService},
-    model::{IpPrefix, Protocol, SourceRule, address::wire},
+    model::{Protocol, SourceRule, address::wire},
 };
 
 /// Who is asked for.
 enum Client {
     Any,
     Exactly(SocketAddr),
-    Within(IpPrefix),
+    Within(Address, u8),
 }
 
 impl Client {
@@ -37,13 +37,9 @@ impl Client {
         if let Ok(exact) = text.parse() {
             return Ok(Client::Exactly(exact));
         }
-        let (address, length) = match text.split_once('/') {
-            Some((address, length)) => (address, length.parse().ok()),
-            None => (text, Some(128)),
-        };
-        match (address.parse(), length) {
-            (Ok(address), Some(length)) => Ok(Client::Within(IpPrefix { address, length })),
-            _ => Err(format!(
+        match network(text) {
+            Some((address, bits)) => Ok(Client::Within(address, bits)),
+            None => Err(format!(
                 "`{text}` is no client: write an address, a network, or an address with a port"
             )),
         }
@@ -53,14 +49,27 @@ impl Client {
         match self {
             Client::Any => true,
             Client::Exactly(exact) => exact.ip() == flow.client && exact.port() == flow.client_port,
-            Client::Within(network) => {
-                let offset = if network.address.is_ipv4() { 96 } else { 0 };
-                let bits = network.length.saturating_add(offset).min(128);
-                network.address.is_ipv4() == flow.client.is_ipv4()
-                    && wire(network.address).network(bits) == wire(flow.client).network(bits)
+            Client::Within(network, bits) => {
+                network.network(*bits) == wire(flow.client).network(*bits)
             }
         }
     }
+}
+
+/// An address or a network, and how many bits of it count (IPv4 prefixes are 96 longer).
+pub fn network(text: &str) -> Option<(Address, u8)> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length.parse::<u8>().ok()?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let (offset, most) = if address.is_ipv4() {
+        (96, 32)
+    } else {
+        (0, 128)
+    };
+    let length = length.unwrap_or(most);
+    (length <= most).then_some((wire(address), length + offset))
 }
 
 impl Xdp {
