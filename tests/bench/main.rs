@@ -28,6 +28,10 @@ struct Arguments {
     /// Packets of each case in each round.
     #[arg(long, default_value_t = 1_000_000)]
     packets: u32,
+    /// Measure nothing: let two CPUs work on one flow table, that many packets each, and look for torn
+    /// entries and flows with two real servers.
+    #[arg(long, value_name = "PACKETS")]
+    hammer: Option<u32>,
 }
 
 /// A case's figures.
@@ -40,6 +44,17 @@ struct Figures {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut harness = Harness::new(&arguments.object)?;
+    if let Some(packets) = arguments.hammer {
+        let wrong = harness.hammer(&arguments.object, packets)?;
+        anyhow::ensure!(
+            wrong.is_empty(),
+            "{} faults: {:?}",
+            wrong.len(),
+            wrong.first()
+        );
+        println!("no torn entry, no flow with two real servers");
+        return Ok(());
+    }
     println!("preparing flows");
     harness.warm_up()?;
     let mut all: Vec<Figures> = CASES
@@ -86,6 +101,7 @@ fn main() -> Result<()> {
             figures.case.against
         );
     }
+    println!("\n{}", harness.describe()?);
     if let Some(file) = arguments.json {
         let cases: Vec<_> = all
             .iter()

@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use super::{
-    Chosen, Decision, alive,
+    Decision, alive,
     key::Key,
     slots::{self, Found},
 };
@@ -16,6 +16,16 @@ use crate::{
     maps::{LOADS, now},
     parse::transport::Kind,
 };
+
+/// What the table of promoted flows says.
+pub enum Promoted {
+    /// The packet continues a flow of this backend.
+    Continues(u16),
+    /// There is a flow, but it needs another backend.
+    Changes,
+    /// There is none.
+    Absent,
+}
 
 /// Everything about the packet that the table needs.
 pub struct Lookup<'a, K> {
@@ -40,22 +50,28 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
     }
 
-    /// The common case: a packet that continues a promoted flow. `None` leaves it to [`Self::decide`].
+    /// The common case: a packet that continues a promoted flow. The others are for [`Self::decide`].
     #[inline(always)]
-    pub fn established(&self) -> Option<Chosen> {
-        let bucket = K::bucket(self.control.tables[self.table()], self.hash)?;
-        let place = slots::find(&self.key, bucket)?;
-        if !self.continues(&place) {
-            return None;
+    pub fn established(&self) -> Promoted {
+        let table = self.control.tables[self.table()];
+        let Some(bucket) = K::bucket(table, self.hash) else {
+            return Promoted::Changes;
+        };
+        match slots::find(&self.key, bucket) {
+            None => Promoted::Absent,
+            Some(place) if self.continues(&place) => {
+                self.renew(&place);
+                Promoted::Continues(place.value.backend())
+            }
+            Some(_) => Promoted::Changes,
         }
-        self.renew(&place);
-        Some(Chosen::known(place.value.backend()))
     }
 
+    /// Every other case. `absent` says that no promoted flow was found.
     #[inline(always)]
-    pub fn decide(&self) -> Result<Decision, Reason> {
+    pub fn decide(&self, absent: bool) -> Result<Decision, Reason> {
         let promoted = self.promoted()?;
-        if let Some(place) = slots::find(&self.key, promoted) {
+        if !absent && let Some(place) = slots::find(&self.key, promoted) {
             return Ok(self.continue_flow(&place));
         }
         // A table that grows is two for a while.

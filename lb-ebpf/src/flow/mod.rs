@@ -14,7 +14,7 @@ use lb_common::{
 
 use self::{
     key::{Fingerprinted, Key},
-    lookup::{Lookup, table},
+    lookup::{Lookup, Promoted, table},
 };
 use crate::{
     answer, forward, maps,
@@ -117,14 +117,16 @@ pub fn backend_of<D: Datagram>(
     transport: &Transport,
 ) -> Result<Chosen, Reason> {
     let narrow = D::IS_V4 && !service::has_several_ports(info);
+    let (ctx, mut place) = (packet.ctx.ctx, Place::of(link, ip));
     if narrow {
         let key = FlowKey::new(ip.source_v4(), transport.source_port_be, info.id());
-        let look = Lookup::new(control, info, key, transport.kind);
-        if let Some(chosen) = look.established() {
-            return Ok(chosen);
+        match Lookup::new(control, info, key, transport.kind).established() {
+            Promoted::Continues(backend) => return Ok(Chosen::known(backend)),
+            Promoted::Changes => {}
+            Promoted::Absent => place = place.not_promoted(),
         }
     }
-    let (ctx, place) = (packet.ctx.ctx, Place::of(link, ip).0);
+    let place = place.0;
     let decision = Decision(answer::decode(if narrow {
         decide_v4(ctx, place, info.0)
     } else {
@@ -153,7 +155,9 @@ pub fn backend_of<D: Datagram>(
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn decide_v4(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
-    let decision = with_narrow(ctx, place, info, |look| look.decide());
+    let decision = with_narrow(ctx, place, info, |look| {
+        look.decide(Place(place).is_not_promoted())
+    });
     answer::encode(
         decision
             .and_then(|decision| decision)
@@ -166,8 +170,9 @@ extern "C" fn decide_v4(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
 #[inline(never)]
 extern "C" fn decide_wide(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
     let decision = with_wide(ctx, place, info, |look| match look.established() {
-        Some(chosen) => Ok(Decision::known(chosen.backend)),
-        None => look.decide(),
+        Promoted::Continues(backend) => Ok(Decision::known(backend)),
+        Promoted::Changes => look.decide(false),
+        Promoted::Absent => look.decide(true),
     });
     answer::encode(
         decision
