@@ -99,7 +99,13 @@ impl Rate {
     /// The new state if a connection at `now` conforms, from the theoretical arrival time `state`.
     #[inline(always)]
     pub const fn admit(self, state: u64, now: u64) -> Option<u64> {
-        let due = if state > now { state } else { now };
+        // A state further ahead than this limit allows is another limit's, from before a change.
+        let ahead = now + self.tolerance_ns + self.interval_ns;
+        let due = if state > now && state <= ahead {
+            state
+        } else {
+            now
+        };
         if due - now > self.tolerance_ns {
             return None;
         }

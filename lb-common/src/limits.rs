@@ -91,14 +91,14 @@ pub const SPILL_FLOWS: u32 = 16_384;
 /// Datagrams in pieces whose later fragments are being waited for.
 pub const MAX_FRAGMENTED: u32 = 16_384;
 
-/// Clients that stick to a real server.
-pub const MAX_STICKY: u32 = 1 << 20;
+/// Clients that stick to a real server. The kernel takes the memory at once, about 100 bytes each.
+pub const MAX_STICKY: u32 = 1 << 17;
 
 /// Clients of which only one packet was seen, so that a flood cannot push out the others.
 pub const MAX_STICKY_NEW: u32 = 16_384;
 
-/// Sources whose rate is watched at once.
-pub const MAX_SOURCES: u32 = 1 << 18;
+/// Sources whose rate is watched at once; memory as above.
+pub const MAX_SOURCES: u32 = 1 << 16;
 
 /// Prefixes in each of the two lists of sources.
 pub const MAX_PREFIXES: u32 = 1 << 20;

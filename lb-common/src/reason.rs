@@ -57,7 +57,7 @@ reasons! {
     Land = 7, "land", Pass;
     /// The source is a VIP of this host: forged, or a real server that answers in the wrong place.
     SourceIsVip = 8, "source_is_vip", Pass;
-    /// TTL or hop limit 0 or 1: the kernel answers with time exceeded.
+    /// TTL or hop limit 0 or 1: it may not travel on.
     TtlExpired = 9, "ttl_expired", Pass;
     /// A later fragment whose first one was not seen: the kernel waits for it.
     FragmentEarly = 10, "fragment_early", Pass;

@@ -172,8 +172,13 @@ pub struct ServiceDetail {
     pub sticky_ticks: u32,
     /// Limit of new connections.
     pub rate: Rate,
+    /// Where connections are counted: first slot of a list that names every backend of the ring once,
+    /// for when the ring's next ones are over their thresholds.
+    pub members_first: u32,
+    /// Length of that list, up to [`MAX_COMPARED`](crate::limits::MAX_COMPARED) of which are tried.
+    pub members_len: u32,
     /// Always 0.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 /// How a real server is chosen: the low byte, with options above.

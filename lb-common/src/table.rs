@@ -55,6 +55,8 @@ impl BackendFlags {
     pub const TUNNEL: u8 = 8;
     /// The backend takes no new connections.
     pub const DRAINING: u8 = 16;
+    /// Nobody sticks to the backend: it is a sorry server, or cannot be reached.
+    pub const PASSING: u8 = 32;
 }
 
 impl Backend {
@@ -138,6 +140,17 @@ pub struct Load {
     pub overloaded: u32,
 }
 
+impl Load {
+    /// Active and inactive connections. The daemon's corrections may take one below zero for a moment.
+    #[inline(always)]
+    pub const fn connections(&self) -> (u64, u64) {
+        const fn at_least_zero(count: u64) -> u64 {
+            if count >> 63 == 0 { count } else { 0 }
+        }
+        (at_least_zero(self.active), at_least_zero(self.inactive))
+    }
+}
+
 /// Whose element an id is: for dumps, and for a daemon that takes over pinned maps. The program does
 /// not read it.
 #[repr(C)]
@@ -188,7 +201,7 @@ pub struct FragmentKey {
     pub destination: Address,
     /// Identification, as loaded from the wire.
     pub id: u32,
-    /// IP protocol of the datagram.
+    /// IP protocol of an IPv4 datagram; 0 for IPv6.
     pub protocol: u32,
 }
 

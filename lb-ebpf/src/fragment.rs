@@ -98,7 +98,13 @@ fn key_of(ctx: &XdpContext, place: u64, id: u32) -> Result<FragmentKey, Reason> 
         source,
         destination,
         id,
-        protocol: u32::from(place.protocol()),
+        // RFC 8200 section 4.5 joins fragments by addresses and identification alone: what follows the
+        // fragment header differs where there are more extension headers.
+        protocol: if place.is_v4() {
+            u32::from(place.protocol())
+        } else {
+            0
+        },
     })
 }
 

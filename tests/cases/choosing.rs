@@ -11,7 +11,7 @@ use lb_user::{
     dataplane::{
         DataPlane,
         plan::{
-            BackendState::{Draining, Up},
+            BackendState::{Down, Draining, Up},
             PlannedService,
         },
         xdp::Xdp,
@@ -239,6 +239,14 @@ fn a_client_sticks_to_its_server() {
         );
         std::thread::sleep(Duration::from_millis(2_300));
         assert_ne!(connect(&mut xdp, same, 2), first, "but not its time-out");
+        let second = connect(&mut xdp, same, 3);
+        for port in 4..10 {
+            assert_eq!(
+                connect(&mut xdp, same, port),
+                second,
+                "a new bond holds as well"
+            );
+        }
     });
 }
 
@@ -269,6 +277,44 @@ fn thresholds() {
         assert!(
             next.contains(&1),
             "below the lower threshold it takes connections again: {next:?}"
+        );
+    });
+}
+
+/// The heavy server is full, and the ring has it nearly everywhere: the other one gets everybody.
+#[test]
+fn a_full_server_leaves_its_turns_to_the_others() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Wrr, &[1, 1000]);
+        planned.backends[1].upper = 10;
+        let mut xdp = ready(planned);
+        let seen = shares(&mut xdp, 100);
+        assert_eq!(seen, BTreeMap::from([(1, 90), (2, 10)]));
+    });
+}
+
+/// Whoever got the sorry page does not stick to it.
+#[test]
+fn nobody_sticks_to_a_sorry_server() {
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Rr, &[1, 1]);
+        planned.persistence = Some(Persistence {
+            timeout: Duration::from_secs(60),
+            prefix: 32,
+        });
+        planned.backends[1].sorry = true;
+        planned.backends[0].state = Down;
+        let mut xdp = ready(planned.clone());
+        assert_eq!(connect(&mut xdp, client(1), 1), 2);
+        assert_eq!(connect(&mut xdp, client(1), 2), 2);
+        planned.backends[0].state = Up;
+        planned.backends[1].state = Draining;
+        apply(&mut xdp, vec![planned]);
+        assert_eq!(connect(&mut xdp, client(1), 3), 1);
+        assert_eq!(
+            server_of(&mut xdp, &packet(client(1), 2, "A")),
+            2,
+            "who reads it goes on"
         );
     });
 }

@@ -75,6 +75,8 @@ struct Headers {
     ttl: u8,
     protocol: u8,
     transport: usize,
+    /// Where the packet ends, whatever the frame is padded with.
+    end: usize,
     piece: Piece,
 }
 
@@ -91,6 +93,13 @@ enum Kind {
     End,
     Data,
     Datagram,
+}
+
+impl Headers {
+    /// The protocol, where pieces of different ones are different datagrams.
+    fn joining(&self) -> u8 {
+        if self.v4 { self.protocol } else { 0 }
+    }
 }
 
 type Step<T> = Result<T, &'static str>;
@@ -135,7 +144,7 @@ impl Model {
         let icmp = if headers.v4 { 1 } else { 58 };
         if let Piece::Later(id) = headers.piece {
             self.require_vip(headers.destination)?;
-            let key = (headers.source, headers.destination, id, headers.protocol);
+            let key = (headers.source, headers.destination, id, headers.joining());
             let (service, server) = *self.fragments.get(&key).ok_or("fragment_early")?;
             self.accept(frame, &headers, service)?;
             if server == UNKNOWN {
@@ -148,7 +157,8 @@ impl Model {
             self.accept(frame, &headers, service)?;
             return Ok(self.send(frame, &headers, server));
         }
-        let (port, vport, kind) = transport(frame, headers.protocol, headers.transport)?;
+        let (port, vport, kind) =
+            transport(&frame[..headers.end], headers.protocol, headers.transport)?;
         let service = self.find(headers.protocol, headers.destination, vport)?;
         self.accept(frame, &headers, service)?;
         let key = self.key(service, headers.source, port, vport);
@@ -200,7 +210,7 @@ impl Model {
 
     fn remember_piece(&mut self, headers: &Headers, service: usize, server: u8) {
         if let Piece::First(id) = headers.piece {
-            let key = (headers.source, headers.destination, id, headers.protocol);
+            let key = (headers.source, headers.destination, id, headers.joining());
             self.fragments.insert(key, (service, server));
         }
     }
@@ -361,6 +371,7 @@ fn headers(frame: &[u8]) -> Step<Headers> {
                 ttl: ip[8],
                 protocol: ip[9],
                 transport: network + length,
+                end: network + total,
                 piece: match (bits & 0x1fff, bits & 0x2000) {
                     (0, 0) => Piece::Whole,
                     (0, _) => Piece::First(id),
@@ -384,6 +395,7 @@ fn headers(frame: &[u8]) -> Step<Headers> {
                 ttl: ip[7],
                 protocol,
                 transport,
+                end: network + 40 + payload,
                 piece,
             })
         }

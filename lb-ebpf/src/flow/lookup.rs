@@ -162,13 +162,15 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
     }
 
-    /// A packet that neither table knows. Only where the promoted bucket is full can the flow have
-    /// been spilled, so a flood of new flows does not pay for this look-up.
+    /// A packet that neither table knows. Where the promoted bucket is full the flow may have been
+    /// spilled; where it is not full any more the daemon brings spilled flows home. So a flood of new
+    /// flows does not pay for this look-up.
     #[inline(always)]
     fn spilled_or_first_packet(&self, promoted: *mut Bucket) -> Decision {
         if self.kind != Kind::Open
             && slots::is_full(promoted, self.now)
             && let Some(value) = self.key.spilled()
+            && !value.is_free(self.now)
             && alive(value.backend())
         {
             return Decision::elsewhere(value.backend());
@@ -253,7 +255,8 @@ impl<'a, K: Key> Lookup<'a, K> {
         FlowValue::new(value.backend(), self.expiry(closing), closing)
     }
 
-    /// Moves a flow. A slot that expires now is free for others. Says whether nobody else did it.
+    /// Moves a flow. A slot that expires now is free for others. Says whether it went, and nobody else did
+    /// it.
     #[inline(always)]
     fn move_from(&self, place: &Found, promoted: *mut Bucket) -> bool {
         let flow = self.renewed(place.value);
@@ -261,7 +264,8 @@ impl<'a, K: Key> Lookup<'a, K> {
             slots::replace(place, FlowValue::new(flow.backend(), self.now, false))
         } else {
             self.key.spill(flow);
-            slots::replace(place, flow)
+            slots::replace(place, flow);
+            false
         }
     }
 

@@ -101,10 +101,12 @@ fn addressee(packet: &Packet<'_>, control: &Control, destination: [u16; 3]) -> A
     const GROUP: u16 = u16::from_ne_bytes([1, 0]);
     let word = control::mac_word(destination, packet.ingress_ifindex());
     let slot = control::mac_slot(word, control.mac_multiplier);
-    if control.macs[slot] == word || control.mac_multiplier == 0 {
+    if control.macs[slot] == word {
         Addressee::Us
     } else if destination[0] & GROUP != 0 {
         Addressee::Group
+    } else if control.mac_multiplier == 0 {
+        Addressee::Us
     } else {
         Addressee::Other
     }

@@ -1,6 +1,8 @@
 //! TCP (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260): ports, and what a packet does to its
 //! connection.
 
+use core::mem::size_of;
+
 use lb_common::Reason;
 
 use crate::packet::Packet;
@@ -77,6 +79,26 @@ pub struct Transport {
     pub source_port_be: u16,
     pub destination_port_be: u16,
     pub kind: Kind,
+}
+
+/// Whether the transport header lies within the packet, which ends at `end`; what a frame is padded
+/// with is nobody's port.
+#[inline(always)]
+pub fn require_header(protocol: u8, offset: usize, end: usize) -> Result<(), Reason> {
+    let length = match protocol {
+        TCP => size_of::<TcpHeader>(),
+        UDP => size_of::<UdpHeader>(),
+        _ => 0,
+    };
+    let length = if protocol == SCTP {
+        size_of::<SctpHeader>()
+    } else {
+        length
+    };
+    if offset + length > end {
+        return Err(Reason::Truncated);
+    }
+    Ok(())
 }
 
 /// Reads the transport header of a packet or of a first fragment.

@@ -15,6 +15,37 @@ pub fn choose(detail: u32, weighted: bool) -> Result<u16, Reason> {
     answer::decode(choose_least(detail, u32::from(weighted))).map(|backend| backend as u16)
 }
 
+/// Any backend that takes connections, where they are counted. `detail` is an index.
+#[inline(always)]
+pub fn any(detail: u32) -> Result<u16, Reason> {
+    answer::decode(choose_any(detail)).map(|backend| backend as u16)
+}
+
+/// Verified on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_any(detail: u32) -> i64 {
+    let chosen = DETAILS
+        .get(detail)
+        .ok_or(Reason::NotReady)
+        .and_then(first_available);
+    answer::encode(chosen.map(u64::from))
+}
+
+#[inline(always)]
+fn first_available(detail: &ServiceDetail) -> Result<u16, Reason> {
+    for index in 0..MAX_COMPARED {
+        if index >= detail.members_len {
+            break;
+        }
+        let backend = ring::slot(detail.members_first + index)?;
+        if is_available(backend, true) {
+            return Ok(backend);
+        }
+    }
+    Err(Reason::NoBackend)
+}
+
 /// Verified on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -40,7 +71,8 @@ fn compare(detail: &ServiceDetail, weighted: bool) -> Result<u16, Reason> {
             continue;
         }
         let load = LOADS.get(u32::from(backend)).ok_or(Reason::NotReady)?;
-        let connections = (load.active << 8).wrapping_add(load.inactive);
+        let (active, inactive) = load.connections();
+        let connections = (active << 8).wrapping_add(inactive);
         let weight = if weighted { u64::from(load.weight) } else { 1 };
         // Which is less, connections / weight? Without a division.
         if best == 0 || best_load.wrapping_mul(weight) > connections.wrapping_mul(best_weight) {

@@ -112,7 +112,7 @@ fn by_method(
             let cursor = CURSORS
                 .get_ptr_mut(u32::from(newcomer.arrival.service()))
                 .ok_or(Reason::NotReady)?;
-            ring::next(detail, cursor, counted)
+            ring::next(index, detail, cursor, counted)
         }
     }
 }
@@ -138,7 +138,8 @@ fn is_overloaded(backend: u16) -> bool {
     if load.upper == 0 {
         return false;
     }
-    let total = load.active.wrapping_add(load.inactive);
+    let (active, inactive) = load.connections();
+    let total = active.wrapping_add(inactive);
     let was = load.overloaded != 0;
     let is = if !was {
         total >= u64::from(load.upper)

@@ -3,16 +3,21 @@
 
 use lb_common::{Reason, limits::RING_CHUNK_SLOTS, service::ServiceDetail, table::Cursor};
 
-use super::is_available;
+use super::{is_available, least};
 use crate::{atomic, maps::RINGS};
 
 /// How many ring slots are tried when a backend died between two writes of the daemon, or reached
-/// its threshold.
+/// its threshold. After that the list of all of them decides.
 const ATTEMPTS: u32 = 16;
 
 /// The backend for a new connection.
 #[inline(always)]
-pub fn next(detail: &ServiceDetail, cursor: *mut Cursor, counted: bool) -> Result<u16, Reason> {
+pub fn next(
+    index: u32,
+    detail: &ServiceDetail,
+    cursor: *mut Cursor,
+    counted: bool,
+) -> Result<u16, Reason> {
     for _ in 0..ATTEMPTS {
         // SAFETY: `cursor` points to a live array element; all accesses to it are atomic adds.
         let turn = unsafe { atomic::fetch_add(&raw mut (*cursor).next, 1) };
@@ -21,7 +26,7 @@ pub fn next(detail: &ServiceDetail, cursor: *mut Cursor, counted: bool) -> Resul
             return Ok(backend);
         }
     }
-    Err(Reason::NoBackend)
+    least::any(index)
 }
 
 /// The first backend of the ring that takes connections.
@@ -49,7 +54,12 @@ pub fn at(detail: &ServiceDetail, turn: u64) -> Result<u16, Reason> {
     if detail.ring_len == 0 {
         return Err(Reason::NoBackend);
     }
-    let slot = detail.ring_first + (turn % u64::from(detail.ring_len)) as u32;
+    slot(detail.ring_first + (turn % u64::from(detail.ring_len)) as u32)
+}
+
+/// The backend in a slot, counted over all chunks.
+#[inline(always)]
+pub fn slot(slot: u32) -> Result<u16, Reason> {
     let chunk = RINGS.get(slot / RING_CHUNK_SLOTS).ok_or(Reason::NotReady)?;
     Ok(chunk.slots[(slot % RING_CHUNK_SLOTS) as usize])
 }

@@ -11,16 +11,26 @@ use crate::{
     maps::{STICKY, STICKY_NEW, now},
 };
 
-/// The backend that the client sticks to, unless it is gone or takes nobody.
+/// The backend that the client sticks to, unless it is gone. One that is drained keeps those who stick
+/// to it, as in IPVS.
 #[inline(always)]
 pub fn backend_of(control: &Control, detail: &ServiceDetail, arrival: &Arrival) -> Option<u16> {
     let key = key(detail, arrival);
     // SAFETY: values are copied at once; a concurrent update can only replace them whole.
-    let value =
-        unsafe { STICKY.get(key).or_else(|| STICKY_NEW.get(key)) }.map(|v| FlowValue(*v))?;
+    let (old, new) = unsafe { (STICKY.get(key).copied(), STICKY_NEW.get(key).copied()) };
+    match usable(control, old) {
+        Some(backend) => Some(backend),
+        None => usable(control, new),
+    }
+}
+
+/// The backend of a bond that holds.
+#[inline(always)]
+fn usable(control: &Control, value: Option<u64>) -> Option<u16> {
+    let value = FlowValue(value?);
     let flags = forward::element(value.backend()).ok()?.flags();
-    let usable = flags & BackendFlags::ALIVE != 0 && !value.is_free(now(control));
-    usable.then_some(value.backend())
+    let stays = flags & (BackendFlags::ALIVE | BackendFlags::PASSING) == BackendFlags::ALIVE;
+    (stays && !value.is_free(now(control))).then_some(value.backend())
 }
 
 /// Renews or begins the bond.

@@ -41,10 +41,13 @@ impl Neighbours {
         else {
             return Vec::new();
         };
-        match mac {
+        let changed = match mac {
             Some(mac) => self.macs.insert((*ifindex, *address), *mac) != Some(*mac),
             None => self.macs.remove(&(*ifindex, *address)).is_some(),
         };
+        if !changed {
+            return Vec::new();
+        }
         let next = (*ifindex, *address);
         let by =
             |(host, path): (&IpAddr, &Path)| (next_hop(*host, path) == Some(next)).then_some(*host);

@@ -45,7 +45,7 @@ pub struct DataplaneConfig {
     pub interfaces: Vec<String>,
     /// Whether generic XDP may be used where the driver refuses native XDP.
     pub allow_generic: bool,
-    /// Slots that the table of established TCP flows of IPv4 begins with; a power of two, 16,384 to
+    /// Slots that the table of established TCP flows of IPv4 begins with; a power of two, 65,536 to
     /// 16,777,216. Others begin smaller. All grow when they are half full.
     pub flow_slots: u32,
     /// Slots beyond which no table grows; a power of two.

@@ -186,8 +186,17 @@ impl Interfaces {
             };
             for interface in self.by_index.values().filter(belongs) {
                 let entry = (carrier.ifindex, interface.mac);
-                if interface.mac != [0; 6] && !macs.contains(&entry) {
-                    macs.push(entry);
+                if interface.mac == [0; 6] {
+                    continue;
+                }
+                // The program of a bond runs on its ports, and frames come in there.
+                let ports = self.by_index.values();
+                let ports = ports.filter(|port| port.place.master == Some(carrier.ifindex));
+                let at_ports = ports.map(|port| (port.ifindex, interface.mac));
+                for entry in std::iter::once(entry).chain(at_ports) {
+                    if !macs.contains(&entry) {
+                        macs.push(entry);
+                    }
                 }
             }
         }
@@ -319,5 +328,6 @@ mod tests {
         };
         assert_eq!(macs("eth0"), [(2, 2), (2, 5)]);
         assert_eq!(macs("eth1"), [(8, 8), (8, 9), (8, 10)]);
+        assert_eq!(macs("bond0"), [(9, 9), (8, 9), (9, 10), (8, 10)]);
     }
 }

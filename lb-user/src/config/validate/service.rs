@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::limits;
+use lb_common::{
+    hashing::{MAGLEV_PLACES, SOURCE_BUCKETS},
+    limits,
+};
 
 use super::Validator;
 use crate::{
@@ -45,7 +48,15 @@ impl Validator<'_> {
             }
             backends += service.backends.len() + 1;
             let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
-            chunks += ring::length(&weights).div_ceil(limits::RING_CHUNK_SLOTS as usize);
+            let slots = match service.scheduler {
+                Scheduler::Mh => MAGLEV_PLACES as usize,
+                Scheduler::Sh => SOURCE_BUCKETS as usize,
+                Scheduler::Wrr => ring::length(&weights),
+                _ => weights.len(),
+            };
+            // The list of its real servers may lie beside the ring.
+            chunks += slots.div_ceil(limits::RING_CHUNK_SLOTS as usize)
+                + weights.len().div_ceil(limits::RING_CHUNK_SLOTS as usize);
             all.push(service);
             for (used, limit, what) in [
                 (all.len(), limits::MAX_SERVICES as usize - 1, "services"),

@@ -77,6 +77,9 @@ impl Xdp {
             }
             BackendState::Up => BackendFlags::ALIVE,
         };
+        if backend.sorry || backend.state == BackendState::Unresolved {
+            flags |= BackendFlags::PASSING;
+        }
         let neighbour = match backend.target {
             Target::Local => {
                 flags |= BackendFlags::LOCAL;
@@ -159,8 +162,8 @@ impl Xdp {
         result.is_ok()
     }
 
-    /// After a table has grown, spilled flows have room in it; where their bucket is not full any more,
-    /// the program does not look for them in the spill table.
+    /// Puts spilled flows back where there is room by now, after a table has grown or others have ended:
+    /// where their bucket is not full any more, the program does not look for them in the spill table.
     pub(super) fn bring_spilled_home(&mut self) {
         let now = self.clock.now();
         let is_udp = |service: u16| {

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// A claim takes nanoseconds; a slot that is BUSY for 16 ticks, one second, lost its writer.
-const BUSY_TICKS: u32 = 16;
+const BUSY_TICKS: i32 = 16;
 
 /// All tables, mapped.
 pub struct Flows {
@@ -156,13 +156,14 @@ impl Flows {
     }
 
     /// Frees expired slots, calls `visit` for every live flow, and lets tables grow that are more
-    /// than half full. When one has grown, returns flows for the spill table.
+    /// than half full. Flows that find no room then are given to `spill`. Says whether a table has grown.
     pub fn sweep(
         &mut self,
         control: &ControlElement,
         now: u32,
         mut visit: impl FnMut(Flow),
-    ) -> Option<Vec<Homeless>> {
+        spill: impl FnMut(Homeless),
+    ) -> bool {
         let mut live = [0_u32; FlowTable::ALL.len()];
         for table in &self.tables {
             table.sweep(now, |flow| {
@@ -173,7 +174,7 @@ impl Flows {
         if let Some(previous) = self.growth.as_ref().and_then(Growth::previous) {
             previous.sweep(now, &mut visit);
         }
-        self.grow(control, &live, now)
+        self.grow(control, &live, now, spill)
     }
 
     /// Every live flow that `wanted` wants, nothing changed.
@@ -232,7 +233,9 @@ impl Table {
             if value.0 == 0 {
                 return;
             }
-            let abandoned = value.is_busy() && now.wrapping_sub(value.expires()) > BUSY_TICKS;
+            // Our clock may be a tick behind the program's.
+            let busy_for = now.wrapping_sub(value.expires()) as i32;
+            let abandoned = value.is_busy() && busy_for > BUSY_TICKS;
             if value.is_free(now) || abandoned {
                 // Claim as the program does, so that no writer's work is undone.
                 let busy = FlowValue::busy(now);

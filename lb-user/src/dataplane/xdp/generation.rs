@@ -27,6 +27,7 @@ impl Xdp {
             let slots = spare * RING_CHUNKS_PER_GENERATION * RING_CHUNK_SLOTS;
             let placed = ServiceDetail {
                 ring_first: detail.ring_first + slots,
+                members_first: detail.members_first + slots,
                 ..*detail
             };
             let index = spare * MAX_SERVICES + u32::from(*id);

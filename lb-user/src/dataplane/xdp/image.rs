@@ -7,7 +7,7 @@ mod services;
 use lb_common::{
     RingChunk,
     control::{Generation, Rate},
-    limits::RING_CHUNK_SLOTS,
+    limits::{RING_CHUNK_SLOTS, RING_CHUNKS_PER_GENERATION},
     service::{Method, PortRange, ServiceBucket, ServiceDetail, VipBucket},
 };
 
@@ -54,15 +54,18 @@ impl Image {
         for (s, service) in plan.services.iter().enumerate() {
             let table = placement::table(service);
             let first_chunk = image.chunks.len();
-            for slots in table.chunks(RING_CHUNK_SLOTS as usize) {
-                let mut chunk = RingChunk {
-                    slots: [0; RING_CHUNK_SLOTS as usize],
-                };
-                for (place, backend) in chunk.slots.iter_mut().zip(slots) {
-                    *place = backend.map_or(0, |b| backend_id(s, usize::from(b)));
-                }
-                image.chunks.push(chunk);
-            }
+            let id = |b: u16| backend_id(s, usize::from(b));
+            image.append(&table, id);
+            let members = if service.is_counted() {
+                let first = image.chunks.len() as u32 * RING_CHUNK_SLOTS;
+                let mut once: Vec<Option<u16>> = table.clone();
+                once.sort_unstable();
+                once.dedup();
+                image.append(&once, id);
+                (first, once.len() as u32)
+            } else {
+                (0, 0)
+            };
             let detail = ServiceDetail {
                 ring_first: first_chunk as u32 * RING_CHUNK_SLOTS,
                 ring_len: table.len() as u32,
@@ -73,13 +76,35 @@ impl Image {
                     .map_or(0, |p| sticky_bits(service.id, p)),
                 sticky_ticks: service.persistence.map_or(0, |p| sticky_ticks(p, tick_ns)),
                 rate: service.rate.map_or(Rate::default(), rate),
-                reserved: [0; 3],
+                members_first: members.0,
+                members_len: members.1,
+                reserved: [0; 2],
             };
             image.details.push((service_id(s), detail));
+        }
+        if image.chunks.len() > RING_CHUNKS_PER_GENERATION as usize {
+            return Err(Full(
+                "table of turns; make weights smaller or less different",
+            ));
         }
         image.details.sort_by_key(|(id, _)| *id);
         services::lay_out(&mut image, &plan.services, service_id)?;
         Ok(image)
+    }
+}
+
+impl Image {
+    /// Puts a table of backends at the end.
+    fn append(&mut self, table: &[Option<u16>], id: impl Fn(u16) -> u16) {
+        for slots in table.chunks(RING_CHUNK_SLOTS as usize) {
+            let mut chunk = RingChunk {
+                slots: [0; RING_CHUNK_SLOTS as usize],
+            };
+            for (place, backend) in chunk.slots.iter_mut().zip(slots) {
+                *place = backend.map_or(0, &id);
+            }
+            self.chunks.push(chunk);
+        }
     }
 }
 

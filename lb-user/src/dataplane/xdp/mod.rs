@@ -314,6 +314,13 @@ impl DataPlane for Xdp {
         if self.image.is_some() && self.plan == *plan {
             return Ok(self.generation);
         }
+        let bonds = plan
+            .services
+            .iter()
+            .filter_map(|service| service.persistence);
+        let longest = bonds.map(|bond| bond.timeout).max().unwrap_or_default();
+        self.service_ids.rest_at_least(longest);
+        self.backend_ids.rest_at_least(longest);
         self.assign_ids(plan)?;
         let image = Image::build(
             plan,
@@ -469,26 +476,27 @@ impl DataPlane for Xdp {
         self.end_capture();
         let loads = self.loads_before();
         let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
-        let homeless = self.flows.sweep(&self.control, self.clock.now(), |flow| {
-            let count = counts.entry(flow.value.backend()).or_default();
-            if flow.is_active() {
-                count.0 += 1;
-            } else {
-                count.1 += 1;
-            }
-        });
-        if let Some(homeless) = homeless {
-            self.bring_spilled_home();
-            for flow in homeless {
+        let (spill, wide_spill) = (&mut self.spill, &mut self.wide_spill);
+        self.flows.sweep(
+            &self.control,
+            self.clock.now(),
+            |flow| {
+                let count = counts.entry(flow.value.backend()).or_default();
+                if flow.is_active() {
+                    count.0 += 1;
+                } else {
+                    count.1 += 1;
+                }
+            },
+            |flow| {
                 // A full spill table forgets the flow that was silent for longest.
                 let _ = match flow {
-                    Homeless::Narrow(key, value) => self.spill.insert(key.0, value.0, 0),
-                    Homeless::Wide(key, value) => {
-                        self.wide_spill.insert(PodWideKey(key), value.0, 0)
-                    }
+                    Homeless::Narrow(key, value) => spill.insert(key.0, value.0, 0),
+                    Homeless::Wide(key, value) => wide_spill.insert(PodWideKey(key), value.0, 0),
                 };
-            }
-        }
+            },
+        );
+        self.bring_spilled_home();
         self.correct_loads(&loads, &counts);
         self.flow_counts = counts;
         self.swept = Some(Instant::now());

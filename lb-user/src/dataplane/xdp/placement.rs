@@ -51,7 +51,7 @@ fn hashed_table(service: &PlannedService) -> Vec<Option<u16>> {
     }
 }
 
-/// The highest weight first.
+/// The highest weight first; of equal ones the last of the file, which stands first in the kernel.
 fn by_weight(backends: &[PlannedBackend]) -> Vec<Option<u16>> {
     let mut order: Vec<(u32, u16)> = backends
         .iter()
@@ -59,6 +59,7 @@ fn by_weight(backends: &[PlannedBackend]) -> Vec<Option<u16>> {
         .filter(|(backend, _)| backend.state == BackendState::Up)
         .map(|(backend, index)| (backend.weight, index))
         .collect();
+    order.reverse();
     order.sort_by_key(|(weight, _)| std::cmp::Reverse(*weight));
     order.into_iter().map(|(_, index)| Some(index)).collect()
 }

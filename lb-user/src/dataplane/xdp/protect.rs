@@ -49,17 +49,9 @@ impl Sources {
         protection: &Protection,
     ) -> Result<(), DataPlaneError> {
         let wanted: HashSet<(IpPrefix, SourceRule)> = protection.sources.iter().copied().collect();
-        for (prefix, rule) in wanted.difference(&self.held) {
-            let number = match rule {
-                SourceRule::Block => protect::SourceRule::Block,
-                SourceRule::Allow => protect::SourceRule::Allow,
-            } as u32;
-            let length = u32::from(prefix.length);
-            match prefix.address {
-                IpAddr::V4(a) => self.v4.insert(&Key::new(length, a.octets()), number, 0),
-                IpAddr::V6(a) => self.v6.insert(&Key::new(length, a.octets()), number, 0),
-            }
-            .map_err(|e| map_error(&format!("list the source {prefix}"), &e))?;
+        let added: Vec<_> = wanted.difference(&self.held).copied().collect();
+        for (prefix, rule) in added {
+            self.insert(prefix, rule)?;
         }
         let kept: HashSet<IpPrefix> = wanted.iter().map(|(prefix, _)| *prefix).collect();
         for (prefix, _) in self.held.difference(&wanted) {
@@ -77,6 +69,23 @@ impl Sources {
         control.set_feature(Features::SOURCES, !self.held.is_empty());
         let rate = protection.source_rate.map_or(Rate::default(), image::rate);
         control.set_source_rate(rate);
+        Ok(())
+    }
+
+    /// Lists one prefix, and writes it down at once: after an error the next call knows what the maps
+    /// hold.
+    fn insert(&mut self, prefix: IpPrefix, rule: SourceRule) -> Result<(), DataPlaneError> {
+        let number = match rule {
+            SourceRule::Block => protect::SourceRule::Block,
+            SourceRule::Allow => protect::SourceRule::Allow,
+        } as u32;
+        let length = u32::from(prefix.length);
+        match prefix.address {
+            IpAddr::V4(a) => self.v4.insert(&Key::new(length, a.octets()), number, 0),
+            IpAddr::V6(a) => self.v6.insert(&Key::new(length, a.octets()), number, 0),
+        }
+        .map_err(|e| map_error(&format!("list the source {prefix}"), &e))?;
+        self.held.insert((prefix, rule));
         Ok(())
     }
 

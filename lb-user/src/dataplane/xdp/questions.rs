@@ -368,7 +368,10 @@ impl Xdp {
             let load = |id: &u16| self.loads.load(usize::from(*id));
             let (a, b) = (load(a), load(b));
             let weight = |w: u32| if weighted { u64::from(w) } else { 1 };
-            let all = |l: &lb_common::table::Load| (l.active << 8).wrapping_add(l.inactive);
+            let all = |l: &lb_common::table::Load| {
+                let (active, inactive) = l.connections();
+                (active << 8).wrapping_add(inactive)
+            };
             (all(&a).wrapping_mul(weight(b.weight))).cmp(&all(&b).wrapping_mul(weight(a.weight)))
         })
     }

@@ -48,25 +48,31 @@ impl Growth {
 }
 
 impl Flows {
-    /// Does the next step. When a table has grown, returns the flows that found no room in the new one.
+    /// Does the next step. Flows that find no room in a new table are given to `spill`. Says whether a
+    /// table has grown.
     pub(super) fn grow(
         &mut self,
         control: &ControlElement,
         live: &[u32],
         now: u32,
-    ) -> Option<Vec<Homeless>> {
+        spill: impl FnMut(Homeless),
+    ) -> bool {
         let step = self.growth.take().or_else(|| self.begin(live));
         match step {
-            None => None,
-            Some(Growth::Moving(old)) => Some(self.move_out(&old, control, now)),
+            None => false,
+            Some(Growth::Moving(old)) => {
+                self.move_out(&old, control, now, spill);
+                true
+            }
             Some(Growth::Making(table)) => match self.make(table) {
                 Some(new) if is_whole(&new) => {
                     let old = self.switch(new, control);
-                    Some(self.move_out(&old, control, now))
+                    self.move_out(&old, control, now, spill);
+                    true
                 }
                 unfinished => {
                     self.growth = unfinished.map(Growth::Making);
-                    None
+                    false
                 }
             },
         }
@@ -119,16 +125,24 @@ impl Flows {
     }
 
     /// Carries over what is left in the old table and forgets it.
-    fn move_out(&mut self, old: &Table, control: &ControlElement, now: u32) -> Vec<Homeless> {
-        // After this no packet writes to the old table any more.
+    fn move_out(
+        &mut self,
+        old: &Table,
+        control: &ControlElement,
+        now: u32,
+        spill: impl FnMut(Homeless),
+    ) {
+        // After this no packet makes a flow in the old table any more.
         wait_for_all_readers();
-        let homeless = self.carry_over(old, control, now);
+        // Those without room are spilled before the program stops looking for them in the old table.
+        self.carry_over(old, control, now)
+            .into_iter()
+            .for_each(spill);
         control.set_previous(old.table, 0);
         wait_for_all_readers();
         self.directory(old.table).release(old.word);
         let slots = self.slots()[old.table as usize];
         tracing::info!(table = old.table.label(), slots, "flow table has grown");
-        homeless
     }
 
     /// Puts a flow back that was spilled before its table grew. Says whether it found room.
