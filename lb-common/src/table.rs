@@ -142,7 +142,6 @@ pub struct Load {
 
 impl Load {
     /// Active and inactive connections. The daemon's corrections may take one below zero for a moment.
-    #[inline(always)]
     pub const fn connections(&self) -> (u64, u64) {
         const fn at_least_zero(count: u64) -> u64 {
             if count >> 63 == 0 { count } else { 0 }

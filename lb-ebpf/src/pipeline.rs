@@ -80,8 +80,7 @@ fn packet_of_a_flow<D: Datagram>(
     ip: &D,
 ) -> Result<Chosen, Reason> {
     let end = link.network_offset() + ip.length() as usize;
-    transport::require_header(ip.protocol(), ip.transport_offset(), end)?;
-    let transport = transport::parse(packet, ip.protocol(), ip.transport_offset())?;
+    let transport = transport::parse(packet, ip.protocol(), ip.transport_offset(), end)?;
     let vip = ip.vip(control).ok_or(Reason::NotAService)?;
     let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
     accept(packet, control, trace, link, ip, info.id(), info.role())?;

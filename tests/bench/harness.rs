@@ -349,6 +349,10 @@ impl Harness {
     pub fn describe(&mut self) -> Result<String> {
         let info = self.product.program()?.info()?;
         let verified = info.verified_instruction_count().unwrap_or(0);
+        anyhow::ensure!(
+            verified <= VERIFIED_BUDGET,
+            "the verifier walked {verified} instructions, more than {VERIFIED_BUDGET}"
+        );
         Ok(format!(
             "verified instructions: {verified} (budget {VERIFIED_BUDGET})\n\
              map memory: 16 bytes a slot, 40 with IPv6; a table grows at half full, so 32 to 64 bytes a flow, \

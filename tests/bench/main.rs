@@ -53,6 +53,7 @@ fn main() -> Result<()> {
             wrong.first()
         );
         println!("no torn entry, no flow with two real servers");
+        println!("{}", harness.describe()?);
         return Ok(());
     }
     println!("preparing flows");

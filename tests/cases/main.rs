@@ -12,6 +12,7 @@ mod choosing;
 mod flows;
 mod fuzz;
 mod guide;
+mod hammer;
 mod health;
 mod ipv6;
 mod life;

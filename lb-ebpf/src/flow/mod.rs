@@ -256,7 +256,8 @@ impl Arrival {
         };
         let place = Place(place);
         let (client, vip) = place.addresses(&packet)?;
-        let transport = transport::parse(&packet, place.protocol(), place.transport())?;
+        // The length was checked when the packet was read first.
+        let transport = transport::parse(&packet, place.protocol(), place.transport(), usize::MAX)?;
         Ok(Self {
             client,
             info,

@@ -81,40 +81,27 @@ pub struct Transport {
     pub kind: Kind,
 }
 
-/// Whether the transport header lies within the packet, which ends at `end`; what a frame is padded
-/// with is nobody's port.
+/// Reads the transport header of a packet or of a first fragment, which ends at `end`: what a frame is
+/// padded with is nobody's port.
 #[inline(always)]
-pub fn require_header(protocol: u8, offset: usize, end: usize) -> Result<(), Reason> {
-    let length = match protocol {
-        TCP => size_of::<TcpHeader>(),
-        UDP => size_of::<UdpHeader>(),
-        _ => 0,
-    };
-    let length = if protocol == SCTP {
-        size_of::<SctpHeader>()
-    } else {
-        length
-    };
-    if offset + length > end {
-        return Err(Reason::Truncated);
-    }
-    Ok(())
-}
-
-/// Reads the transport header of a packet or of a first fragment.
-#[inline(always)]
-pub fn parse(packet: &Packet<'_>, protocol: u8, offset: usize) -> Result<Transport, Reason> {
-    let (ports, kind) = match protocol {
+pub fn parse(
+    packet: &Packet<'_>,
+    protocol: u8,
+    offset: usize,
+    end: usize,
+) -> Result<Transport, Reason> {
+    let (ports, kind, length) = match protocol {
         TCP => {
             let header = packet.header::<TcpHeader>(offset)?;
             // SAFETY: `header` checked the bounds; every bit pattern is a valid header.
             let header = unsafe { &*header };
-            (&header.ports, kind_of(header.flags))
+            (&header.ports, kind_of(header.flags), size_of::<TcpHeader>())
         }
         UDP => {
             let header = packet.header::<UdpHeader>(offset)?;
             // SAFETY: as above.
-            (unsafe { &(*header).ports }, Kind::Datagram)
+            let ports = unsafe { &(*header).ports };
+            (ports, Kind::Datagram, size_of::<UdpHeader>())
         }
         SCTP => {
             let header = packet.header::<SctpHeader>(offset)?;
@@ -125,10 +112,13 @@ pub fn parse(packet: &Packet<'_>, protocol: u8, offset: usize) -> Result<Transpo
                 ABORT | SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => Kind::End,
                 _ => Kind::Data,
             };
-            (&header.ports, kind)
+            (&header.ports, kind, size_of::<SctpHeader>())
         }
         _ => return Err(Reason::NotTransport),
     };
+    if offset + length > end {
+        return Err(Reason::Truncated);
+    }
     Ok(Transport {
         source_port_be: ports.source_be,
         destination_port_be: ports.destination_be,

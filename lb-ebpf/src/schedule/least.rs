@@ -3,7 +3,7 @@
 
 use lb_common::{Reason, limits::MAX_COMPARED, service::ServiceDetail};
 
-use super::{is_available, ring};
+use super::{connections, ring, takes_connections};
 use crate::{
     answer,
     maps::{DETAILS, LOADS},
@@ -39,7 +39,7 @@ fn first_available(detail: &ServiceDetail) -> Result<u16, Reason> {
             break;
         }
         let backend = ring::slot(detail.members_first + index)?;
-        if is_available(backend, true) {
+        if takes_connections(u32::from(backend)) != 0 {
             return Ok(backend);
         }
     }
@@ -67,11 +67,11 @@ fn compare(detail: &ServiceDetail, weighted: bool) -> Result<u16, Reason> {
             break;
         }
         let backend = ring::at(detail, u64::from(index))?;
-        if !is_available(backend, true) {
+        if takes_connections(u32::from(backend)) == 0 {
             continue;
         }
         let load = LOADS.get(u32::from(backend)).ok_or(Reason::NotReady)?;
-        let (active, inactive) = load.connections();
+        let (active, inactive) = connections(load);
         let connections = (active << 8).wrapping_add(inactive);
         let weight = if weighted { u64::from(load.weight) } else { 1 };
         // Which is less, connections / weight? Without a division.

@@ -127,6 +127,20 @@ fn is_available(backend: u16, counted: bool) -> bool {
     element.flags() & usable == BackendFlags::ALIVE && !(counted && is_overloaded(backend))
 }
 
+/// The same where connections are counted, for the loops over many backends. Verified on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn takes_connections(backend: u32) -> i64 {
+    i64::from(is_available(backend as u16, true))
+}
+
+/// As [`Load::connections`], without a branch.
+#[inline(always)]
+fn connections(load: &Load) -> (u64, u64) {
+    let at_least_zero = |count: u64| count & !(answer::opaque(count as i64 >> 63) as u64);
+    (at_least_zero(load.active), at_least_zero(load.inactive))
+}
+
 /// Whether a backend has reached its upper threshold and not come down to the lower one since.
 #[inline(always)]
 fn is_overloaded(backend: u16) -> bool {
@@ -138,7 +152,7 @@ fn is_overloaded(backend: u16) -> bool {
     if load.upper == 0 {
         return false;
     }
-    let (active, inactive) = load.connections();
+    let (active, inactive) = connections(load);
     let total = active.wrapping_add(inactive);
     let was = load.overloaded != 0;
     let is = if !was {
