@@ -234,7 +234,7 @@ impl Table {
                 return;
             }
             // Our clock may be a tick behind the program's.
-            let busy_for = now.wrapping_sub(value.expires()) as i32;
+            let busy_for = now.wrapping_sub(value.expires()).cast_signed();
             let abandoned = value.is_busy() && busy_for > BUSY_TICKS;
             if value.is_free(now) || abandoned {
                 // Claim as the program does, so that no writer's work is undone.
