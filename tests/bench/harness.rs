@@ -345,6 +345,28 @@ impl Harness {
         Ok(wrong)
     }
 
+    /// `packets` first packets of random sources run through the tables while 1,024 connections are
+    /// established. Returns how many of those were scheduled anew afterwards.
+    pub fn flood(&mut self, packets: u32) -> Result<u64> {
+        let find = |name: &str| CASES.iter().find(|case| case.name == name).context("case");
+        let (known, flood) = (find("established-1k")?, find("syn-flood")?);
+        let all = 4 * (known.flow_mask + 1);
+        for packet in [Packet::Syn, Packet::Data, Packet::Data] {
+            self.run(known, packet, all)?;
+        }
+        self.run(flood, Packet::Syn, packets)?;
+        let before = self.scheduled();
+        self.run(known, Packet::Data, all)?;
+        Ok(self.scheduled() - before)
+    }
+
+    /// Connections that the product's schedulers have given away.
+    fn scheduled(&mut self) -> u64 {
+        let services = self.product.snapshot().services;
+        let backends = services.iter().flat_map(|service| &service.backends);
+        backends.map(|backend| backend.connections).sum()
+    }
+
     /// What the verifier did for the product, and what a flow costs.
     pub fn describe(&mut self) -> Result<String> {
         let info = self.product.program()?.info()?;

@@ -28,11 +28,15 @@ struct Arguments {
     /// Packets of each case in each round.
     #[arg(long, default_value_t = 1_000_000)]
     packets: u32,
-    /// Measure nothing: let two CPUs work on one flow table, that many packets each, and look for torn
-    /// entries and flows with two real servers.
+    /// Measure nothing: flood the half-open table while connections are established, then let two CPUs
+    /// work on one flow table, that many packets each, and look for torn entries and flows with two real
+    /// servers.
     #[arg(long, value_name = "PACKETS")]
     hammer: Option<u32>,
 }
+
+/// SYNs of random sources.
+const FLOOD: u32 = 10_000_000;
 
 /// A case's figures.
 struct Figures {
@@ -45,6 +49,12 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut harness = Harness::new(&arguments.object)?;
     if let Some(packets) = arguments.hammer {
+        let broken = harness.flood(FLOOD)?;
+        anyhow::ensure!(
+            broken == 0,
+            "{broken} of 1,024 connections broke in a flood of {FLOOD} SYNs"
+        );
+        println!("no connection of 1,024 broke in a flood of {FLOOD} SYNs");
         let wrong = harness.hammer(&arguments.object, packets)?;
         anyhow::ensure!(
             wrong.is_empty(),

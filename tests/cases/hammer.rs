@@ -1,4 +1,4 @@
-//! Two CPUs on one flow table: run by the benchmark's program, which can call the data plane in the
+//! Ten million SYNs, and two CPUs on one flow table: run by the benchmark's program, which can call the data plane in the
 //! kernel a million times a second.
 
 use std::process::Command;
@@ -24,6 +24,10 @@ fn two_cpus_on_one_flow_table() {
     assert!(output.status.success(), "{stdout}{stderr}");
     assert!(
         stdout.contains("no torn entry, no flow with two real servers"),
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("no connection of 1,024 broke in a flood of 10000000 SYNs"),
         "{stdout}"
     );
     assert!(stdout.contains("verified instructions"), "{stdout}");
