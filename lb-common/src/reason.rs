@@ -83,10 +83,13 @@ reasons! {
     TooBig = 20, "too_big", Answer;
     /// The driver gave no room to write a header.
     NoRoom = 21, "no_room", Drop;
+    /// The same as `too_big`, of a packet that must not be answered (RFC 1122 section 3.2.2): an ICMP
+    /// error, or a later fragment.
+    TooBigUnanswered = 22, "too_big_unanswered", Drop;
 }
 
 /// Number of reasons.
-pub const REASON_COUNT: u32 = 22;
+pub const REASON_COUNT: u32 = 23;
 
 /// Counters of one service, a power of two: the map's index is service id times this plus reason.
 pub const REASON_SLOTS: u32 = 32;

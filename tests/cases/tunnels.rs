@@ -213,3 +213,27 @@ fn what_does_not_fit_is_answered() {
         }
     });
 }
+
+/// Nobody answers a later fragment.
+#[test]
+fn what_must_not_be_answered_is_dropped() {
+    in_namespace(|_| {
+        let mut xdp = ready(true, true, 0);
+        let piece = |offset: [u8; 2]| {
+            let mut frame = frame(true, 1441);
+            frame[20..22].copy_from_slice(&offset);
+            let header = etherparse::Ipv4Header::from_slice(&frame[14..34])
+                .unwrap()
+                .0;
+            frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+            frame
+        };
+        let mut first = piece([0x20, 0]);
+        first.truncate(14 + 60);
+        first[16..18].copy_from_slice(&60_u16.to_be_bytes());
+        assert_eq!(xdp.run(&first, 0).unwrap().0, TX, "the first one fits");
+        let (verdict, _) = xdp.run(&piece([0, 5]), 0).unwrap();
+        assert_eq!((verdict, passed(&mut xdp, "too_big_unanswered")), (1, 1));
+        assert_eq!(passed(&mut xdp, "too_big"), 0);
+    });
+}

@@ -12,7 +12,7 @@ use crate::{
     answer, forward,
     packet::Packet,
     parse::{
-        Datagram, Place,
+        Datagram, Piece, Place,
         ethernet::{IPV4_BE, IPV6_BE, Link},
     },
 };
@@ -47,6 +47,11 @@ pub fn uncommon<D: Datagram>(
     let (ctx, place) = (packet.ctx.ctx, Place::of(link, ip).0);
     let lengths = (packet.whole_length() as u64) << 32 | u64::from(ip.length());
     match answer::decode(rewrite_uncommon(ctx, place, u32::from(backend), lengths)) {
+        Err(Reason::TooBig)
+            if ip.protocol() == D::ICMP || matches!(ip.piece(), Piece::Later(_)) =>
+        {
+            Err(Reason::TooBigUnanswered)
+        }
         Err(Reason::TooBig) => Err(too_big::answer(packet, place, backend, lengths)),
         other => other.map(|_| ()),
     }

@@ -278,6 +278,32 @@ fn duplicates_over_tables_are_refused() {
 }
 
 #[test]
+fn ranges_of_ports_may_not_overlap() {
+    let service = |ports: &str| {
+        format!(
+            "[[service]]\naddress = \"10.1.15.50:{ports}\"\n[[service.backend]]\naddress = \"10.1.15.45\"\n"
+        )
+    };
+    let of = |all: &[&str]| all.iter().map(|ports| service(ports)).collect::<String>();
+    let message = errors(&format!("{GUIDE}{}", of(&["1000-2000", "1500-2500"])));
+    assert!(
+        message.contains("ports 1500-2500 overlap those of service TCP 10.1.15.50:1000-2000"),
+        "{message}"
+    );
+    let fine = format!("{GUIDE}{}", of(&["1000-2000", "2001-3000", "1500", "0"]));
+    assert!(parse("lbd.toml", &fine, "host").is_ok());
+    let many: Vec<String> = (0..33)
+        .map(|n| format!("{}-{}", 1000 + n * 2, 1001 + n * 2))
+        .collect();
+    let many: String = many.iter().map(|ports| service(ports)).collect();
+    let message = errors(&format!("{GUIDE}{many}"));
+    assert!(
+        message.contains("more than 32 ranges of ports of 10.1.15.50"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_service_needs_a_real_server() {
     let text = &GUIDE[..GUIDE.find("[[service.backend]]").unwrap()];
     assert!(errors(text).contains("has no real server"));

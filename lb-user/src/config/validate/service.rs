@@ -46,6 +46,7 @@ impl Validator<'_> {
             if !seen.insert(service.id) {
                 self.error(&place, format!("duplicate service {}", service.id), "");
             }
+            self.overlap(&service, &all, &place);
             backends += service.backends.len() + 1;
             let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
             let slots = match service.scheduler {
@@ -77,6 +78,41 @@ impl Validator<'_> {
             }
         }
         all
+    }
+
+    /// Ranges of ports of one address and protocol must not overlap, and there may be only so many: a
+    /// service of one port goes before them, and one of all ports behind them.
+    fn overlap(
+        &mut self,
+        service: &VirtualService,
+        others: &[VirtualService],
+        place: &Range<usize>,
+    ) {
+        let ranges = |other: &&VirtualService| {
+            other.id.protocol == service.id.protocol
+                && other.id.address == service.id.address
+                && other.id.ports.single().is_none()
+        };
+        if service.id.ports.single().is_some() {
+            return;
+        }
+        let same: Vec<&VirtualService> = others.iter().filter(ranges).collect();
+        if same.len() == limits::RANGES_PER_VIP as usize {
+            let most = limits::RANGES_PER_VIP;
+            let message = format!("more than {most} ranges of ports of {}", service.id.address);
+            self.error(place, message, "join neighbouring ones, or use all ports");
+        }
+        let (own, all) = (service.id.ports, Ports::ALL);
+        let meets = |other: &&&VirtualService| {
+            let ports = other.id.ports;
+            ports != own && ports != all && ports.first <= own.last && own.first <= ports.last
+        };
+        if own != all
+            && let Some(other) = same.iter().find(meets)
+        {
+            let message = format!("ports {own} overlap those of service {}", other.id);
+            self.error(place, message, "each port needs one service");
+        }
     }
 
     fn service(
