@@ -150,7 +150,10 @@ fn next_hop(host: IpAddr, path: &Path) -> Option<(u32, IpAddr)> {
 
 /// Whether every service that sends packets to a host can do so by its way of forwarding.
 fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
-    let sends = |service: &&VirtualService| service.backends.iter().any(|b| b.address == host);
+    let sends = |service: &&VirtualService| {
+        service.sorry == Some(Target::Host(host))
+            || service.backends.iter().any(|b| b.address == host)
+    };
     let routed = config
         .services
         .iter()

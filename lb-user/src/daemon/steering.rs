@@ -34,7 +34,12 @@ impl Daemon {
             .iter()
             .filter(|service| service.backends.iter().any(|b| b.address == address))
             .map(|service| service.id)
-            .filter(|id| names(request.service.as_deref(), *id))
+            .filter(|id| {
+                request
+                    .service
+                    .as_deref()
+                    .is_none_or(|name| id.is_called(name))
+            })
             .collect();
         if meant.is_empty() {
             let of = match &request.service {
@@ -86,11 +91,4 @@ impl Daemon {
             })
             .collect()
     }
-}
-
-/// Whether `name` means the service: `TCP 10.1.15.50:80`, or without the protocol; nothing means all.
-pub(super) fn names(name: Option<&str>, id: ServiceId) -> bool {
-    name.is_none_or(|name| {
-        name.eq_ignore_ascii_case(&id.to_string()) || name.eq_ignore_ascii_case(&id.endpoint())
-    })
 }

@@ -172,7 +172,7 @@ impl Daemon {
             }
             for lost in live.backends.iter().filter(|b| b.state == "unresolved") {
                 problems.push(format!(
-                    "{}: the MAC address of {} is not known, so nothing is sent to it: it does not answer ARP",
+                    "{}: the MAC address of {} is not known, so nothing is sent to it: it (or the router to it) answers neither ARP nor neighbour discovery",
                     service.id, lost.address
                 ));
             }

@@ -310,6 +310,11 @@ impl ServiceId {
         }
     }
 
+    /// Whether an operator means this service by `name`: `TCP 10.1.15.50:80`, or without the protocol.
+    pub fn is_called(&self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(&self.to_string()) || name.eq_ignore_ascii_case(&self.endpoint())
+    }
+
     /// VIP and ports, as in `10.1.15.50:80` or `[2001:db8::50]:80`.
     pub fn endpoint(&self) -> String {
         match self.address {

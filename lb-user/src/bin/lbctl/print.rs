@@ -140,7 +140,12 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
     }
     text.push_str(&backend.state);
     if backend.state == "draining" {
-        text.push_str(" (weight 0)");
+        let why = if backend.weight == 0 {
+            " (weight 0)"
+        } else {
+            " (by an operator)"
+        };
+        text.push_str(why);
     } else if let Some(check) = check {
         let _ = write!(text, " for {}", ago(check.since));
         if let Some(cause) = &check.cause {
@@ -285,8 +290,6 @@ fn remote(service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
 fn forward<'a>(service: &'a ServiceSnapshot, backend: &BackendSnapshot) -> &'a str {
     if backend.address == "local" {
         "Local"
-    } else if backend.sorry {
-        "Route"
     } else {
         &service.forward
     }

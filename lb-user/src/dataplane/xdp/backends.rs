@@ -87,7 +87,7 @@ impl Xdp {
             }
             Target::Host(address) => self.neighbours.get(&address).copied(),
         };
-        let tunnelled = service.forwarding == Forwarding::Tunnel && !backend.sorry;
+        let tunnelled = service.forwarding == Forwarding::Tunnel;
         let element = match neighbour {
             Some(Neighbour::ThisHost) => {
                 Backend::new([0; 6], [0; 6], 0, 0, flags | BackendFlags::LOCAL)

@@ -135,10 +135,11 @@ impl Xdp {
             filter.client_mask = Address([u64::MAX; 2]).network(bits);
         }
         if let Some(name) = &query.service {
-            let found = self.plan.services.iter().find(|service| {
-                name.eq_ignore_ascii_case(&service.id.to_string())
-                    || name.eq_ignore_ascii_case(&service.id.endpoint())
-            });
+            let found = self
+                .plan
+                .services
+                .iter()
+                .find(|service| service.id.is_called(name));
             let service = found.ok_or_else(|| format!("there is no service {name}"))?;
             filter.service = self.service_ids.get(&service.id).unwrap_or_default().into();
         }

@@ -79,10 +79,7 @@ impl Xdp {
         let is_service = |id: u16| {
             query.service.as_deref().is_none_or(|name| {
                 let service = self.identities.service(id);
-                service.is_some_and(|service| {
-                    name.eq_ignore_ascii_case(&service.to_string())
-                        || name.eq_ignore_ascii_case(&service.endpoint())
-                })
+                service.is_some_and(|service| service.is_called(name))
             })
         };
         let is_backend = |id: u16| {
