@@ -27,10 +27,7 @@ extern "C" fn read_client(ctx: *mut xdp_md, client: *mut Address) -> i64 {
         return 0;
     };
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     let Ok(control) = maps::control() else {
         return 0;
     };

@@ -93,7 +93,7 @@ fn find(ctx: &XdpContext, place: u64, id: u32) -> Result<u64, Reason> {
 #[inline(always)]
 fn key_of(ctx: &XdpContext, place: u64, id: u32) -> Result<FragmentKey, Reason> {
     let place = Place(place);
-    let (source, destination) = place.addresses(&Packet { ctx, frags: false })?;
+    let (source, destination) = place.addresses(&Packet::again(ctx))?;
     Ok(FragmentKey {
         source,
         destination,

@@ -17,6 +17,13 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
+    /// For functions that are verified on their own and read a packet again: its length was checked
+    /// before, so further buffers do not matter.
+    #[inline(always)]
+    pub fn again(ctx: &'a XdpContext) -> Self {
+        Self { ctx, frags: false }
+    }
+
     /// Interface that the frame came in on.
     #[inline(always)]
     pub fn ingress_ifindex(&self) -> u32 {

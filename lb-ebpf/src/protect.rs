@@ -39,10 +39,7 @@ pub fn require_unlisted(
 #[inline(never)]
 extern "C" fn is_blocked(ctx: *mut xdp_md, place: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     match Place(place).addresses(&packet) {
         Ok((source, _)) => i64::from(rule_of(&source) == SourceRule::Block as u32),
         Err(_) => 0,

@@ -60,10 +60,7 @@ impl Owner {
 #[inline(never)]
 extern "C" fn find_quoted_service(ctx: *mut xdp_md, place: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     answer::encode(service_of(&packet, Place(place)).map(|info| info.0))
 }
 
@@ -85,10 +82,7 @@ fn service_of(packet: &Packet<'_>, place: Place) -> Result<ServiceInfo, Reason> 
 #[inline(never)]
 extern "C" fn find_quoted_flow(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     let backend = quoted(&packet, Place(place)).and_then(|quoted| {
         let kind = if quoted.protocol == UDP {
             Kind::Datagram

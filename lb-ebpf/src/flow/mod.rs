@@ -250,10 +250,7 @@ impl Arrival {
     #[inline(always)]
     pub fn read(ctx: *mut xdp_md, place: u64, info: u64) -> Result<Self, Reason> {
         let ctx = XdpContext::new(ctx);
-        let packet = Packet {
-            ctx: &ctx,
-            frags: false,
-        };
+        let packet = Packet::again(&ctx);
         let place = Place(place);
         let (client, vip) = place.addresses(&packet)?;
         // The length was checked when the packet was read first.

@@ -147,10 +147,7 @@ fn is_extension(next: u8) -> bool {
 #[inline(never)]
 extern "C" fn walk_extensions(ctx: *mut xdp_md, start: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     answer::encode(try_walk(&packet, start))
 }
 

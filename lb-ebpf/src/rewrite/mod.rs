@@ -62,10 +62,7 @@ pub fn uncommon<D: Datagram>(
 #[inline(never)]
 extern "C" fn rewrite_uncommon(ctx: *mut xdp_md, place: u64, backend: u32, lengths: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     let job = Job::new(place, backend, lengths);
     answer::encode(rewrite(&packet, &job).map(|()| 0))
 }

@@ -43,10 +43,7 @@ pub fn answer(packet: &Packet<'_>, place: u64, backend: u16, lengths: u64) -> Re
 #[inline(never)]
 extern "C" fn answer_too_big(ctx: *mut xdp_md, place: u64, backend: u32, lengths: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let packet = Packet {
-        ctx: &ctx,
-        frags: false,
-    };
+    let packet = Packet::again(&ctx);
     let Some(tunnel) = TUNNELS.get(backend) else {
         return answer::encode(Err(Reason::NotReady));
     };
