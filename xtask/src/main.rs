@@ -4,6 +4,7 @@
 
 mod apt;
 mod ebpf;
+mod guest;
 mod run;
 mod setup;
 mod test;
@@ -42,6 +43,11 @@ enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Boot Debian's kernel under QEMU and run the tests that need it, or those whose name contains CASE.
+    Vm {
+        /// Part of a test's name.
+        case: Option<String>,
+    },
     /// What continuous integration runs: the same as `test`.
     Ci,
 }
@@ -65,6 +71,7 @@ fn main() -> ExitCode {
         Command::Bench {
             what: Bench::DataPlane { json },
         } => bench_data_plane(json),
+        Command::Vm { case } => vm(case.as_deref()),
         Command::Ci => test::run(None),
     };
     match result {
@@ -108,6 +115,15 @@ fn demo(json: Option<PathBuf>) -> Result<()> {
         command.arg("--json").arg(json);
     }
     run::through_interrupts(&mut command)
+}
+
+fn vm(case: Option<&str>) -> Result<()> {
+    if let Some(why) = guest::obstacle() {
+        bail!("no guest can run here: {why}");
+    }
+    setup::everything()?;
+    ebpf::build()?;
+    guest::tests(case, |_| ())
 }
 
 fn bench_data_plane(json: Option<PathBuf>) -> Result<()> {

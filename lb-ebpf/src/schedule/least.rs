@@ -3,11 +3,8 @@
 
 use lb_common::{Reason, limits::MAX_COMPARED, service::ServiceDetail};
 
-use super::{connections, ring, takes_connections};
-use crate::{
-    answer,
-    maps::{DETAILS, LOADS},
-};
+use super::{ring, standing};
+use crate::{answer, maps::DETAILS};
 
 /// The backend for a new connection. The ring names every backend once. `detail` is an index.
 #[inline(always)]
@@ -39,7 +36,7 @@ fn first_available(detail: &ServiceDetail) -> Result<u16, Reason> {
             break;
         }
         let backend = ring::slot(detail.members_first + index)?;
-        if takes_connections(u32::from(backend)) != 0 {
+        if standing(u32::from(backend)) != 0 {
             return Ok(backend);
         }
     }
@@ -60,29 +57,32 @@ extern "C" fn choose_least(detail: u32, weighted: u32) -> i64 {
 #[inline(always)]
 fn compare(detail: &ServiceDetail, weighted: bool) -> Result<u16, Reason> {
     let mut best = 0;
-    let mut best_load: u64 = 0;
-    let mut best_weight: u64 = 1;
+    let mut best_standing = 0;
     for index in 0..MAX_COMPARED {
         if index >= detail.ring_len {
             break;
         }
         let backend = ring::at(detail, u64::from(index))?;
-        if takes_connections(u32::from(backend)) == 0 {
+        let mut standing = standing(u32::from(backend)) as u64;
+        if standing == 0 {
             continue;
         }
-        let load = LOADS.get(u32::from(backend)).ok_or(Reason::NotReady)?;
-        let (active, inactive) = connections(load);
-        let connections = (active << 8).wrapping_add(inactive);
-        let weight = if weighted { u64::from(load.weight) } else { 1 };
-        // Which is less, connections / weight? Without a division.
-        if best == 0 || best_load.wrapping_mul(weight) > connections.wrapping_mul(best_weight) {
+        if !weighted {
+            standing |= 0xffff;
+        }
+        if best == 0 || is_less(standing, best_standing) {
             best = backend;
-            best_load = connections;
-            best_weight = weight;
+            best_standing = standing;
         }
     }
     match best {
         0 => Err(Reason::NoBackend),
         backend => Ok(backend),
     }
+}
+
+/// Which has fewer connections for its weight? Without a division.
+#[inline(always)]
+const fn is_less(one: u64, other: u64) -> bool {
+    (one >> 16).wrapping_mul(other & 0xffff) < (other >> 16).wrapping_mul(one & 0xffff)
 }

@@ -54,7 +54,8 @@ impl Xdp {
     }
 
     fn zero_counters(&mut self, id: u16) -> Result<(), DataPlaneError> {
-        let fails = |e: &dyn std::fmt::Display| map_error("clear a backend's counters", e);
+        let fails =
+            |e: &(dyn std::error::Error + 'static)| map_error("clear a backend's counters", e);
         let cpus = aya::util::nr_cpus().map_err(|(_, e)| fails(&e))?;
         let zeros = PerCpuValues::try_from(vec![PodCounters(BackendCounters::default()); cpus])
             .map_err(|e| fails(&e))?;

@@ -3,6 +3,7 @@
 
 mod chunks;
 mod grow;
+mod template;
 
 use std::{net::IpAddr, sync::atomic::Ordering};
 
@@ -19,6 +20,7 @@ use self::chunks::{Directory, Table};
 pub use self::{
     chunks::Chunk,
     grow::{Growth, Homeless},
+    template::Template,
 };
 use super::control::ControlElement;
 use crate::{
@@ -89,20 +91,26 @@ impl Flows {
     pub fn open(
         narrow: ArrayOfMaps<MapData>,
         wide: ArrayOfMaps<MapData>,
-        mut half_open: impl FnMut(FlowTable) -> Result<chunks::Chunk, DataPlaneError>,
+        mut half_open: impl FnMut(FlowTable) -> Result<(Chunk, Template), DataPlaneError>,
         words: [u64; FlowTable::ALL.len()],
         previous: [u64; FlowTable::ALL.len()],
         config: &DataplaneConfig,
     ) -> Result<Self, DataPlaneError> {
-        let mut narrow = Directory::new(narrow);
-        let mut wide = Directory::new(wide);
+        let (tcp, narrow_shape) = half_open(FlowTable::TcpHalfOpen)?;
+        let (udp, _) = half_open(FlowTable::UdpHalfOpen)?;
+        let (wide_tcp, wide_shape) = half_open(FlowTable::WideTcpHalfOpen)?;
+        let (wide_udp, _) = half_open(FlowTable::WideUdpHalfOpen)?;
+        // In the order of `ALL`.
+        let mut half_open = [tcp, udp, wide_tcp, wide_udp].into_iter();
+        let mut narrow = Directory::new(narrow, narrow_shape);
+        let mut wide = Directory::new(wide, wide_shape);
         let mut tables = Vec::with_capacity(words.len());
         for (table, word) in FlowTable::ALL.into_iter().zip(words) {
             if table.is_half_open() {
                 tables.push(Table {
                     table,
                     word: TableWord(0),
-                    chunks: vec![half_open(table)?],
+                    chunks: half_open.next().into_iter().collect(),
                 });
                 continue;
             }

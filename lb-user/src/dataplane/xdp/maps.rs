@@ -98,7 +98,8 @@ pub fn map_data(map: &Map) -> Option<&MapData> {
 
 /// Maps an array.
 pub fn mapped<T: Copy>(map: &Map, length: u32) -> Result<MappedArray<T>, DataPlaneError> {
-    let data = map_data(map).ok_or_else(|| map_error("map an array", &"not an array"))?;
+    let data = map_data(map)
+        .ok_or_else(|| map_error("map an array", &std::io::Error::other("not an array")))?;
     MappedArray::new(data.fd(), length).map_err(|e| map_error("map an array", &e))
 }
 

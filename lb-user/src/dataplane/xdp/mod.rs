@@ -52,7 +52,7 @@ use self::{
     capture::{Capture, Events},
     clock::Clock,
     control::ControlElement,
-    flows::{Chunk, Flows, Homeless},
+    flows::{Chunk, Flows, Homeless, Template},
     ids::Ids,
     image::Image,
     mapped::MappedArray,
@@ -216,8 +216,10 @@ impl Xdp {
                 _ => "half_open_tcp",
             };
             let map = take(name)?;
-            let data = map_data(&map).ok_or_else(|| map_error("map a flow table", &"no array"))?;
-            Chunk::map(data, table.is_wide(), HALF_OPEN_BUCKETS)
+            let data = map_data(&map)
+                .ok_or_else(|| map_error("map a flow table", &std::io::Error::other("no array")))?;
+            let chunk = Chunk::map(data, table.is_wide(), HALF_OPEN_BUCKETS)?;
+            Ok((chunk, Template::of(data)?))
         };
         let [words, previous] = ControlElement::tables(&control);
         let flows = Flows::open(narrow, wide, half_open, words, previous, config)?;
@@ -225,7 +227,7 @@ impl Xdp {
         let control = ControlElement::prepare(control, clock, flows.words(), &config.timeouts);
         clock
             .synchronise(object.clock()?)
-            .map_err(|e| map_error("read the program's clock", &e))?;
+            .map_err(|e| map_error("read the program's clock", &*e))?;
         let rest = rest(&config.timeouts);
         let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
         let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);

@@ -1,7 +1,7 @@
 //! The program's life in the kernel: loading, pinning, attaching, taking over from an earlier
 //! daemon, and going away.
 
-use std::{error::Error, fmt::Display, io, path::Path};
+use std::{error::Error, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -347,10 +347,10 @@ fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
 }
 
 /// A [`DataPlaneError::Map`].
-pub fn map_error(what: &str, reason: &dyn Display) -> DataPlaneError {
+pub fn map_error(what: &str, reason: &(dyn Error + 'static)) -> DataPlaneError {
     DataPlaneError::Map {
         what: what.to_owned(),
-        reason: reason.to_string(),
+        reason: chain(reason),
     }
 }
 

@@ -10,13 +10,11 @@ use lb_common::{
     wide::{WideBucket, WideKey},
 };
 
+use super::template::Template;
 use crate::dataplane::{
     DataPlaneError,
     xdp::{mapped::MappedArray, object::map_error},
 };
-
-/// BPF_F_MMAPABLE, as the template in the program.
-const FLAGS: u32 = 1 << 10;
 
 /// One chunk, mapped.
 pub enum Chunk {
@@ -92,14 +90,17 @@ pub struct Table {
 /// The map of maps of one shape of keys.
 pub struct Directory {
     outer: ArrayOfMaps<MapData>,
+    template: Template,
     /// First chunk and number of chunks of what is in use.
     used: Vec<(u32, u32)>,
 }
 
 impl Directory {
-    pub fn new(outer: ArrayOfMaps<MapData>) -> Self {
+    /// `template` is what every chunk is made after.
+    pub fn new(outer: ArrayOfMaps<MapData>, template: Template) -> Self {
         Self {
             outer,
+            template,
             // Index 0 is no table's.
             used: vec![(0, 1)],
         }
@@ -167,15 +168,7 @@ impl Directory {
     pub fn install(&mut self, table: FlowTable, index: u32) -> Result<Chunk, DataPlaneError> {
         let wide = table.is_wide();
         let name = if wide { "wide_chunk" } else { "flow_chunk" };
-        let bytes = if wide {
-            size_of::<WideBucket>()
-        } else {
-            size_of::<Bucket>()
-        };
-        let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-        let shape = aya_obj::Map::new_from_params(array, 4, bytes as u32, CHUNK_BUCKETS, FLAGS);
-        let map =
-            MapData::create(shape, name, None).map_err(|e| map_error("create a flow table", &e))?;
+        let map = self.template.create(name, CHUNK_BUCKETS)?;
         self.outer
             .set(index, &map, 0)
             .map_err(|e| map_error("install a flow table", &e))?;

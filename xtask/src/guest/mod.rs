@@ -1,0 +1,167 @@
+//! The guest: Debian's cloud kernel, booted by QEMU, for what the kernel of this machine does not
+//! have: IPVS, VLAN devices, tunnels, SCTP, and an older verifier.
+//!
+//! Its programs and libraries are this machine's own, so Debian's kernel runs under Debian's (or
+//! Ubuntu's) user space.
+
+mod image;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{apt, run};
+
+/// Programs that only the guest needs, and their packages.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("modprobe", "kmod"),
+    ("ipvsadm", "ipvsadm"),
+];
+/// The package that depends on the newest kernel.
+const KERNEL: &str = "linux-image-cloud-amd64";
+/// Seconds after which a guest is ended. A full run takes a few minutes under emulation.
+const LIMIT_S: u32 = 1500;
+/// What a guest prints last, with its status.
+const END: &str = "the guest ends with status";
+
+/// One test program and the tests of it that run in the guest.
+struct Suite {
+    program: &'static str,
+    filters: &'static [&'static str],
+}
+
+/// Everything under `tests/guest`, and those of `tests/cases` that ask the verifier and the
+/// program of the guest's kernel.
+const SUITES: [Suite; 2] = [
+    Suite {
+        program: "guest",
+        filters: &[],
+    },
+    Suite {
+        program: "cases",
+        filters: &["packets::", "shapes::", "tunnels::", "choosing::"],
+    },
+];
+
+/// Why no guest can run here, or `None`.
+pub fn obstacle() -> Option<String> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Some("the guest is an x86-64 machine".to_owned());
+    }
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| run::find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if !missing.is_empty() && !run::is_root() {
+        return Some(format!("missing packages: {}", missing.join(" ")));
+    }
+    if missing.iter().any(|package| !apt::is_available(package)) {
+        return Some(format!("apt does not have: {}", missing.join(" ")));
+    }
+    if image::kernel().is_none() && !apt::is_available(KERNEL) {
+        return Some(format!("apt does not have the guest's kernel, {KERNEL}"));
+    }
+    None
+}
+
+/// Boots the guest and runs the tests whose name contains `filter` (all of them without one).
+/// `line` gets every line that the guest prints.
+pub fn tests(filter: Option<&str>, mut line: impl FnMut(&str)) -> Result<()> {
+    prepare()?;
+    let script = script(filter);
+    let overlay = run::stage("building the guest's programs", || image::build(&script))?;
+    run::stage("running the guest", || boot(&overlay, &mut line))
+}
+
+/// Installs what is missing and fetches the kernel.
+fn prepare() -> Result<()> {
+    let missing: Vec<String> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| run::find_program(program).is_none())
+        .map(|(_, package)| (*package).to_owned())
+        .collect();
+    if !missing.is_empty() {
+        apt::install(&missing)?;
+    }
+    if image::kernel().is_none() {
+        run::stage("fetching the guest's kernel", || {
+            apt::update()?;
+            image::fetch_kernel(KERNEL)
+        })?;
+    }
+    Ok(())
+}
+
+/// The guest's commands. A filter with `::` names a module, as the test programs print it.
+fn script(filter: Option<&str>) -> String {
+    let mut text = String::from("status=0\n");
+    for suite in &SUITES {
+        let chosen: Vec<String> = match filter {
+            None => suite.filters.iter().map(|&f| f.to_owned()).collect(),
+            Some(filter) => vec![filter.replace('\'', "")],
+        };
+        let words: String = chosen.iter().map(|f| format!(" '{f}'")).collect();
+        let program = suite.program;
+        text += &format!("/opt/lbd/{program} --test-threads=2 --show-output{words} || status=1\n");
+    }
+    text
+}
+
+/// Boots, prints what the guest prints, and returns its verdict.
+fn boot(overlay: &[PathBuf], line: &mut impl FnMut(&str)) -> Result<()> {
+    let kernel = image::kernel().context("no kernel")?;
+    let initrd = image::join(overlay)?;
+    let mut command = Command::new("timeout");
+    command
+        .arg(LIMIT_S.to_string())
+        .arg("qemu-system-x86_64")
+        .args(["-m", "3072", "-smp", "2", "-cpu", "max", "-nographic"])
+        .args(["-no-reboot", "-nodefaults", "-serial", "stdio"])
+        // Emulation everywhere: a machine that offers KVM to its guests may still not boot one.
+        .args(["-accel", "tcg,thread=multi"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initrd)
+        .args([
+            "-append",
+            "console=ttyS0 quiet panic=-1 mitigations=off loglevel=3",
+        ]);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("qemu-system-x86_64")?;
+    let stdout = child.stdout.take().context("no output")?;
+    let mut verdict = None;
+    for text in BufReader::new(stdout).split(b'\n') {
+        let text = text?;
+        let text = String::from_utf8_lossy(&text);
+        let text = text.trim_end_matches('\r');
+        if let Some(status) = text.strip_prefix(END) {
+            verdict = Some(status.trim() == "0");
+        } else {
+            println!("{text}");
+            line(text);
+        }
+    }
+    let output = child.wait_with_output()?;
+    match verdict {
+        Some(true) => Ok(()),
+        Some(false) => bail!("tests failed in the guest"),
+        None => bail!(
+            "the guest died or took longer than {LIMIT_S} s ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        ),
+    }
+}
