@@ -10,7 +10,10 @@ use std::{
 
 use lab::{Lab, network::run};
 use lb_user::{
-    dataplane::{plan::BackendState::Up, xdp::Xdp},
+    dataplane::{
+        plan::BackendState::{Draining, Up},
+        xdp::Xdp,
+    },
     model::{Hashing, Protocol::Tcp, Scheduler},
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -155,7 +158,7 @@ fn program(xdp: &mut Xdp, row: &Row, port: u16, clients: &[Client]) -> HashMap<C
     let servers: Vec<_> = (1..)
         .zip(row.weights)
         .filter(|(last, _)| Some(*last) != row.removed)
-        .map(|(last, weight)| (last, *weight, Up))
+        .map(|(last, weight)| (last, *weight, if *weight == 0 { Draining } else { Up }))
         .collect();
     let mut planned = service(Tcp, port, 1, &servers);
     planned.scheduler = row.scheduler;

@@ -24,9 +24,9 @@ const VLAN_VIP: &str = "10.100.0.50";
 /// VIP of each tunnel, the real server's address, and the device that takes the tunnel's packets.
 const TUNNELS: [(&str, &str, &str); 4] = [
     ("10.1.15.51", "172.20.0.5", "tunl0"),
-    ("10.1.15.52", "2001:db8:20::5", "ip6tnl0"),
+    ("10.1.15.52", "2001:db8:20::5", "any6"),
     ("2001:db8::51", "172.20.0.5", "sit0"),
-    ("2001:db8::52", "2001:db8:20::5", "ip6tnl0"),
+    ("2001:db8::52", "2001:db8:20::5", "any6"),
 ];
 /// Bytes of an upload that fills packets to the brim.
 const UPLOAD: usize = 400_000;
@@ -59,7 +59,7 @@ fn site() -> Site {
     vlan(&director, "100", "10.100.0.43");
     vlan(&director, "200", "10.200.0.43");
     director
-        .ip(&["address", "add", "10.100.0.50/32", "dev", "lo"])
+        .ip(&["address", "add", "10.100.0.50/32", "dev", "vlan100"])
         .unwrap();
     for (server, last) in servers.iter().zip([45, 46]) {
         vlan(server, "100", &format!("10.100.0.{last}"));
@@ -150,21 +150,29 @@ fn tunnels(lab: &Lab, client: &Node, director: &Node, router: &Node, far: &Node)
         .unwrap();
     far.ip(&["-6", "route", "add", "default", "via", "2001:db8:20::1"])
         .unwrap();
-    for device in ["tunl0", "sit0", "ip6tnl0"] {
+    // The device that is always there takes IPv6 in IPv6 only.
+    let local = ["local", "2001:db8:20::5", "remote", "::"];
+    let any = ["link", "add", "any6", "type", "ip6tnl", "mode", "any"];
+    far.ip(&[&any[..], &local].concat()).unwrap();
+    for device in ["tunl0", "sit0", "any6"] {
         far.ip(&["link", "set", device, "up"]).unwrap();
     }
-    for device in ["all", "tunl0", "ip6tnl0"] {
+    for device in ["all", "tunl0", "any6"] {
         far.sysctl(&format!("ipv4.conf.{device}.rp_filter"), "0")
             .unwrap();
     }
     for (vip, _, device) in TUNNELS {
         let length = if vip.contains(':') { 128 } else { 32 };
         let address = format!("{vip}/{length}");
-        let nodad: &[&str] = if length == 128 { &["nodad"] } else { &[] };
-        far.ip(&[&["address", "add", &address, "dev", device], nodad].concat())
+        // As VRRP does it: an address that is "deprecated" is no source of the director's own packets.
+        let [flags, own_flags]: [&[&str]; 2] = match length {
+            32 => [&[], &[]],
+            _ => [&["nodad"], &["nodad", "preferred_lft", "0"]],
+        };
+        far.ip(&[&["address", "add", &address, "dev", device], flags].concat())
             .unwrap();
         director
-            .ip(&[&["address", "add", &address, "dev", INTERFACE], nodad].concat())
+            .ip(&[&["address", "add", &address, "dev", INTERFACE], own_flags].concat())
             .unwrap();
     }
 }

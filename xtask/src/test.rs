@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ebpf, run, setup};
+use crate::{ebpf, guest, run, setup};
 
 /// What test runs reported.
 #[derive(Default)]
@@ -72,12 +72,42 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         println!("==> skipping {count} packet, namespace and interoperability tests: {why}");
         tally.skipped += count;
     }
+    guest_tests(&mut tally, filter)?;
     println!(
         "\n{} passed, {} failed, {} skipped",
         tally.passed, tally.failed, tally.skipped
     );
     if tally.failed > 0 {
         bail!("{} failed", tally.failed);
+    }
+    Ok(())
+}
+
+/// Those in the guest; with a filter only if it names one of them.
+fn guest_tests(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
+    let own = ["test", "--package", "lb-tests", "--test", "guest"];
+    let count = count_tests(&own, filter)?;
+    if count == 0 {
+        return Ok(());
+    }
+    let obstacle = match run::is_root() {
+        true => guest::obstacle(),
+        false => Some("it gets programs that only root installs".to_owned()),
+    };
+    if let Some(why) = obstacle {
+        println!(
+            "==> skipping the guest's tests ({count} of its own, and packets on its kernel): {why}"
+        );
+        tally.skipped += count;
+        return Ok(());
+    }
+    let failed = tally.failed;
+    if let Err(error) = guest::tests(filter, |line| tally.count(line)) {
+        eprintln!("{error:#}");
+        if tally.failed == failed {
+            // It did not boot, or died without a verdict.
+            tally.failed += 1;
+        }
     }
     Ok(())
 }

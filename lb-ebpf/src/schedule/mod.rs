@@ -143,7 +143,10 @@ extern "C" fn standing(backend: u32) -> i64 {
     let (active, inactive) = connections(load);
     let connections = (active << 8).wrapping_add(inactive);
     let weight = u64::from(load.weight) & 0xffff;
-    (connections << 16 | weight | u64::from(weight == 0)) as i64
+    match weight {
+        0 => 0,
+        _ => (connections << 16 | weight) as i64,
+    }
 }
 
 /// As [`Load::connections`], without a branch.

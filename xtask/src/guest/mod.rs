@@ -46,7 +46,13 @@ const SUITES: [Suite; 2] = [
     },
     Suite {
         program: "cases",
-        filters: &["packets::", "shapes::", "tunnels::", "choosing::"],
+        filters: &[
+            "packets::",
+            "shapes::every_packet",
+            "tunnels::all_four",
+            "choosing::weighted",
+            "choosing::maglev",
+        ],
     },
 ];
 
