@@ -7,7 +7,9 @@ use std::{
 
 use lab::{Guide, guide::VIP, network::INTERFACE, wait};
 use lb_user::{
-    model::{Instance, NotifyScripts, Prefix, VrrpState},
+    model::{
+        Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
+    },
     vrrp::packet::AdvertPacket,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,17 +21,23 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
     let mut instance = Instance {
         name: "VI_1".into(),
         interface: INTERFACE.into(),
+        version: VrrpVersion::V2,
         vrid: 20,
         priority: 250,
         advert_interval: Duration::from_secs(1),
         preempt: true,
+        preempt_delay: Duration::ZERO,
         source: None,
-        group: GROUP,
-        password: Some(*b"6b8a916c"),
+        group: GROUP.into(),
+        peers: Vec::new(),
+        unicast_ttl: UnicastTtl::default(),
+        checksum: ChecksumForm::Auto,
+        auth: Auth::Pass(*b"6b8a916c"),
         addresses: vec![Prefix {
-            address: VIP,
+            address: VIP.into(),
             length: 16,
         }],
+        excluded: Vec::new(),
         notify: NotifyScripts::default(),
     };
     change(&mut instance);
@@ -38,9 +46,9 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
 
 /// An advert of priority 250, which would make node1 yield if it were believed.
 fn advert(change: impl FnOnce(&mut Instance)) -> Vec<u8> {
-    AdvertPacket::new(&instance(change), FORGER)
-        .bytes(250)
-        .to_vec()
+    let mut packet = AdvertPacket::new(&instance(change), FORGER.into());
+    packet.next(250);
+    packet.to(GROUP.into(), ChecksumForm::Auto).to_vec()
 }
 
 /// Gives the message a right checksum and the packet a right length again.
@@ -67,15 +75,15 @@ fn forged_adverts_are_counted_and_change_nothing() {
         ("wrong_ttl", changed(|p| p[8] = 254)),
         (
             "wrong_password",
-            advert(|i| i.password = Some(*b"guessed!")),
+            advert(|i| i.auth = Auth::Pass(*b"guessed!")),
         ),
-        ("wrong_auth_type", advert(|i| i.password = None)),
+        ("wrong_auth_type", advert(|i| i.auth = Auth::None)),
         ("wrong_vrid", advert(|i| i.vrid = 21)),
         (
             "wrong_interval",
             advert(|i| i.advert_interval = Duration::from_secs(2)),
         ),
-        ("wrong_version", sealed(changed(|p| p[20] = 0x31))),
+        ("wrong_version", advert(|i| i.version = VrrpVersion::V3)),
         ("wrong_type", sealed(changed(|p| p[20] = 0x22))),
         (
             "no_address",

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Protocol, Scheduler, Target};
+use crate::model::{Auth, Protocol, Scheduler, Target};
 
 const GUIDE: &str = r#"
 [[vrrp]]
@@ -39,7 +39,7 @@ fn the_guide_with_defaults() {
         (instance.vrid, instance.priority, instance.preempt),
         (20, 100, true)
     );
-    assert_eq!(instance.password, Some(*b"6b8a916c"));
+    assert_eq!(instance.auth, Auth::Pass(*b"6b8a916c"));
     assert_eq!(
         instance.notify.any.as_deref(),
         Some(&["/etc/lbd/notify.sh".to_owned(), "two words".to_owned()][..])
@@ -133,7 +133,7 @@ fn what_is_refused_and_how() {
         (
             "10.1.15.50/16",
             "10.1.15.50/33",
-            &["is not an IPv4 address with a prefix length"],
+            &["is not an IP address with a prefix length"],
         ),
         (
             "eno16777736",
@@ -231,6 +231,50 @@ fn what_is_refused_and_how() {
             "[[service]]",
             "[protection]\nblock = [\"10.0.0.0/8\"]\nallow = [\"10.0.0.0/8\"]\n[[service]]",
             &["10.0.0.0/8 is both blocked and allowed"],
+        ),
+        ("priority = 100", "version = 4", &["`version` is 2 or 3"]),
+        (
+            "priority = 100",
+            "version = 3",
+            &["version 3 has no authentication", "use `version = 2`"],
+        ),
+        (
+            "password = \"6b8a916c\"",
+            "version = 3\nadvert_interval = \"15ms\"",
+            &["of VRRP version 3 is 10ms to 40s 950ms", "twelve bits"],
+        ),
+        (
+            "password = \"6b8a916c\"",
+            "authentication = \"ah\"",
+            &["`authentication` without `password`"],
+        ),
+        (
+            "priority = 100",
+            "version = 2\nchecksum = \"auto\"",
+            &["`checksum` is for version 3 over IPv4"],
+        ),
+        (
+            "priority = 100",
+            "unicast_peers = [\"2001:db8::44\"]",
+            &["`unicast_peers` must be an IPv4 address"],
+        ),
+        (
+            "priority = 100",
+            "unicast_peers = [\"10.1.15.44\", \"10.1.15.44\"]",
+            &["10.1.15.44 is a group, or named twice"],
+        ),
+        (
+            "[\"10.1.15.50/16\"]",
+            "[\"10.1.15.50/16\", \"2001:db8::50/64\"]",
+            &[
+                "IPv4 and IPv6 addresses in one instance",
+                "`excluded_addresses`",
+            ],
+        ),
+        (
+            "[\"10.1.15.50/16\"]",
+            "[\"10.1.15.50/16\"]\nexcluded_addresses = [\"10.1.15.50/32\"]",
+            &["duplicate virtual address 10.1.15.50"],
         ),
         ("interval = \"1s\"", "interval = \"1s", &["not valid TOML"]),
         (

@@ -67,7 +67,7 @@ impl Addresses {
         if instance.priority == 255 {
             return Vec::new();
         }
-        instance.addresses.iter().filter(present).copied().collect()
+        instance.held().filter(present).copied().collect()
     }
 
     /// Removes addresses that were left behind.
@@ -89,7 +89,7 @@ impl Addresses {
         let held = Held {
             interface: interface.name.clone(),
             ifindex: interface.ifindex,
-            prefixes: instance.addresses.clone(),
+            prefixes: instance.held().copied().collect(),
             own: Vec::new(),
             next: Instant::now() + REFRESH,
             repeats: REPEATS.len(),
@@ -102,7 +102,7 @@ impl Addresses {
         let Some(interface) = interfaces.by_name(&instance.interface) else {
             return;
         };
-        let prefixes = instance.addresses.clone();
+        let prefixes: Vec<Prefix> = instance.held().copied().collect();
         let mut own = self
             .held
             .remove(&instance.name)
@@ -143,7 +143,7 @@ impl Addresses {
         let Some(held) = self.held.get(&instance.name) else {
             return;
         };
-        if held.prefixes == instance.addresses {
+        if held.prefixes.iter().eq(instance.held()) {
             return;
         }
         let before = held.clone();
@@ -238,10 +238,12 @@ impl Addresses {
     }
 
     fn send(&self, held: &Held, interface: &Interface) {
+        let router = forwards_v6(&held.interface);
         for prefix in &held.prefixes {
+            let (ifindex, mac) = (held.ifindex, interface.mac);
             if let Err(error) = self
                 .announcer
-                .announce(held.ifindex, interface.mac, prefix.address)
+                .announce(ifindex, mac, prefix.address, router)
             {
                 tracing::warn!(address = %prefix.address, interface = held.interface, %error, "cannot announce an address");
             }
@@ -265,4 +267,10 @@ impl Addresses {
             );
         }
     }
+}
+
+/// Whether this host is an IPv6 router on an interface.
+fn forwards_v6(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "1")
 }

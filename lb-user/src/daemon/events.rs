@@ -169,7 +169,7 @@ impl Daemon {
                     .config
                     .instances
                     .iter()
-                    .any(|i| i.addresses.contains(prefix));
+                    .any(|i| i.held().any(|held| held == prefix));
                 if changed.is_some() {
                     self.follow_links();
                     // Our own addresses lead to no new place.

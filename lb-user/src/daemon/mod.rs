@@ -106,7 +106,7 @@ pub enum DaemonError {
         /// Instance name.
         name: String,
         /// Configured address.
-        source_address: std::net::Ipv4Addr,
+        source_address: IpAddr,
         /// Interface.
         interface: String,
     },
@@ -537,11 +537,11 @@ impl Daemon {
             self.config
                 .instances
                 .iter()
-                .any(|i| i.priority != 255 && i.addresses.iter().any(|p| p.address == address))
+                .any(|i| i.priority != 255 && i.held().any(|p| p.address == address))
         };
         match self.interfaces.by_name(&instance.interface) {
             Some(interface) if interface.up => interface
-                .source(instance.source, is_virtual)
+                .source(instance.source, instance.is_v6(), is_virtual)
                 .map_or(Link::Down, |source| Link::Up {
                     ifindex: interface.ifindex,
                     source,

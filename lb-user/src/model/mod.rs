@@ -2,15 +2,20 @@
 //! [`Config`], and nothing downstream checks again. No behaviour beyond small accessors.
 
 pub mod address;
+mod vrrp;
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use self::vrrp::{
+    Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
+};
 
 /// A whole, validated configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,91 +117,6 @@ pub struct FlowTimeouts {
     pub tcp_half_open: Duration,
     /// UDP.
     pub udp: Duration,
-}
-
-/// A VRRP version 2 instance (RFC 3768 calls it a virtual router).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
-    /// Unique name, as in logs and scripts.
-    pub name: String,
-    /// Interface that speaks VRRP and holds the addresses.
-    pub interface: String,
-    /// Virtual router id, 1-255.
-    pub vrid: u8,
-    /// 1-254; 255 is the owner of the addresses.
-    pub priority: u8,
-    /// Whole seconds, 1-255 (the field has eight bits).
-    pub advert_interval: Duration,
-    /// Whether a higher priority takes over from a lower one.
-    pub preempt: bool,
-    /// Source address of adverts; the interface's first non-virtual one when absent.
-    pub source: Option<Ipv4Addr>,
-    /// Multicast group of the adverts.
-    pub group: Ipv4Addr,
-    /// PASS authentication (RFC 2338): up to eight bytes, in clear on the wire.
-    pub password: Option<[u8; 8]>,
-    /// Virtual addresses, in advert order.
-    pub addresses: Vec<Prefix>,
-    /// Commands run at transitions.
-    pub notify: NotifyScripts,
-}
-
-/// An address with its prefix length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Prefix {
-    /// The address itself, host bits included.
-    pub address: Ipv4Addr,
-    /// 0-32.
-    pub length: u8,
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
-}
-
-/// Commands run at VRRP transitions: program and arguments, no shell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NotifyScripts {
-    /// On becoming MASTER.
-    pub master: Option<Vec<String>>,
-    /// On becoming BACKUP.
-    pub backup: Option<Vec<String>>,
-    /// On entering FAULT.
-    pub fault: Option<Vec<String>>,
-    /// On shut-down.
-    pub stop: Option<Vec<String>>,
-    /// On every transition, after the specific one, with four arguments: `INSTANCE`, name, state,
-    /// priority.
-    pub any: Option<Vec<String>>,
-    /// A script that runs for longer is killed with its process group.
-    pub timeout: Duration,
-}
-
-/// State of a VRRP instance, in keepalived's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum VrrpState {
-    /// Not started, or stopped.
-    Init,
-    /// Listening.
-    Backup,
-    /// Holding the addresses.
-    Master,
-    /// The interface is unusable.
-    Fault,
-}
-
-impl fmt::Display for VrrpState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            VrrpState::Init => "INIT",
-            VrrpState::Backup => "BACKUP",
-            VrrpState::Master => "MASTER",
-            VrrpState::Fault => "FAULT",
-        })
-    }
 }
 
 /// Transport protocol of a service.

@@ -1,9 +1,6 @@
 //! What is known of this host's interfaces. Pure: fed with netlink's events.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::model::Prefix;
 
@@ -28,7 +25,7 @@ pub enum NetEvent {
         /// Interface index.
         ifindex: u32,
     },
-    /// An IPv4 address came or went.
+    /// An address came or went.
     Address {
         /// Interface index.
         ifindex: u32,
@@ -79,7 +76,7 @@ pub struct Interface {
     pub mac: [u8; 6],
     /// What it lies upon or belongs to.
     pub place: Place,
-    /// IPv4 addresses in the kernel's order: the primary one of each network before the others.
+    /// Addresses in the kernel's order: the primary IPv4 one of each network before the others.
     pub addresses: Vec<Prefix>,
 }
 
@@ -224,23 +221,30 @@ impl Interfaces {
 }
 
 impl Interface {
-    /// The address adverts come from: `wanted` if the interface has it, else the first that is not
-    /// virtual.
+    /// The address adverts come from: `wanted` if the interface has it, else the first of the family
+    /// that is not virtual; for IPv6, the first link-local one (RFC 9568 section 5.1.1.2).
     pub fn source(
         &self,
-        wanted: Option<Ipv4Addr>,
-        is_virtual: impl Fn(Ipv4Addr) -> bool,
-    ) -> Option<Ipv4Addr> {
+        wanted: Option<IpAddr>,
+        is_v6: bool,
+        is_virtual: impl Fn(IpAddr) -> bool,
+    ) -> Option<IpAddr> {
         let mut addresses = self.addresses.iter().map(|prefix| prefix.address);
+        let speaks = |address: &IpAddr| match address {
+            IpAddr::V4(_) => !is_v6,
+            IpAddr::V6(v6) => is_v6 && v6.is_unicast_link_local(),
+        };
         match wanted {
             Some(wanted) => addresses.find(|address| *address == wanted),
-            None => addresses.find(|address| !is_virtual(*address)),
+            None => addresses.find(|address| speaks(address) && !is_virtual(*address)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -256,7 +260,7 @@ mod tests {
         let address = |last, present| NetEvent::Address {
             ifindex: 7,
             prefix: Prefix {
-                address: Ipv4Addr::new(10, 1, 15, last),
+                address: Ipv4Addr::new(10, 1, 15, last).into(),
                 length: 16,
             },
             present,
@@ -271,13 +275,28 @@ mod tests {
         assert_eq!(table.apply(&address(50, true)), Some("eth0".into()));
         assert_eq!(table.apply(&address(43, true)), Some("eth0".into()));
         assert_eq!(table.apply(&address(43, true)), None);
-        let vip = Ipv4Addr::new(10, 1, 15, 50);
+        let link_local = IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 0x43]);
+        for address in [
+            IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x43]),
+            link_local,
+        ] {
+            table.apply(&NetEvent::Address {
+                ifindex: 7,
+                prefix: Prefix {
+                    address,
+                    length: 64,
+                },
+                present: true,
+            });
+        }
+        let vip = IpAddr::from([10, 1, 15, 50]);
         let eth0 = table.by_name("eth0").unwrap();
         assert_eq!(
-            eth0.source(None, |a| a == vip),
-            Some(Ipv4Addr::new(10, 1, 15, 43))
+            eth0.source(None, false, |a| a == vip),
+            Some(IpAddr::from([10, 1, 15, 43]))
         );
-        assert_eq!(eth0.source(Some(vip), |a| a == vip), Some(vip));
+        assert_eq!(eth0.source(Some(vip), false, |a| a == vip), Some(vip));
+        assert_eq!(eth0.source(None, true, |_| false), Some(link_local));
         assert_eq!(table.apply(&link(false)), Some("eth0".into()));
         assert_eq!(
             table.apply(&NetEvent::LinkGone { ifindex: 7 }),

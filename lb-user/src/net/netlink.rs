@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo},
     link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -75,11 +75,12 @@ pub struct Events {
 }
 
 impl Netlink {
-    /// Connects and subscribes to links, IPv4 addresses and neighbours.
+    /// Connects and subscribes to links, addresses and neighbours.
     pub fn connect() -> Result<(Self, Events), NetlinkError> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Neigh,
         ])
         .map_err(NetlinkError::Open)?;
@@ -130,10 +131,23 @@ impl Netlink {
 
     /// Adds an address; that it is there already is fine.
     pub async fn add_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
-        self.handle
+        let mut request = self
+            .handle
             .address()
-            .add(ifindex, IpAddr::V4(prefix.address), prefix.length)
-            .replace()
+            .add(ifindex, prefix.address, prefix.length)
+            .replace();
+        if prefix.address.is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            // "Deprecated": the host's own connections do not come from it.
+            let mut lifetimes = CacheInfo::default();
+            lifetimes.ifa_preferred = 0;
+            lifetimes.ifa_valid = u32::MAX;
+            message
+                .attributes
+                .push(AddressAttribute::CacheInfo(lifetimes));
+        }
+        request
             .execute()
             .await
             .map_err(failed(&format!("add address {prefix}")))
@@ -141,10 +155,10 @@ impl Netlink {
 
     /// Removes an address; that it is not there, or its interface is gone, is fine.
     pub async fn delete_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
-        let mut request =
-            self.handle
-                .address()
-                .add(ifindex, IpAddr::V4(prefix.address), prefix.length);
+        let mut request = self
+            .handle
+            .address()
+            .add(ifindex, prefix.address, prefix.length);
         let message = request.message_mut().clone();
         match self.handle.address().del(message).execute().await {
             Err(rtnetlink::Error::NetlinkError(error))
@@ -333,9 +347,7 @@ fn address(message: &AddressMessage, present: bool) -> Option<NetEvent> {
             None
         }
     });
-    let IpAddr::V4(address) = local.or(any)? else {
-        return None;
-    };
+    let address = local.or(any)?;
     let prefix = Prefix {
         address,
         length: message.header.prefix_len,

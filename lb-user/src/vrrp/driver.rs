@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     sync::mpsc,
     thread::JoinHandle,
@@ -20,9 +20,9 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
     fsm::{Effect, Event, Reason},
-    packet::{self, Rejection},
+    packet::{Received, Rejection},
     runner::{Runner, Snapshot, same_on_the_wire},
-    socket::{Buffer, VrrpSocket},
+    socket::{Buffer, Kind, VrrpSocket},
 };
 use crate::model::{Instance, VrrpState};
 
@@ -51,7 +51,7 @@ pub enum Link {
         /// Interface index.
         ifindex: u32,
         /// Primary address: the source of adverts.
-        source: Ipv4Addr,
+        source: IpAddr,
     },
 }
 
@@ -165,7 +165,7 @@ struct Loop {
     wake: OwnedFd,
     epoch: Instant,
     runners: Vec<Runner>,
-    sockets: BTreeMap<String, VrrpSocket>,
+    sockets: BTreeMap<(String, Kind), VrrpSocket>,
 }
 
 impl Loop {
@@ -271,8 +271,10 @@ impl Loop {
             self.runners.push(runner);
         }
         let runners = &self.runners;
-        self.sockets
-            .retain(|name, _| runners.iter().any(|r| r.instance.interface == *name));
+        self.sockets.retain(|(name, kind), _| {
+            let used = |r: &Runner| r.instance.interface == *name && Kind::of(&r.instance) == *kind;
+            runners.iter().any(used)
+        });
     }
 
     fn set_link(&mut self, instance: &str, link: Link) {
@@ -315,11 +317,19 @@ impl Loop {
             return false;
         };
         let name = &runner.instance.interface;
-        let result = match self.sockets.get_mut(name) {
-            Some(socket) if socket.ifindex() == ifindex => socket.join(runner.instance.group),
-            Some(_) | None => VrrpSocket::open(name, ifindex).and_then(|mut socket| {
-                socket.join(runner.instance.group)?;
-                self.sockets.insert(name.clone(), socket);
+        let kind = Kind::of(&runner.instance);
+        // Peers are spoken to one by one.
+        let group = runner
+            .instance
+            .peers
+            .is_empty()
+            .then_some(runner.instance.group);
+        let join = |socket: &mut VrrpSocket| group.map_or(Ok(()), |group| socket.join(group));
+        let result = match self.sockets.get_mut(&(name.clone(), kind)) {
+            Some(socket) if socket.ifindex() == ifindex => join(socket),
+            Some(_) | None => VrrpSocket::open(name, ifindex, kind).and_then(|mut socket| {
+                join(&mut socket)?;
+                self.sockets.insert((name.clone(), kind), socket);
                 Ok(())
             }),
         };
@@ -357,74 +367,80 @@ impl Loop {
 
     fn receive(&mut self, buffer: &mut Buffer) {
         let mut runners = std::mem::take(&mut self.runners);
-        for (interface, socket) in &self.sockets {
+        for ((interface, kind), socket) in &self.sockets {
             for _ in 0..RECEIVE_BURST {
                 // An error here (interface gone, say) also arrives as a link event.
-                let Ok(Some(packet)) = socket.receive(buffer) else {
+                let Ok(Some((source, heard))) = socket.receive(buffer) else {
                     break;
                 };
-                self.packet(interface, packet, &mut runners);
+                let here = |r: &Runner| {
+                    r.instance.interface == *interface && Kind::of(&r.instance) == *kind
+                };
+                match heard {
+                    Ok(received) => self.heard(&received, &mut runners, here),
+                    Err(rejection) => {
+                        for runner in runners.iter_mut().filter(|r| here(r)) {
+                            self.reject(runner, rejection, source);
+                        }
+                    }
+                }
             }
         }
         self.runners = runners;
     }
 
-    fn packet(&self, interface: &str, bytes: &[u8], runners: &mut [Runner]) {
-        let here = |r: &&mut Runner| r.instance.interface == interface;
-        let received = match packet::decode(bytes) {
-            Ok(received) => received,
-            Err(rejection) => {
-                for runner in runners.iter_mut().filter(here) {
-                    self.reject(runner, rejection, bytes);
-                }
-                return;
-            }
-        };
-        let Some(index) = runners
-            .iter()
-            .position(|r| r.instance.interface == interface && r.instance.vrid == received.vrid)
-        else {
+    fn heard(
+        &self,
+        received: &Received<'_>,
+        runners: &mut [Runner],
+        here: impl Fn(&Runner) -> bool,
+    ) {
+        let of_router = |r: &Runner| here(r) && r.instance.vrid == received.vrid;
+        let Some(index) = runners.iter().position(of_router) else {
             // Other routers of the segment are no news.
-            for runner in runners.iter_mut().filter(here) {
+            for runner in runners.iter_mut().filter(|r| here(r)) {
                 *runner.rejected.entry(Rejection::WrongVrid).or_default() += 1;
             }
             return;
         };
         let runner = &mut runners[index];
-        match received.check(&runner.instance) {
-            Err(rejection) => self.reject(runner, rejection, bytes),
-            Ok(advert) => {
-                runner.received += 1;
-                runner.peer = Some((advert.source, advert.priority, Instant::now()));
-                runner.addresses_differ = !advert.same_addresses;
-                if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
-                    let what = format!(
-                        "{}: {} advertises other virtual addresses than are configured here",
-                        runner.instance.name, advert.source
-                    );
-                    self.report(Report::Odd {
-                        interface: interface.to_owned(),
-                        what,
-                    });
-                }
-                let event = Event::Advert {
-                    priority: advert.priority,
-                    source: advert.source,
-                };
-                self.feed(runner, event);
-            }
+        let advert = match received.check(&runner.instance) {
+            Ok(advert) => advert,
+            Err(rejection) => return self.reject(runner, rejection, Some(received.source)),
+        };
+        if let Some(sequence) = advert.sequence
+            && !runner.is_new(advert.source, sequence)
+        {
+            return self.reject(runner, Rejection::Replayed, Some(advert.source));
         }
+        runner.received += 1;
+        runner.peer = Some((advert.source, advert.priority, Instant::now()));
+        runner.heard_checksum = Some(advert.checksum);
+        runner.addresses_differ = !advert.same_addresses;
+        if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
+            let what = format!(
+                "{}: {} advertises other virtual addresses than are configured here",
+                runner.instance.name, advert.source
+            );
+            self.report(Report::Odd {
+                interface: runner.instance.interface.clone(),
+                what,
+            });
+        }
+        let event = Event::Advert {
+            priority: advert.priority,
+            source: advert.source,
+            interval: advert.interval,
+        };
+        self.feed(runner, event);
     }
 
     /// Counts; tells the daemon only the first time.
-    fn reject(&self, runner: &mut Runner, rejection: Rejection, bytes: &[u8]) {
+    fn reject(&self, runner: &mut Runner, rejection: Rejection, source: Option<IpAddr>) {
         let count = runner.rejected.entry(rejection).or_default();
         *count += 1;
         if *count == 1 {
-            let source = bytes.get(12..16).map_or_else(
-                || "an unknown sender".to_owned(),
-                |b| Ipv4Addr::new(b[0], b[1], b[2], b[3]).to_string(),
-            );
+            let source = source.map_or_else(|| "an unknown sender".to_owned(), |s| s.to_string());
             let what = format!(
                 "{}: ignoring an advert from {source}: {rejection}; further ones are only counted",
                 runner.instance.name
@@ -460,20 +476,32 @@ impl Loop {
     }
 
     fn send(&self, runner: &mut Runner, priority: u8) {
-        let Some(socket) = self.sockets.get(&runner.instance.interface) else {
+        let kind = Kind::of(&runner.instance);
+        let key = (runner.instance.interface.clone(), kind);
+        let (Some(socket), Some(source)) = (self.sockets.get(&key), runner.source()) else {
             runner.send_errors += 1;
             return;
         };
-        match socket.send(runner.packet.bytes(priority), runner.instance.group) {
-            Ok(()) => runner.sent += 1,
-            Err(error) => {
-                runner.send_errors += 1;
-                if runner.send_errors == 1 {
-                    let instance = runner.instance.name.clone();
-                    let error = format!(
-                        "cannot send an advert: {error}; further failures are only counted"
-                    );
-                    self.report(Report::Trouble { instance, error });
+        let form = runner.checksum_form();
+        runner.packet.next(priority);
+        let group = [runner.instance.group];
+        let destinations = match runner.instance.peers.is_empty() {
+            true => &group[..],
+            false => &runner.instance.peers,
+        };
+        for destination in destinations {
+            let packet = runner.packet.to(*destination, form);
+            match socket.send(packet, source, *destination) {
+                Ok(()) => runner.sent += 1,
+                Err(error) => {
+                    runner.send_errors += 1;
+                    if runner.send_errors == 1 {
+                        let instance = runner.instance.name.clone();
+                        let error = format!(
+                            "cannot send an advert to {destination}: {error}; further failures are only counted"
+                        );
+                        self.report(Report::Trouble { instance, error });
+                    }
                 }
             }
         }

@@ -10,14 +10,14 @@
 //!    │      ┌──────────► FAULT ◄───────────────────────────────┤
 //!    └──────┴──────────────────────────────────────────────────┘ Stop
 //! ```
-//! RFC 3768 section 6.4, with two deliberate additions. A master that hears a lower priority
+//! RFC 3768 section 6.4 and RFC 9568 section 6.4, with two deliberate additions. A master that hears a lower priority
 //! announces its addresses again, as RFC 9568 section 6.4.3 asks: after a partition heals, switches
 //! and clients may still point at the other one. And a master that yields sends one last advert of
 //! its own: the winner usually has not heard it yet, and without that advert nobody would announce.
 
-use std::{cmp::Ordering, net::Ipv4Addr, time::Duration};
+use std::{cmp::Ordering, net::IpAddr, time::Duration};
 
-use crate::model::VrrpState;
+use crate::model::{VrrpState, VrrpVersion};
 
 /// A point on the caller's monotonic clock.
 pub type Instant = Duration;
@@ -25,25 +25,34 @@ pub type Instant = Duration;
 /// What the machine must know of its instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Which of the two protocols.
+    pub version: VrrpVersion,
     /// 1-255.
     pub priority: u8,
     /// Advertisement interval.
     pub interval: Duration,
     /// Whether a lower master is replaced.
     pub preempt: bool,
+    /// How long a lower master is left in peace.
+    pub preempt_delay: Duration,
     /// Our primary address, which breaks ties.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
 }
 
 impl Settings {
-    /// RFC 3768 section 6.1: (256 - priority) / 256 seconds.
-    pub fn skew(&self) -> Duration {
-        Duration::from_secs(1) * (256 - u32::from(self.priority)) / 256
+    /// RFC 3768 section 6.1: (256 - priority) / 256 seconds. RFC 9568 section 6.1: the same share of
+    /// the master's interval.
+    pub fn skew(&self, master_interval: Duration) -> Duration {
+        let whole = match self.version {
+            VrrpVersion::V2 => Duration::from_secs(1),
+            VrrpVersion::V3 => master_interval,
+        };
+        whole * (256 - u32::from(self.priority)) / 256
     }
 
-    /// RFC 3768 section 6.1: three intervals and the skew.
-    pub fn master_down(&self) -> Duration {
-        3 * self.interval + self.skew()
+    /// Three of the master's intervals and the skew.
+    pub fn master_down(&self, master_interval: Duration) -> Duration {
+        3 * master_interval + self.skew(master_interval)
     }
 
     fn is_owner(&self) -> bool {
@@ -63,7 +72,9 @@ pub enum Event {
         /// Its priority.
         priority: u8,
         /// Its sender.
-        source: Ipv4Addr,
+        source: IpAddr,
+        /// Its sender's advertisement interval.
+        interval: Duration,
     },
     /// The [deadline](Machine::deadline) has come.
     Timer,
@@ -91,7 +102,7 @@ pub enum Reason {
         /// Its priority.
         priority: u8,
         /// Its sender.
-        source: Ipv4Addr,
+        source: IpAddr,
     },
     /// The interface went down or lost its address.
     LinkDown,
@@ -166,7 +177,16 @@ pub struct Machine {
     deadline: Option<Instant>,
     /// What the running master-down timer means when it ends.
     waiting_for: Reason,
+    /// The interval of the master that was heard last, our own before that (version 3's
+    /// Master_Adver_Interval; in version 2 all are the same).
+    master_interval: Duration,
+    /// Since when only masters of lower priority are heard.
+    lower_since: Option<Instant>,
 }
+
+/// A master that is woken this many intervals after its last advert was due has been given up by
+/// others, who may speak by now.
+const PATIENCE: u32 = 2;
 
 impl Machine {
     /// A machine in INIT.
@@ -176,7 +196,14 @@ impl Machine {
             state: VrrpState::Init,
             deadline: None,
             waiting_for: Reason::MasterSilent,
+            master_interval: settings.interval,
+            lower_since: None,
         }
+    }
+
+    /// The interval of the master that was heard last; our own before that.
+    pub fn master_interval(&self) -> Duration {
+        self.master_interval
     }
 
     /// Current state.
@@ -197,7 +224,12 @@ impl Machine {
     /// Takes new settings without leaving the state. A waiting backup keeps what it already waited:
     /// its timer moves by the difference of the master-down times.
     pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
-        let (old, new) = (self.settings.master_down(), settings.master_down());
+        let before = self.master_interval;
+        if before == self.settings.interval {
+            self.master_interval = settings.interval;
+        }
+        let old = self.settings.master_down(before);
+        let new = settings.master_down(self.master_interval);
         match (self.state, self.deadline) {
             (VrrpState::Backup, Some(deadline)) => {
                 self.deadline = Some((deadline + new).saturating_sub(old).max(now));
@@ -217,18 +249,25 @@ impl Machine {
             (VrrpState::Fault, Event::LinkUp) => self.begin(Reason::LinkUp, now),
 
             (VrrpState::Backup, Event::Timer) => self.become_master(self.waiting_for, now),
-            (VrrpState::Backup, Event::Advert { priority, .. }) => {
-                self.advert_in_backup(priority, now);
+            (
+                VrrpState::Backup,
+                Event::Advert {
+                    priority, interval, ..
+                },
+            ) => {
+                self.advert_in_backup(priority, interval, now);
                 Effects::default()
             }
 
-            (VrrpState::Master, Event::Timer) => {
-                self.deadline = Some(now + self.settings.interval);
-                Effects::of([Effect::SendAdvert(self.settings.priority)])
-            }
-            (VrrpState::Master, Event::Advert { priority, source }) => {
-                self.advert_in_master(priority, source, now)
-            }
+            (VrrpState::Master, Event::Timer) => self.time_to_speak(now),
+            (
+                VrrpState::Master,
+                Event::Advert {
+                    priority,
+                    source,
+                    interval,
+                },
+            ) => self.advert_in_master(priority, source, interval, now),
 
             (VrrpState::Backup, Event::LinkDown) => {
                 self.leave(VrrpState::Fault);
@@ -273,6 +312,7 @@ impl Machine {
 
     /// RFC 3768 section 6.4.1: the owner is master at once, everybody else listens first.
     fn begin(&mut self, reason: Reason, now: Instant) -> Effects {
+        self.master_interval = self.settings.interval;
         if self.settings.is_owner() {
             return self.become_master(Reason::Owner, now);
         }
@@ -283,13 +323,29 @@ impl Machine {
     fn listen(&mut self, now: Instant) {
         self.state = VrrpState::Backup;
         self.waiting_for = Reason::MasterSilent;
-        self.deadline = Some(now + self.settings.master_down());
+        self.lower_since = None;
+        self.deadline = Some(now + self.settings.master_down(self.master_interval));
+    }
+
+    /// One who slept too long listens for an interval first: whoever took over meanwhile is heard
+    /// before our advert is, and the addresses are not announced twice.
+    fn time_to_speak(&mut self, now: Instant) -> Effects {
+        let interval = self.settings.interval;
+        let late = self
+            .deadline
+            .map_or(Duration::ZERO, |due| now.saturating_sub(due));
+        self.deadline = Some(now + interval);
+        if late > PATIENCE * interval {
+            return Effects::default();
+        }
+        Effects::of([Effect::SendAdvert(self.settings.priority)])
     }
 
     /// The advert goes first, so that the old master lets go of the addresses before we announce
     /// them.
     fn become_master(&mut self, reason: Reason, now: Instant) -> Effects {
         self.state = VrrpState::Master;
+        self.master_interval = self.settings.interval;
         self.deadline = Some(now + self.settings.interval);
         Effects::of([
             Effect::SendAdvert(self.settings.priority),
@@ -303,21 +359,42 @@ impl Machine {
     }
 
     /// RFC 3768 section 6.4.2. A lower priority does not reset the timer, which then runs out and
-    /// preempts.
-    fn advert_in_backup(&mut self, priority: u8, now: Instant) {
+    /// preempts; unless the delay of preemption is not over.
+    fn advert_in_backup(&mut self, priority: u8, interval: Duration, now: Instant) {
+        let settings = &self.settings;
         if priority == 0 {
             self.waiting_for = Reason::MasterStopped;
-            self.deadline = Some(now + self.settings.skew());
-        } else if priority >= self.settings.priority || !self.settings.preempt {
+            self.deadline = Some(now + settings.skew(self.master_interval));
+            return;
+        }
+        let is_lower = priority < settings.priority;
+        let since = match is_lower {
+            true => *self.lower_since.get_or_insert(now),
+            false => {
+                self.lower_since = None;
+                now
+            }
+        };
+        let in_peace = !settings.preempt || now.saturating_sub(since) < settings.preempt_delay;
+        if !is_lower || in_peace {
+            if settings.version == VrrpVersion::V3 {
+                self.master_interval = interval;
+            }
             self.waiting_for = Reason::MasterSilent;
-            self.deadline = Some(now + self.settings.master_down());
+            self.deadline = Some(now + settings.master_down(self.master_interval));
         } else if self.waiting_for == Reason::MasterSilent {
             self.waiting_for = Reason::Preempted;
         }
     }
 
     /// RFC 3768 section 6.4.3.
-    fn advert_in_master(&mut self, priority: u8, source: Ipv4Addr, now: Instant) -> Effects {
+    fn advert_in_master(
+        &mut self,
+        priority: u8,
+        source: IpAddr,
+        interval: Duration,
+        now: Instant,
+    ) -> Effects {
         let own = (self.settings.priority, self.settings.source);
         if priority == 0 {
             self.deadline = Some(now + self.settings.interval);
@@ -325,6 +402,9 @@ impl Machine {
         }
         match (priority, source).cmp(&own) {
             Ordering::Greater => {
+                if self.settings.version == VrrpVersion::V3 {
+                    self.master_interval = interval;
+                }
                 self.listen(now);
                 let reason = Reason::HigherPriority { priority, source };
                 Effects::of([

@@ -13,39 +13,63 @@
 //! |                  Authentication Data, 8 bytes                 |
 //! +---------------------------------------------------------------+
 //! ```
-//! RFC 3768 section 5.1. The checksum covers all of it, without pseudo-header; the authentication
-//! data is there even when nobody authenticates.
+//! Version 2, RFC 3768 section 5.1. The checksum covers all of it, without pseudo-header; the
+//! authentication data is there even when nobody authenticates. In version 3 (RFC 9568 section 5.1)
+//! four reserved bits and twelve bits of interval, in hundredths of a second, take the place of
+//! authentication type and interval, addresses may be IPv6's, and there is no authentication data.
 
-use std::net::Ipv4Addr;
+mod ah;
+mod decode;
+mod encode;
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use lb_common::checksum;
 use thiserror::Error;
 
-use crate::model::Instance;
+pub use self::{
+    decode::{Received, decode, decode_v6},
+    encode::AdvertPacket,
+};
+use crate::model::ChecksumForm;
 
 /// IP protocol number of VRRP.
 pub const PROTOCOL: u8 = 112;
+/// IP protocol number of the authentication header (RFC 4302).
+pub const PROTOCOL_AH: u8 = 51;
 /// Receivers demand it (RFC 3768 section 5.2.3): a packet with it was not routed.
 pub const TTL: u8 = 255;
-/// Internetwork control.
-const TOS: u8 = 0xc0;
+/// Internetwork control: type of service and traffic class of an advert.
+pub const TOS: u8 = 0xc0;
+/// VRRP's own group (RFC 3768 section 5.2.2), which FRR puts into every checksum.
+pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
 const IP_HEADER: usize = 20;
 const FIXED: usize = 8;
 const AUTH_DATA: usize = 8;
 const ADVERTISEMENT: u8 = 1;
 const AUTH_NONE: u8 = 0;
 const AUTH_PASS: u8 = 1;
+const AUTH_AH: u8 = 2;
 
 /// What an advert says, after every check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advert {
     /// Sender's primary address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// 0: the sender stops being master.
     pub priority: u8,
+    /// The sender's advertisement interval.
+    pub interval: Duration,
     /// Whether the address list is the same as ours. Worth a note, never a reason to discard:
     /// discarding makes two masters.
     pub same_addresses: bool,
+    /// How the checksum was computed, where there is a choice.
+    pub checksum: ChecksumForm,
+    /// Sequence number of the authentication header.
+    pub sequence: Option<u32>,
 }
 
 /// Why an advert was not believed.
@@ -57,13 +81,13 @@ pub enum Rejection {
     /// Longer than its address count announces.
     #[error("oversized")]
     Oversized,
-    /// Not an IPv4 packet of protocol 112.
+    /// Not an IPv4 packet of protocol 112, or of 51 with 112 inside.
     #[error("not_vrrp")]
     NotVrrp,
-    /// TTL below 255: it was routed.
+    /// TTL below 255: it was routed. For a unicast peer: outside the configured bounds.
     #[error("wrong_ttl")]
     WrongTtl,
-    /// Not version 2.
+    /// Another version than the instance's.
     #[error("wrong_version")]
     WrongVersion,
     /// Not an advertisement.
@@ -75,7 +99,7 @@ pub enum Rejection {
     /// No instance on this interface has the VRID.
     #[error("wrong_vrid")]
     WrongVrid,
-    /// Sent to another group than the instance's.
+    /// Sent to another group than the instance's, or to a group while it speaks to peers.
     #[error("wrong_group")]
     WrongGroup,
     /// No address in the list.
@@ -87,155 +111,36 @@ pub enum Rejection {
     /// PASS with another password.
     #[error("wrong_password")]
     WrongPassword,
-    /// Another advertisement interval (RFC 3768 section 7.1 demands the discard).
+    /// An authentication header of another key, or for another packet.
+    #[error("wrong_icv")]
+    WrongIcv,
+    /// An authentication header that was heard before.
+    #[error("replayed")]
+    Replayed,
+    /// From an address that is not among the unicast peers.
+    #[error("unknown_peer")]
+    UnknownPeer,
+    /// Version 2: another advertisement interval (RFC 3768 section 7.1 demands the discard).
+    /// Version 3: none.
     #[error("wrong_interval")]
     WrongInterval,
 }
 
-/// A packet whose own structure is sound, not yet held against an instance.
-#[derive(Clone, Copy, Debug)]
-pub struct Received<'p> {
-    source: Ipv4Addr,
-    group: Ipv4Addr,
-    /// Virtual router id.
-    pub vrid: u8,
-    priority: u8,
-    auth_type: u8,
-    interval_s: u8,
-    addresses: &'p [u8],
-    auth_data: &'p [u8],
-}
-
-/// Checks a packet as a raw socket delivers it, IP header first (RFC 3768 section 7.1).
-pub fn decode(packet: &[u8]) -> Result<Received<'_>, Rejection> {
-    let ip = packet.get(..IP_HEADER).ok_or(Rejection::Truncated)?;
-    let ip_length = usize::from(ip[0] & 0x0f) * 4;
-    if ip[0] >> 4 != 4 || ip_length < IP_HEADER || ip[9] != PROTOCOL {
-        return Err(Rejection::NotVrrp);
-    }
-    let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-    // Ethernet padding after the message is legal; what the IP header counts is the message.
-    let message = packet.get(ip_length..total).ok_or(Rejection::Truncated)?;
-    let fixed = message.get(..FIXED).ok_or(Rejection::Truncated)?;
-    let body = &message[FIXED..];
-    if ip[8] != TTL {
-        return Err(Rejection::WrongTtl);
-    }
-    if fixed[0] >> 4 != 2 {
-        return Err(Rejection::WrongVersion);
-    }
-    if fixed[0] & 0x0f != ADVERTISEMENT {
-        return Err(Rejection::WrongType);
-    }
-    let address_bytes = usize::from(fixed[3]) * 4;
-    match body.len().cmp(&(address_bytes + AUTH_DATA)) {
-        std::cmp::Ordering::Less => return Err(Rejection::Truncated),
-        std::cmp::Ordering::Greater => return Err(Rejection::Oversized),
-        std::cmp::Ordering::Equal => {}
-    }
-    if checksum::of(message) != 0 {
-        return Err(Rejection::WrongChecksum);
-    }
-    if address_bytes == 0 {
-        return Err(Rejection::NoAddress);
-    }
-    let (addresses, auth_data) = body.split_at(address_bytes);
-    Ok(Received {
-        source: Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]),
-        group: Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
-        vrid: fixed[1],
-        priority: fixed[2],
-        auth_type: fixed[4],
-        interval_s: fixed[5],
-        addresses,
-        auth_data,
-    })
-}
-
-impl Received<'_> {
-    /// Holds the packet against the instance of its VRID.
-    pub fn check(&self, instance: &Instance) -> Result<Advert, Rejection> {
-        if self.group != instance.group {
-            return Err(Rejection::WrongGroup);
+/// The sum of a pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) of VRRP.
+fn pseudo_header(source: IpAddr, destination: IpAddr, length: usize) -> u32 {
+    let sum = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            checksum::sum(checksum::sum(0, &source.octets()), &destination.octets())
         }
-        match instance.password {
-            None if self.auth_type != AUTH_NONE => return Err(Rejection::WrongAuthType),
-            Some(_) if self.auth_type != AUTH_PASS => return Err(Rejection::WrongAuthType),
-            Some(password) if self.auth_data != password => return Err(Rejection::WrongPassword),
-            None | Some(_) => {}
+        (source, destination) => {
+            let octets = |address| match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            };
+            checksum::sum(checksum::sum(0, &octets(source)), &octets(destination))
         }
-        if u64::from(self.interval_s) != instance.advert_interval.as_secs() {
-            return Err(Rejection::WrongInterval);
-        }
-        Ok(Advert {
-            source: self.source,
-            priority: self.priority,
-            same_addresses: self.lists_exactly(instance),
-        })
-    }
-
-    fn lists_exactly(&self, instance: &Instance) -> bool {
-        let listed = |octets: &[u8; 4]| {
-            self.addresses
-                .chunks_exact(4)
-                .any(|listed| listed == octets)
-        };
-        self.addresses.len() == instance.addresses.len() * 4
-            && instance
-                .addresses
-                .iter()
-                .all(|prefix| listed(&prefix.address.octets()))
-    }
-}
-
-/// A complete advert, IP header included, ready for a socket with IP_HDRINCL. Built once per
-/// instance; [`AdvertPacket::bytes`] patches what changes and allocates nothing.
-#[derive(Clone, Debug)]
-pub struct AdvertPacket {
-    bytes: Vec<u8>,
-    ip_id: u16,
-}
-
-impl AdvertPacket {
-    /// The packet of `instance` from `source`.
-    pub fn new(instance: &Instance, source: Ipv4Addr) -> Self {
-        let length = IP_HEADER + FIXED + instance.addresses.len() * 4 + AUTH_DATA;
-        let mut bytes = Vec::with_capacity(length);
-        bytes.extend_from_slice(&[0x45, TOS]);
-        bytes.extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes());
-        bytes.extend_from_slice(&[0, 0, 0, 0, TTL, PROTOCOL, 0, 0]);
-        bytes.extend_from_slice(&source.octets());
-        bytes.extend_from_slice(&instance.group.octets());
-        let interval_s = u8::try_from(instance.advert_interval.as_secs()).unwrap_or(u8::MAX);
-        let count = u8::try_from(instance.addresses.len()).unwrap_or(u8::MAX);
-        let auth_type = if instance.password.is_some() {
-            AUTH_PASS
-        } else {
-            AUTH_NONE
-        };
-        bytes.extend_from_slice(&[2 << 4 | ADVERTISEMENT, instance.vrid, 0, count]);
-        bytes.extend_from_slice(&[auth_type, interval_s, 0, 0]);
-        for prefix in &instance.addresses {
-            bytes.extend_from_slice(&prefix.address.octets());
-        }
-        bytes.extend_from_slice(&instance.password.unwrap_or_default());
-        Self { bytes, ip_id: 0 }
-    }
-
-    /// The next packet, with this priority. The IP identification counts from 1 and skips 0,
-    /// which the kernel would replace.
-    pub fn bytes(&mut self, priority: u8) -> &[u8] {
-        self.ip_id = self.ip_id.checked_add(1).unwrap_or(1);
-        self.bytes[4..6].copy_from_slice(&self.ip_id.to_be_bytes());
-        self.bytes[10..12].fill(0);
-        let ip_checksum = checksum::of(&self.bytes[..IP_HEADER]);
-        self.bytes[10..12].copy_from_slice(&ip_checksum.to_be_bytes());
-        self.bytes[IP_HEADER + 2] = priority;
-        self.bytes[IP_HEADER + 6..IP_HEADER + 8].fill(0);
-        let checksum = checksum::of(&self.bytes[IP_HEADER..]);
-        self.bytes[IP_HEADER + 6..IP_HEADER + 8].copy_from_slice(&checksum.to_be_bytes());
-        &self.bytes
-    }
+    };
+    sum + u32::from(PROTOCOL) + length as u32
 }
 
 #[cfg(test)]

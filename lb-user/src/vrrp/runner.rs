@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -11,7 +11,7 @@ use super::{
     fsm::{Machine, Reason, Settings},
     packet::{AdvertPacket, Rejection},
 };
-use crate::model::{Instance, VrrpState};
+use crate::model::{ChecksumForm, Instance, VrrpState};
 
 /// Present state of an instance, for `lbctl vrrp`.
 #[derive(Clone, Debug)]
@@ -27,9 +27,9 @@ pub struct Snapshot {
     /// Until the timer fires.
     pub timer: Option<Duration>,
     /// Source of adverts, when the interface has one.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// The last other router heard, with its priority and how long ago.
-    pub peer: Option<(Ipv4Addr, u8, Duration)>,
+    pub peer: Option<(IpAddr, u8, Duration)>,
     /// Whether the peer's last advert listed other addresses than ours.
     pub addresses_differ: bool,
     /// Adverts sent.
@@ -51,7 +51,7 @@ pub(super) struct Runner {
     pub(super) link: Link,
     pub(super) reason: Reason,
     pub(super) since: SystemTime,
-    pub(super) peer: Option<(Ipv4Addr, u8, Instant)>,
+    pub(super) peer: Option<(IpAddr, u8, Instant)>,
     pub(super) sent: u64,
     pub(super) received: u64,
     pub(super) send_errors: u64,
@@ -60,12 +60,16 @@ pub(super) struct Runner {
     /// Whether the last attempt to open the socket failed.
     pub(super) deaf: bool,
     pub(super) rejected: BTreeMap<Rejection, u64>,
+    /// How the last peer computed its checksum.
+    pub(super) heard_checksum: Option<ChecksumForm>,
+    /// The last sequence number of each peer with authentication headers, and when it was heard.
+    pub(super) sequences: BTreeMap<IpAddr, (u32, Instant)>,
 }
 
 impl Runner {
     /// A runner in INIT.
     pub(super) fn new(setup: Setup) -> Self {
-        let source = source_of(setup.link);
+        let source = source_of(&setup.instance, setup.link);
         Self {
             machine: Machine::new(settings(&setup.instance, source)),
             packet: AdvertPacket::new(&setup.instance, source),
@@ -81,6 +85,8 @@ impl Runner {
             addresses_differ: false,
             deaf: false,
             rejected: BTreeMap::new(),
+            heard_checksum: None,
+            sequences: BTreeMap::new(),
         }
     }
 
@@ -111,7 +117,32 @@ impl Runner {
         }
     }
 
-    fn source(&self) -> Option<Ipv4Addr> {
+    /// The form of the next advert's checksum.
+    pub(super) fn checksum_form(&self) -> ChecksumForm {
+        match self.instance.checksum {
+            ChecksumForm::Auto => self.heard_checksum.unwrap_or(ChecksumForm::Message),
+            fixed => fixed,
+        }
+    }
+
+    /// Whether a sequence number is new: it must grow (RFC 4302 section 3.4.3, without a window),
+    /// unless its sender was silent for so long that it may have begun anew. What we send counts on
+    /// from there, because keepalived keeps one number for all routers of an instance.
+    pub(super) fn is_new(&mut self, source: IpAddr, sequence: u32) -> bool {
+        let silence = self
+            .machine
+            .settings()
+            .master_down(self.machine.master_interval());
+        let last = self.sequences.get(&source);
+        let is_new = last.is_none_or(|(last, at)| sequence > *last || at.elapsed() > silence);
+        if is_new {
+            self.sequences.insert(source, (sequence, Instant::now()));
+            self.packet.count_on_from(sequence);
+        }
+        is_new
+    }
+
+    pub(super) fn source(&self) -> Option<IpAddr> {
         match self.link {
             Link::Up { source, .. } => Some(source),
             Link::Down => None,
@@ -129,31 +160,42 @@ impl Runner {
 
     /// Follows a changed configuration or source address.
     pub(super) fn refresh(&mut self, now: Duration) {
-        let source = source_of(self.link);
-        self.packet = AdvertPacket::new(&self.instance, source);
+        let source = source_of(&self.instance, self.link);
+        self.packet = AdvertPacket::new(&self.instance, source).continuing(&self.packet);
         self.machine
             .reconfigure(settings(&self.instance, source), now);
     }
 }
 
-fn source_of(link: Link) -> Ipv4Addr {
+fn source_of(instance: &Instance, link: Link) -> IpAddr {
     match link {
         Link::Up { source, .. } => source,
-        Link::Down => Ipv4Addr::UNSPECIFIED,
+        Link::Down if instance.is_v6() => Ipv6Addr::UNSPECIFIED.into(),
+        Link::Down => Ipv4Addr::UNSPECIFIED.into(),
     }
 }
 
-fn settings(instance: &Instance, source: Ipv4Addr) -> Settings {
+fn settings(instance: &Instance, source: IpAddr) -> Settings {
     Settings {
+        version: instance.version,
         priority: instance.priority,
         interval: instance.advert_interval,
         preempt: instance.preempt,
+        preempt_delay: instance.preempt_delay,
         source,
     }
 }
 
 /// Whether a running instance can become the other without leaving its state.
 pub(super) fn same_on_the_wire(old: &Instance, new: &Instance) -> bool {
-    let identity = |i: &Instance| (i.name.clone(), i.interface.clone(), i.vrid, i.group);
+    let identity = |i: &Instance| {
+        (
+            i.name.clone(),
+            i.interface.clone(),
+            i.version,
+            i.vrid,
+            i.group,
+        )
+    };
     identity(old) == identity(new)
 }

@@ -1,53 +1,116 @@
-//! Raw sockets for VRRP: one per interface, multicast in, complete IP packets out.
+//! Raw sockets for VRRP: one per interface, family and protocol. Over IPv4 complete packets go in
+//! and out; over IPv6 the kernel keeps the header, and tells of it beside the message.
 
 use std::{
-    io,
-    mem::MaybeUninit,
-    net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsFd, BorrowedFd},
+    io::{self, IoSlice, IoSliceMut},
+    net::{IpAddr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
-use super::packet;
+use super::packet::{self, Received, Rejection};
+use crate::model::{Auth, Instance};
 
 /// Linux's TC_PRIO_CONTROL: adverts overtake bulk traffic in the queue.
 const PRIORITY_CONTROL: u32 = 7;
-/// Longer than any advert; what does not fit is judged truncated.
-const BUFFER: usize = 2048;
+/// Longer than any advert over Ethernet; what does not fit is judged truncated.
+const BUFFER: usize = 8192;
 
-/// The socket of one interface.
+/// A packet's sender, if that is known, and what it says.
+pub type Heard<'b> = (Option<IpAddr>, Result<Received<'b>, Rejection>);
+
+/// Which packets a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// VRRP over IPv4.
+    V4,
+    /// VRRP behind an authentication header, over IPv4.
+    Ah,
+    /// VRRP over IPv6.
+    V6,
+}
+
+impl Kind {
+    /// What an instance needs.
+    pub fn of(instance: &Instance) -> Self {
+        match (instance.is_v6(), instance.auth) {
+            (true, _) => Kind::V6,
+            (false, Auth::Ah(_)) => Kind::Ah,
+            (false, Auth::None | Auth::Pass(_)) => Kind::V4,
+        }
+    }
+
+    fn protocol(self) -> Protocol {
+        let number = match self {
+            Kind::V4 | Kind::V6 => packet::PROTOCOL,
+            Kind::Ah => packet::PROTOCOL_AH,
+        };
+        Protocol::from(i32::from(number))
+    }
+}
+
+/// A socket of one interface.
 pub struct VrrpSocket {
     socket: Socket,
+    kind: Kind,
     ifindex: u32,
-    groups: Vec<Ipv4Addr>,
+    groups: Vec<IpAddr>,
 }
 
 impl VrrpSocket {
     /// Opens a socket that hears and speaks only on this interface. Needs CAP_NET_RAW.
-    pub fn open(interface: &str, ifindex: u32) -> io::Result<Self> {
-        let protocol = Protocol::from(i32::from(packet::PROTOCOL));
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(protocol))?;
+    pub fn open(interface: &str, ifindex: u32, kind: Kind) -> io::Result<Self> {
+        let domain = match kind {
+            Kind::V4 | Kind::Ah => Domain::IPV4,
+            Kind::V6 => Domain::IPV6,
+        };
+        let socket = Socket::new(domain, Type::RAW, Some(kind.protocol()))?;
         socket.bind_device(Some(interface.as_bytes()))?;
-        socket.set_header_included_v4(true)?;
         // A router that hears itself would believe in a second master.
-        socket.set_multicast_loop_v4(false)?;
+        match kind {
+            Kind::V4 | Kind::Ah => {
+                socket.set_header_included_v4(true)?;
+                socket.set_multicast_loop_v4(false)?;
+            }
+            Kind::V6 => {
+                let ttl = u32::from(packet::TTL);
+                socket.set_multicast_loop_v6(false)?;
+                socket.set_multicast_if_v6(ifindex)?;
+                socket.set_multicast_hops_v6(ttl)?;
+                socket.set_unicast_hops_v6(ttl)?;
+                socket.set_tclass_v6(u32::from(packet::TOS))?;
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
+            }
+        }
         socket.set_priority(PRIORITY_CONTROL)?;
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket,
+            kind,
             ifindex,
             groups: Vec::new(),
         })
     }
 
     /// Joins a group unless it is joined already.
-    pub fn join(&mut self, group: Ipv4Addr) -> io::Result<()> {
-        if !self.groups.contains(&group) {
-            let interface = InterfaceIndexOrAddress::Index(self.ifindex);
-            self.socket.join_multicast_v4_n(&group, &interface)?;
-            self.groups.push(group);
+    pub fn join(&mut self, group: IpAddr) -> io::Result<()> {
+        if self.groups.contains(&group) {
+            return Ok(());
         }
+        match group {
+            IpAddr::V4(v4) => {
+                let interface = InterfaceIndexOrAddress::Index(self.ifindex);
+                self.socket.join_multicast_v4_n(&v4, &interface)?;
+            }
+            IpAddr::V6(v6) => self.socket.join_multicast_v6(&v6, self.ifindex)?,
+        }
+        self.groups.push(group);
         Ok(())
     }
 
@@ -56,24 +119,88 @@ impl VrrpSocket {
         self.ifindex
     }
 
-    /// Sends a complete IP packet.
-    pub fn send(&self, packet: &[u8], group: Ipv4Addr) -> io::Result<()> {
-        self.socket
-            .send_to(packet, &SocketAddrV4::new(group, 0).into())
-            .map(|_| ())
+    /// Sends a complete IPv4 packet, or an IPv6 message from `source`.
+    pub fn send(&self, packet: &[u8], source: IpAddr, destination: IpAddr) -> io::Result<()> {
+        match (source, destination) {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                self.send_v6(packet, source, destination)
+            }
+            (_, IpAddr::V4(destination)) => self
+                .socket
+                .send_to(packet, &SocketAddrV4::new(destination, 0).into())
+                .map(|_| ()),
+            (IpAddr::V4(_), IpAddr::V6(_)) => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
-    /// The next packet, IP header first, or `None` when there is none.
-    pub fn receive<'b>(&self, buffer: &'b mut Buffer) -> io::Result<Option<&'b [u8]>> {
-        match self.socket.recv(&mut buffer.0) {
-            Ok(length) => {
-                // SAFETY: the kernel wrote the first `length` bytes.
-                let bytes = unsafe { buffer.0[..length].assume_init_ref() };
-                Ok(Some(bytes))
-            }
+    fn send_v6(&self, message: &[u8], source: Ipv6Addr, to: Ipv6Addr) -> io::Result<()> {
+        let info = libc::in6_pktinfo {
+            ipi6_addr: libc::in6_addr {
+                s6_addr: source.octets(),
+            },
+            ipi6_ifindex: self.ifindex,
+        };
+        let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, self.ifindex));
+        sendmsg(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(message)],
+            &[ControlMessage::Ipv6PacketInfo(&info)],
+            MsgFlags::empty(),
+            Some(&to),
+        )?;
+        Ok(())
+    }
+
+    /// The next packet, or `None` when there is none.
+    pub fn receive<'b>(&self, buffer: &'b mut Buffer) -> io::Result<Option<Heard<'b>>> {
+        let result = match self.kind {
+            Kind::V4 | Kind::Ah => self.receive_v4(buffer).map(|bytes| {
+                let source = bytes
+                    .get(12..16)
+                    .map(|b| IpAddr::from([b[0], b[1], b[2], b[3]]));
+                (source, packet::decode(bytes))
+            }),
+            Kind::V6 => self.receive_v6(buffer),
+        };
+        match result {
+            Ok(heard) => Ok(Some(heard)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn receive_v4<'b>(&self, buffer: &'b mut Buffer) -> io::Result<&'b [u8]> {
+        let length = rustix::io::read(&self.socket, &mut buffer.message[..])?;
+        Ok(&buffer.message[..length])
+    }
+
+    fn receive_v6<'b>(&self, buffer: &'b mut Buffer) -> io::Result<Heard<'b>> {
+        let mut parts = [IoSliceMut::new(&mut buffer.message[..])];
+        let got = recvmsg::<SockaddrIn6>(
+            self.socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut buffer.control),
+            MsgFlags::empty(),
+        )?;
+        let (mut destination, mut hop_limit) = (None, None);
+        for message in got.cmsgs()? {
+            match message {
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    destination = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                }
+                ControlMessageOwned::Ipv6HopLimit(limit) => hop_limit = u8::try_from(limit).ok(),
+                _ => {}
+            }
+        }
+        let (source, length) = (got.address.map(|address| address.ip()), got.bytes);
+        let message = &buffer.message[..length];
+        let received = match (source, destination, hop_limit) {
+            (Some(source), Some(destination), Some(hop_limit)) => {
+                packet::decode_v6(source, destination, hop_limit, message)
+            }
+            _ => Err(Rejection::NotVrrp),
+        };
+        Ok((source.map(IpAddr::V6), received))
     }
 }
 
@@ -84,12 +211,18 @@ impl AsFd for VrrpSocket {
 }
 
 /// Room for one packet.
-pub struct Buffer([MaybeUninit<u8>; BUFFER]);
+pub struct Buffer {
+    message: Box<[u8; BUFFER]>,
+    control: Vec<u8>,
+}
 
 impl Buffer {
     /// An empty buffer.
     pub fn new() -> Self {
-        Self([MaybeUninit::uninit(); BUFFER])
+        Self {
+            message: Box::new([0; BUFFER]),
+            control: nix::cmsg_space!(libc::in6_pktinfo, libc::c_int),
+        }
     }
 }
 

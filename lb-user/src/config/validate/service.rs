@@ -197,12 +197,7 @@ impl Validator<'_> {
         vip: IpAddr,
         instances: &[Instance],
     ) -> Option<String> {
-        let holds = |instance: &&Instance| {
-            instance
-                .addresses
-                .iter()
-                .any(|p| IpAddr::V4(p.address) == vip)
-        };
+        let holds = |instance: &&Instance| instance.addresses.iter().any(|p| p.address == vip);
         let Some(at) = raw else {
             return instances.iter().find(holds).map(|i| i.name.clone());
         };

@@ -109,17 +109,6 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn ipv4(&mut self, at: &At<String>, key: &str) -> Ipv4Addr {
-        at.value.parse().unwrap_or_else(|_| {
-            self.error(
-                &at.span,
-                format!("`{}` is not an IPv4 address", at.value),
-                &format!("`{key}` is written like \"10.1.15.45\""),
-            );
-            Ipv4Addr::UNSPECIFIED
-        })
-    }
-
     pub(super) fn ip(&mut self, at: &At<String>, key: &str) -> IpAddr {
         at.value.parse().unwrap_or_else(|_| {
             self.error(
@@ -131,24 +120,33 @@ impl Validator<'_> {
         })
     }
 
+    /// An address with a prefix length; without one, the address alone.
     pub(super) fn prefix(&mut self, at: &At<String>) -> Prefix {
-        let (address, length) = at.value.split_once('/').unwrap_or((&at.value, "32"));
-        match (address.parse::<Ipv4Addr>(), length.parse::<u8>()) {
-            (Ok(address), Ok(length)) if length <= 32 => {
-                self.unicast(address, &at.span);
-                Prefix { address, length }
+        let (address, length) = match at.value.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (at.value.as_str(), None),
+        };
+        let parsed = address.parse::<IpAddr>().ok().and_then(|address| {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let length = length.map_or(Ok(most), str::parse).ok()?;
+            (length <= most).then_some(Prefix { address, length })
+        });
+        if let Some(prefix) = parsed {
+            match prefix.address {
+                // The first address of an IPv6 instance is a link-local one.
+                IpAddr::V6(v6) if v6.is_unicast_link_local() => {}
+                address => self.unicast_ip(address, &at.span),
             }
-            _ => {
-                self.error(
-                    &at.span,
-                    format!("`{}` is not an IPv4 address with a prefix length", at.value),
-                    "such as \"10.1.15.50/16\"",
-                );
-                Prefix {
-                    address: Ipv4Addr::UNSPECIFIED,
-                    length: 32,
-                }
-            }
+            return prefix;
+        }
+        self.error(
+            &at.span,
+            format!("`{}` is not an IP address with a prefix length", at.value),
+            "such as \"10.1.15.50/16\" or \"2001:db8::50/64\"",
+        );
+        Prefix {
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            length: 32,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -11,19 +11,28 @@ use lb_common::limits;
 use super::{Validator, values::DAY};
 use crate::{
     config::{raw::RawInstance, reader::At},
-    model::{Instance, NotifyScripts},
+    model::{Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
 };
 
 /// VRRP's own group (RFC 3768 section 5.2.2).
-const VRRP_GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
+const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
+/// The same for IPv6 (RFC 9568 section 5.1.2.2).
+const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12);
+const CHECKSUMS: [(&str, ChecksumForm); 3] = [
+    ("auto", ChecksumForm::Auto),
+    ("rfc9568", ChecksumForm::Message),
+    ("pseudo-header", ChecksumForm::PseudoHeader),
+];
+/// Each gets every advert by itself.
+const MAX_PEERS: usize = 64;
 /// An advert's address count is one byte.
 const MAX_ADDRESSES: usize = 255;
 
 impl Validator<'_> {
     pub(super) fn instances(&mut self, raw: Vec<At<RawInstance>>) -> Vec<Instance> {
         let mut names: HashSet<String> = HashSet::new();
-        let mut routers: HashMap<(String, u8), String> = HashMap::new();
-        let mut vips: HashMap<Ipv4Addr, String> = HashMap::new();
+        let mut routers: HashMap<(String, bool, u8), String> = HashMap::new();
+        let mut vips: HashMap<IpAddr, String> = HashMap::new();
         if let Some(surplus) = raw.get(limits::MAX_ROLES - 1) {
             self.error(
                 &surplus.span,
@@ -41,6 +50,7 @@ impl Validator<'_> {
             let address_spans: Vec<_> = raw
                 .addresses
                 .iter()
+                .chain(&raw.excluded_addresses)
                 .flat_map(|l| l.value.iter().map(|a| a.span.clone()))
                 .collect();
             let instance = self.instance(raw);
@@ -51,7 +61,7 @@ impl Validator<'_> {
                     "",
                 );
             }
-            let router = (instance.interface.clone(), instance.vrid);
+            let router = (instance.interface.clone(), instance.is_v6(), instance.vrid);
             if instance.vrid != 0
                 && let Some(first) = routers.insert(router, instance.name.clone())
             {
@@ -65,7 +75,7 @@ impl Validator<'_> {
                     "every virtual router of an interface needs an id of its own",
                 );
             }
-            for (prefix, span) in instance.addresses.iter().zip(address_spans) {
+            for (prefix, span) in instance.held().zip(address_spans) {
                 if let Some(first) = vips.insert(prefix.address, instance.name.clone()) {
                     let message = format!(
                         "duplicate virtual address {}: {first} has it already",
@@ -88,43 +98,71 @@ impl Validator<'_> {
         if let Some(interface) = &raw.interface {
             self.interface_name(interface);
         }
-        let addresses = match raw.addresses {
-            Some(list) => {
-                if list.value.is_empty() || list.value.len() > MAX_ADDRESSES {
-                    self.error(
-                        &list.span,
-                        format!("`addresses` must have 1 to {MAX_ADDRESSES} entries"),
-                        "",
-                    );
-                }
-                list.value.iter().map(|at| self.prefix(at)).collect()
-            }
-            None => Vec::new(),
-        };
-        let group = raw.multicast_group.map_or(VRRP_GROUP, |at| {
-            let group = self.ipv4(&at, "multicast_group");
-            if !group.is_multicast() {
+        if let Some(list) = &raw.addresses
+            && !(1..=MAX_ADDRESSES).contains(&list.value.len())
+        {
+            let message = format!("`addresses` must have 1 to {MAX_ADDRESSES} entries");
+            self.error(&list.span, message, "");
+        }
+        let addresses = self.prefixes(raw.addresses.as_ref());
+        let excluded = self.prefixes(raw.excluded_addresses.as_ref());
+        let is_v6 = addresses.first().is_some_and(|p| p.address.is_ipv6());
+        for (at, prefix) in raw.addresses.iter().flat_map(|l| &l.value).zip(&addresses) {
+            if prefix.address.is_ipv6() != is_v6 {
                 self.error(
                     &at.span,
-                    format!("{group} is not a multicast address"),
-                    "224.0.0.0 to 239.255.255.255; VRRP's own is 224.0.0.18",
+                    "IPv4 and IPv6 addresses in one instance",
+                    "an advert carries addresses of one family; make a second instance, or name them in `excluded_addresses`",
                 );
             }
-            group
-        });
+        }
+        let version = self.version(raw.version, is_v6);
+        if version == VrrpVersion::V3
+            && let Some(at) = raw.password.as_ref().or(raw.authentication.as_ref())
+        {
+            self.error(
+                &at.span,
+                "VRRP version 3 has no authentication",
+                "leave it out, or use `version = 2`",
+            );
+        }
+        if let Some(at) = &raw.checksum
+            && (version == VrrpVersion::V2 || is_v6)
+        {
+            self.error(
+                &at.span,
+                "`checksum` is for version 3 over IPv4; elsewhere there is only one form",
+                "",
+            );
+        }
         Instance {
             name: raw.name.map(|at| at.value).unwrap_or_default(),
             interface: raw.interface.map(|at| at.value).unwrap_or_default(),
+            version,
             vrid: self.small(raw.virtual_router_id, "virtual_router_id", 1..=255, 0),
             priority: self.small(raw.priority, "priority", 1..=255, 100),
-            advert_interval: self.advert_interval(raw.advert_interval),
+            advert_interval: self.advert_interval(raw.advert_interval, version),
             preempt: raw.preempt.is_none_or(|at| at.value),
+            preempt_delay: self.duration(
+                raw.preempt_delay,
+                "preempt_delay",
+                Duration::ZERO..=DAY,
+                Duration::ZERO,
+            ),
             source: raw
                 .source_address
-                .map(|at| self.ipv4(&at, "source_address")),
-            group,
-            password: raw.password.and_then(|at| self.password(&at)),
+                .map(|at| self.of_family(&at, "source_address", is_v6)),
+            group: self.group(raw.multicast_group, is_v6),
+            peers: self.peers(raw.unicast_peers, is_v6),
+            unicast_ttl: UnicastTtl {
+                sent: self.small(raw.unicast_ttl, "unicast_ttl", 1..=255, 255),
+                accepted: self.small(raw.unicast_min_ttl, "unicast_min_ttl", 0..=255, 0)
+                    ..=self.small(raw.unicast_max_ttl, "unicast_max_ttl", 0..=255, 255),
+            },
+            checksum: self.choice(raw.checksum, "checksum", ChecksumForm::Auto, &CHECKSUMS),
+            auth: self.auth(raw.authentication, raw.password),
             addresses,
+            excluded,
             notify: NotifyScripts {
                 master: raw.notify_master.map(|at| at.value),
                 backup: raw.notify_backup.map(|at| at.value),
@@ -141,21 +179,122 @@ impl Validator<'_> {
         }
     }
 
-    fn advert_interval(&mut self, raw: Option<At<Duration>>) -> Duration {
+    fn prefixes(&mut self, list: Option<&At<Vec<At<String>>>>) -> Vec<Prefix> {
+        let entries = list.map_or(&[][..], |list| &list.value);
+        entries.iter().map(|at| self.prefix(at)).collect()
+    }
+
+    /// Version 2 unless the addresses need version 3.
+    fn version(&mut self, raw: Option<At<i64>>, is_v6: bool) -> VrrpVersion {
+        match raw {
+            None if is_v6 => VrrpVersion::V3,
+            None => VrrpVersion::V2,
+            Some(At { value: 2, span }) if is_v6 => {
+                self.error(&span, "VRRP version 2 knows no IPv6", "use `version = 3`");
+                VrrpVersion::V3
+            }
+            Some(At { value: 2, .. }) => VrrpVersion::V2,
+            Some(At { value: 3, .. }) => VrrpVersion::V3,
+            Some(at) => {
+                self.error(&at.span, "`version` is 2 or 3", "");
+                VrrpVersion::V3
+            }
+        }
+    }
+
+    fn of_family(&mut self, at: &At<String>, key: &str, is_v6: bool) -> IpAddr {
+        let address = self.ip(at, key);
+        if address.is_ipv6() != is_v6 && !address.is_unspecified() {
+            let family = if is_v6 { "IPv6" } else { "IPv4" };
+            let message = format!("`{key}` must be an {family} address, as the virtual ones are");
+            self.error(&at.span, message, "");
+        }
+        address
+    }
+
+    fn group(&mut self, raw: Option<At<String>>, is_v6: bool) -> IpAddr {
+        let standard = if is_v6 {
+            IpAddr::V6(GROUP_V6)
+        } else {
+            IpAddr::V4(GROUP_V4)
+        };
+        raw.map_or(standard, |at| {
+            let group = self.of_family(&at, "multicast_group", is_v6);
+            if !group.is_multicast() && !group.is_unspecified() {
+                self.error(
+                    &at.span,
+                    format!("{group} is not a multicast address"),
+                    &format!("224.0.0.0 to 239.255.255.255, or ff00::/8; VRRP's own is {standard}"),
+                );
+            }
+            group
+        })
+    }
+
+    fn peers(&mut self, raw: Option<At<Vec<At<String>>>>, is_v6: bool) -> Vec<IpAddr> {
+        let Some(list) = raw else { return Vec::new() };
+        if !(1..=MAX_PEERS).contains(&list.value.len()) {
+            let message = format!("`unicast_peers` must have 1 to {MAX_PEERS} entries");
+            self.error(&list.span, message, "leave it out to speak to a group");
+        }
+        let mut peers = Vec::with_capacity(list.value.len());
+        for at in &list.value {
+            let peer = self.of_family(at, "unicast_peers", is_v6);
+            if peer.is_multicast() || peers.contains(&peer) {
+                let message = format!("{peer} is a group, or named twice");
+                self.error(
+                    &at.span,
+                    message,
+                    "the own address of each other director, once",
+                );
+            }
+            peers.push(peer);
+        }
+        peers
+    }
+
+    fn advert_interval(&mut self, raw: Option<At<Duration>>, version: VrrpVersion) -> Duration {
         let Some(at) = raw else {
             return Duration::from_secs(1);
         };
-        if at.value.subsec_nanos() != 0 || !(1..=255).contains(&at.value.as_secs()) {
-            self.error(
-                &at.span,
-                "`advert_interval` of VRRP version 2 is 1 to 255 whole seconds",
-                "the packet carries it as one byte",
-            );
+        let (nanoseconds, step) = (at.value.as_nanos(), Duration::from_millis(10).as_nanos());
+        let fits = match version {
+            VrrpVersion::V2 => {
+                at.value.subsec_nanos() == 0 && (1..=255).contains(&at.value.as_secs())
+            }
+            VrrpVersion::V3 => {
+                nanoseconds.is_multiple_of(step) && (1..=0x0fff).contains(&(nanoseconds / step))
+            }
+        };
+        if !fits {
+            let (message, help) = match version {
+                VrrpVersion::V2 => (
+                    "`advert_interval` of VRRP version 2 is 1 to 255 whole seconds",
+                    "the packet carries it as one byte; `version = 3` knows shorter ones",
+                ),
+                VrrpVersion::V3 => (
+                    "`advert_interval` of VRRP version 3 is 10ms to 40s 950ms in steps of 10ms",
+                    "the packet carries hundredths of a second in twelve bits",
+                ),
+            };
+            self.error(&at.span, message, help);
         }
         at.value
     }
 
-    fn password(&mut self, at: &At<String>) -> Option<[u8; 8]> {
+    fn auth(&mut self, kind: Option<At<String>>, password: Option<At<String>>) -> Auth {
+        let Some(at) = password else {
+            if let Some(kind) = kind {
+                self.error(&kind.span, "`authentication` without `password`", "");
+            }
+            return Auth::None;
+        };
+        let is_ah = self.choice(
+            kind,
+            "authentication",
+            false,
+            &[("pass", false), ("ah", true)],
+        );
         let bytes = at.value.as_bytes();
         if bytes.is_empty() || bytes.len() > 8 {
             self.error(
@@ -163,10 +302,13 @@ impl Validator<'_> {
                 "`password` must have 1 to 8 bytes",
                 "VRRP carries eight bytes; keepalived uses the first eight of a longer one",
             );
-            return None;
+            return Auth::None;
         }
         let mut padded = [0; 8];
         padded[..bytes.len()].copy_from_slice(bytes);
-        Some(padded)
+        match is_ah {
+            true => Auth::Ah(padded),
+            false => Auth::Pass(padded),
+        }
     }
 }

@@ -1,17 +1,22 @@
+use std::net::Ipv4Addr;
+
 use super::*;
 
+mod intervals;
 mod simulation;
 
 const MS: Duration = Duration::from_millis(1);
-const HIGH: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
-const SELF: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
-const LOW: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const HIGH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
+const SELF: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5));
+const LOW: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 fn settings(priority: u8) -> Settings {
     Settings {
+        version: VrrpVersion::V2,
         priority,
         interval: Duration::from_secs(1),
         preempt: true,
+        preempt_delay: Duration::ZERO,
         source: SELF,
     }
 }
@@ -31,8 +36,16 @@ fn machine_in(state: VrrpState, settings: Settings) -> Machine {
     machine
 }
 
-fn advert(priority: u8, source: Ipv4Addr) -> Event {
-    Event::Advert { priority, source }
+fn advert(priority: u8, source: IpAddr) -> Event {
+    every(Duration::from_secs(1), priority, source)
+}
+
+fn every(interval: Duration, priority: u8, source: IpAddr) -> Event {
+    Event::Advert {
+        priority,
+        source,
+        interval,
+    }
 }
 
 /// Every state with every event: new state, deadline in ms after the event (`None`: no timer), and
@@ -211,7 +224,7 @@ fn the_owner_is_master_at_once() {
     let owner = Effect::Enter(VrrpState::Master, Reason::Owner);
     assert_eq!(effects, [Effect::SendAdvert(255), owner]);
     assert_eq!(
-        machine.settings().skew(),
+        machine.settings().skew(Duration::from_secs(1)),
         Duration::from_micros(3_906) + Duration::from_nanos(250)
     );
 }

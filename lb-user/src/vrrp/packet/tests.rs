@@ -3,7 +3,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{NotifyScripts, Prefix};
+use crate::model::{Auth, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion};
+
+mod versions;
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -17,17 +19,18 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
     Instance {
         name: "VI_1".into(),
         interface: "eth0".into(),
+        version: VrrpVersion::V2,
         vrid,
         priority: 200,
         advert_interval: Duration::from_secs(1),
         preempt: true,
+        preempt_delay: Duration::ZERO,
         source: None,
         group: group.into(),
-        password: password.map(|text| {
-            let mut bytes = [0; 8];
-            bytes[..text.len()].copy_from_slice(text.as_bytes());
-            bytes
-        }),
+        peers: Vec::new(),
+        unicast_ttl: UnicastTtl::default(),
+        checksum: ChecksumForm::Auto,
+        auth: password.map_or(Auth::None, |text| Auth::Pass(padded(text))),
         addresses: addresses
             .iter()
             .map(|a| Prefix {
@@ -35,12 +38,25 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
                 length: 32,
             })
             .collect(),
+        excluded: Vec::new(),
         notify: NotifyScripts::default(),
     }
 }
 
+fn padded(text: &str) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    bytes
+}
+
+/// The packet as it goes to the instance's group.
+fn sent(packet: &mut AdvertPacket, instance: &Instance, priority: u8) -> Vec<u8> {
+    packet.next(priority);
+    packet.to(instance.group, instance.checksum).to_vec()
+}
+
 const STANDARD_GROUP: [u8; 4] = [224, 0, 0, 18];
-const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// As captured from keepalived 2.2.7: source 192.0.2.1, priority 200, VIP 198.51.100.11.
 const KEEPALIVED_PLAIN: &str = "45c00028 00010000 ff701891 c0000201 e0000012
@@ -50,8 +66,8 @@ const KEEPALIVED_PLAIN: &str = "45c00028 00010000 ff701891 c0000201 e0000012
 fn golden_bytes_out() {
     let instance = instance(11, STANDARD_GROUP, None, &[[198, 51, 100, 11]]);
     let mut packet = AdvertPacket::new(&instance, SOURCE);
-    assert_eq!(packet.bytes(200), hex(KEEPALIVED_PLAIN));
-    let second = packet.bytes(0).to_vec();
+    assert_eq!(sent(&mut packet, &instance, 200), hex(KEEPALIVED_PLAIN));
+    let second = sent(&mut packet, &instance, 0);
     assert_eq!(second[4..6], [0, 2], "identification counts");
     assert_eq!(second[22], 0);
     assert!(decode(&second).is_ok(), "checksum follows the priority");
@@ -69,7 +85,10 @@ fn golden_bytes_in() {
         Advert {
             source: SOURCE,
             priority: 200,
-            same_addresses: true
+            interval: Duration::from_secs(1),
+            same_addresses: true,
+            checksum: ChecksumForm::Message,
+            sequence: None,
         }
     );
     assert_eq!(received.vrid, 11);
@@ -78,11 +97,11 @@ fn golden_bytes_in() {
 #[test]
 fn password_is_padded_and_sent_in_clear() {
     let instance = instance(20, [224, 15, 15, 15], Some("6b8a916c"), &[[10, 1, 15, 50]]);
-    let mut packet = AdvertPacket::new(&instance, Ipv4Addr::new(10, 1, 15, 43));
-    let bytes = packet.bytes(100);
+    let mut packet = AdvertPacket::new(&instance, IpAddr::from([10, 1, 15, 43]));
+    let bytes = sent(&mut packet, &instance, 100);
     assert_eq!(&bytes[32..], b"6b8a916c");
     assert_eq!(bytes[24], 1, "auth type PASS");
-    assert!(decode(bytes).unwrap().check(&instance).is_ok());
+    assert!(decode(&bytes).unwrap().check(&instance).is_ok());
 }
 
 #[test]
@@ -90,9 +109,9 @@ fn identification_skips_zero() {
     let instance = instance(11, STANDARD_GROUP, None, &[[198, 51, 100, 11]]);
     let mut packet = AdvertPacket::new(&instance, SOURCE);
     for _ in 0..65_535 {
-        packet.bytes(1);
+        sent(&mut packet, &instance, 1);
     }
-    assert_eq!(packet.bytes(1)[4..6], [0, 1]);
+    assert_eq!(sent(&mut packet, &instance, 1)[4..6], [0, 1]);
 }
 
 /// Repairs the message checksum after a change.
@@ -126,7 +145,7 @@ fn what_is_rejected_and_why() {
         ("another protocol", Rejection::NotVrrp, |p| p[9] = 6),
         ("IP version 6", Rejection::NotVrrp, |p| p[0] = 0x65),
         ("routed", Rejection::WrongTtl, |p| p[8] = 254),
-        ("version 3", Rejection::WrongVersion, |p| p[20] = 0x31),
+        ("version 4", Rejection::WrongVersion, |p| p[20] = 0x41),
         ("type 2", Rejection::WrongType, |p| p[20] = 0x22),
         ("password", Rejection::WrongAuthType, |p| p[24] = 1),
         ("interval", Rejection::WrongInterval, |p| p[25] = 2),
@@ -164,7 +183,9 @@ fn wrong_password_is_told_from_no_password() {
     let open = instance(20, STANDARD_GROUP, None, &[[10, 1, 15, 50]]);
     let check = |sender: &Instance| {
         let mut packet = AdvertPacket::new(sender, SOURCE);
-        decode(packet.bytes(100)).unwrap().check(&ours)
+        decode(&sent(&mut packet, sender, 100))
+            .unwrap()
+            .check(&ours)
     };
     assert_eq!(check(&theirs), Err(Rejection::WrongPassword));
     assert_eq!(check(&open), Err(Rejection::WrongAuthType));
@@ -184,8 +205,9 @@ fn another_address_list_is_noted_not_discarded() {
         (&[[10, 1, 15, 50]][..], false),
         (&[[10, 1, 15, 50], [10, 1, 15, 52]][..], false),
     ] {
-        let mut packet = AdvertPacket::new(&instance(20, STANDARD_GROUP, None, list), SOURCE);
-        let advert = decode(packet.bytes(100)).unwrap().check(&ours).unwrap();
+        let theirs = instance(20, STANDARD_GROUP, None, list);
+        let bytes = sent(&mut AdvertPacket::new(&theirs, SOURCE), &theirs, 100);
+        let advert = decode(&bytes).unwrap().check(&ours).unwrap();
         assert_eq!(advert.same_addresses, same, "{list:?}");
     }
 }

@@ -66,7 +66,7 @@ impl Network {
                             self.random.below(self.delay_max.as_nanos() as u64 + 1),
                         );
                         let source = self.machines[index].settings().source;
-                        let event = Event::Advert { priority, source };
+                        let event = advert(priority, source);
                         self.flying.push((self.now + delay, 1 - index, event));
                     }
                 }

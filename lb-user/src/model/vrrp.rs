@@ -1,0 +1,168 @@
+//! VRRP instances.
+
+use std::{fmt, net::IpAddr, ops::RangeInclusive, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A VRRP instance (RFC 3768 and RFC 9568 call it a virtual router).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Unique name, as in logs and scripts.
+    pub name: String,
+    /// Interface that speaks VRRP and holds the addresses.
+    pub interface: String,
+    /// Protocol version. IPv6 addresses need version 3.
+    pub version: VrrpVersion,
+    /// Virtual router id, 1-255.
+    pub vrid: u8,
+    /// 1-254; 255 is the owner of the addresses.
+    pub priority: u8,
+    /// Version 2: whole seconds, 1-255. Version 3: 10 ms to 40.95 s in steps of 10 ms.
+    pub advert_interval: Duration,
+    /// Whether a higher priority takes over from a lower one.
+    pub preempt: bool,
+    /// How long a master of lower priority is left in peace before it is replaced.
+    pub preempt_delay: Duration,
+    /// Source address of adverts; the interface's first non-virtual one when absent (for IPv6 the
+    /// first link-local one).
+    pub source: Option<IpAddr>,
+    /// Multicast group of the adverts.
+    pub group: IpAddr,
+    /// Other routers, to which adverts go one by one instead of to the group. Adverts of anybody
+    /// else are not believed.
+    pub peers: Vec<IpAddr>,
+    /// TTL of adverts to and from the peers.
+    pub unicast_ttl: UnicastTtl,
+    /// Over what version 3's checksum is computed, for IPv4.
+    pub checksum: ChecksumForm,
+    /// Proof of origin, version 2 only.
+    pub auth: Auth,
+    /// Virtual addresses, in advert order, all of one family.
+    pub addresses: Vec<Prefix>,
+    /// Addresses that come and go with the others and are not in the adverts.
+    pub excluded: Vec<Prefix>,
+    /// Commands run at transitions.
+    pub notify: NotifyScripts,
+}
+
+impl Instance {
+    /// Whether it speaks over IPv6.
+    pub fn is_v6(&self) -> bool {
+        self.group.is_ipv6()
+    }
+
+    /// Everything that a master holds.
+    pub fn held(&self) -> impl Iterator<Item = &Prefix> {
+        self.addresses.iter().chain(&self.excluded)
+    }
+}
+
+/// Version of VRRP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum VrrpVersion {
+    /// RFC 3768: IPv4, whole seconds.
+    #[serde(rename = "2")]
+    V2,
+    /// RFC 9568: both families, hundredths of a second.
+    #[serde(rename = "3")]
+    V3,
+}
+
+/// TTL (hop limit) of adverts to and from unicast peers, which may be behind routers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnicastTtl {
+    /// Of those sent.
+    pub sent: u8,
+    /// Of those believed.
+    pub accepted: RangeInclusive<u8>,
+}
+
+impl Default for UnicastTtl {
+    fn default() -> Self {
+        Self {
+            sent: 255,
+            accepted: 0..=255,
+        }
+    }
+}
+
+/// Over what the checksum of a version 3 advert over IPv4 is computed. All are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumForm {
+    /// As the peer does; without one, as [`ChecksumForm::Message`].
+    Auto,
+    /// The message alone (RFC 9568 section 5.2.8).
+    Message,
+    /// A pseudo-header and the message, as keepalived and FRR do.
+    PseudoHeader,
+}
+
+/// How a version 2 advert proves where it comes from. Neither protects against anybody who can
+/// read the segment's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// Not at all.
+    None,
+    /// A password in clear (RFC 2338), up to eight bytes.
+    Pass([u8; 8]),
+    /// HMAC-MD5 in an authentication header, as keepalived computes it. A key of up to eight bytes.
+    Ah([u8; 8]),
+}
+
+/// An address with its prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The address itself, host bits included.
+    pub address: IpAddr,
+    /// 0-32 or 0-128.
+    pub length: u8,
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// Commands run at VRRP transitions: program and arguments, no shell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotifyScripts {
+    /// On becoming MASTER.
+    pub master: Option<Vec<String>>,
+    /// On becoming BACKUP.
+    pub backup: Option<Vec<String>>,
+    /// On entering FAULT.
+    pub fault: Option<Vec<String>>,
+    /// On shut-down.
+    pub stop: Option<Vec<String>>,
+    /// On every transition, after the specific one, with four arguments: `INSTANCE`, name, state,
+    /// priority.
+    pub any: Option<Vec<String>>,
+    /// A script that runs for longer is killed with its process group.
+    pub timeout: Duration,
+}
+
+/// State of a VRRP instance, in keepalived's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum VrrpState {
+    /// Not started, or stopped.
+    Init,
+    /// Listening.
+    Backup,
+    /// Holding the addresses.
+    Master,
+    /// The interface is unusable.
+    Fault,
+}
+
+impl fmt::Display for VrrpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            VrrpState::Init => "INIT",
+            VrrpState::Backup => "BACKUP",
+            VrrpState::Master => "MASTER",
+            VrrpState::Fault => "FAULT",
+        })
+    }
+}
