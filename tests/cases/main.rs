@@ -18,6 +18,7 @@ mod ipv6;
 mod life;
 mod model;
 mod packets;
+mod peers;
 mod program;
 mod shapes;
 mod steering;

@@ -9,6 +9,7 @@ pub mod director;
 pub mod guide;
 pub mod http;
 pub mod network;
+pub mod peer;
 pub mod process;
 pub mod registry;
 pub mod server;

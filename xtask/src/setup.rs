@@ -5,10 +5,12 @@ use anyhow::Result;
 use crate::{apt, ebpf, run};
 
 /// Programs of the laboratory, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("nginx", "nginx"),
     ("tcpdump", "tcpdump"),
     ("keepalived", "keepalived"),
+    // FRR, whose daemons lie elsewhere.
+    ("vtysh", "frr"),
     ("ethtool", "ethtool"),
     ("curl", "curl"),
     ("socat", "socat"),

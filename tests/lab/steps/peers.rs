@@ -1,6 +1,6 @@
 //! Directors that nobody here wrote.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lb_user::model::VrrpState;
@@ -10,6 +10,7 @@ use crate::{
     Guide, Lab, Node, Process,
     guide::{self, Settings, VIP},
     network::INTERFACE,
+    peer::{self, complaints},
     wait,
 };
 
@@ -52,7 +53,7 @@ pub fn keepalived(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
     let again = start(&guide.lab, &node2, 100)?;
     settle(guide, &node2, false, "lbd yields again")?;
     seen.note("keepalived returns", "lbd BACKUP, keepalived MASTER");
-    let complaints = self::complaints(&(log + &again.log()));
+    let complaints = peer::complaints(&(log + &again.log()));
     ensure!(
         complaints.is_empty(),
         "keepalived complains: {complaints:?}"
@@ -80,12 +81,8 @@ pub fn keepalived(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
 
 /// Starts keepalived's VRRP with the guide's instance.
 pub fn start(lab: &Lab, node: &Node, priority: u8) -> Result<Process> {
-    let config = format!(
-        "global_defs {{
-  router_id {name}
-  vrrp_mcast_group4 224.15.15.15
-}}
-vrrp_instance VI_1 {{
+    let instance = format!(
+        "vrrp_instance VI_1 {{
   state BACKUP
   interface {INTERFACE}
   virtual_router_id 20
@@ -99,27 +96,9 @@ vrrp_instance VI_1 {{
     {VIP}/16
   }}
 }}
-",
-        name = node.name
+"
     );
-    let path = |suffix: &str| {
-        lab.directory()
-            .join(format!("{}-keepalived.{suffix}", node.name))
-            .display()
-            .to_string()
-    };
-    fs::write(path("conf"), config)?;
-    let (conf, pid, vrrp_pid) = (path("conf"), path("pid"), path("vrrp.pid"));
-    let arguments = [
-        "-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp_pid,
-    ];
-    Process::start(
-        lab,
-        node,
-        "keepalived",
-        "/usr/sbin/keepalived".as_ref(),
-        &arguments,
-    )
+    peer::keepalived(lab, node, "  vrrp_mcast_group4 224.15.15.15", &instance)
 }
 
 /// Waits until exactly one of the two holds the address, and lbd is in the state that fits.
@@ -144,17 +123,4 @@ fn holds(node: &Node, expected: bool, what: &str) -> Result<()> {
     wait::until_true(what, Duration::from_secs(8), || {
         Ok(node.addresses()?.contains(&VIP.to_string()) == expected)
     })
-}
-
-/// Lines in which keepalived finds fault with adverts.
-fn complaints(log: &str) -> Vec<String> {
-    let suspicious = [
-        "nvalid", "ncorrect", "ismatch", "ignoring", "wrong", "bogus",
-    ];
-    log.lines()
-        .filter(|line| suspicious.iter().any(|word| line.contains(word)))
-        // Said of the configuration of a machine without the account for scripts.
-        .filter(|line| !line.contains("script"))
-        .map(str::to_owned)
-        .collect()
 }

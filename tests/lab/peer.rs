@@ -1,0 +1,131 @@
+//! Routers that nobody here wrote: keepalived and FRR.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+
+use crate::{Lab, Node, Process, network::INTERFACE, wait};
+
+/// Lines in which keepalived finds fault with adverts.
+pub fn complaints(log: &str) -> Vec<String> {
+    let suspicious = [
+        "nvalid",
+        "ncorrect",
+        "ismatch",
+        "ignoring",
+        "wrong",
+        "bogus",
+        "already processed",
+    ];
+    log.lines()
+        .filter(|line| suspicious.iter().any(|word| line.contains(word)))
+        // Said of the configuration of a machine without the account for scripts.
+        .filter(|line| !line.contains("script"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Starts keepalived's VRRP. `global` goes into its `global_defs`, `instances` behind them.
+pub fn keepalived(lab: &Lab, node: &Node, global: &str, instances: &str) -> Result<Process> {
+    let name = &node.name;
+    let config = format!("global_defs {{\n  router_id {name}\n{global}\n}}\n{instances}");
+    let path = |suffix: &str| {
+        lab.directory()
+            .join(format!("{name}-keepalived.{suffix}"))
+            .display()
+            .to_string()
+    };
+    fs::write(path("conf"), config)?;
+    let (conf, pid, vrrp_pid) = (path("conf"), path("pid"), path("vrrp.pid"));
+    let arguments = [
+        "-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp_pid,
+    ];
+    let program = "/usr/sbin/keepalived".as_ref();
+    Process::start(lab, node, "keepalived", program, &arguments)
+}
+
+/// FRR's zebra and vrrpd.
+pub struct Frr {
+    node: Node,
+    directory: PathBuf,
+    vrrpd: Option<Process>,
+    _zebra: Process,
+}
+
+impl Frr {
+    /// Starts both with a virtual router on the host's interface. `router` is what follows
+    /// `vrrp VRID` in its configuration, a line each.
+    pub fn start(lab: &Lab, node: &Node, vrid: u8, vip: &str, router: &[&str]) -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let v6 = vip.contains(':');
+        // The address lies on a macvlan of the virtual MAC, which FRR takes up and down.
+        let mac = format!("00:00:5e:00:0{}:{vrid:02x}", if v6 { 2 } else { 1 });
+        let (device, length) = (format!("vrrp-{vrid}"), if v6 { 64 } else { 16 });
+        node.ip(&[
+            "link", "add", &device, "link", INTERFACE, "type", "macvlan", "mode", "bridge",
+        ])?;
+        node.ip(&["link", "set", &device, "address", &mac, "up"])?;
+        let address = format!("{vip}/{length}");
+        let nodad: &[&str] = if v6 { &["nodad"] } else { &[] };
+        node.ip(&[&["address", "add", &address, "dev", &device], nodad].concat())?;
+        let directory = lab.directory().join(format!("{}-frr", node.name));
+        fs::create_dir_all(&directory)?;
+        for path in [lab.directory(), &directory] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
+        }
+        let mut lines = format!("log stdout\ninterface {INTERFACE}\n");
+        for line in router {
+            lines += &format!(" vrrp {vrid} {line}\n");
+        }
+        fs::write(directory.join("zebra.conf"), "log stdout\n")?;
+        fs::write(directory.join("vrrpd.conf"), lines)?;
+        let zebra = daemon(lab, node, &directory, "zebra")?;
+        let socket = directory.join("zebra.sock");
+        wait::until_true("zebra listens", Duration::from_secs(10), || {
+            Ok(socket.exists())
+        })?;
+        let vrrpd = daemon(lab, node, &directory, "vrrpd")?;
+        Ok(Self {
+            node: node.clone(),
+            directory,
+            vrrpd: Some(vrrpd),
+            _zebra: zebra,
+        })
+    }
+
+    /// What `show vrrp` says of the only router.
+    pub fn show(&self) -> Result<serde_json::Value> {
+        let directory = self.directory.display().to_string();
+        let arguments = [
+            "--vty_socket",
+            &directory,
+            "-d",
+            "vrrpd",
+            "-c",
+            "show vrrp json",
+        ];
+        let text = self.node.run("vtysh", &arguments)?;
+        let routers: serde_json::Value = serde_json::from_str(&text)?;
+        Ok(routers[0].clone())
+    }
+
+    /// Ends vrrpd, which says so.
+    pub fn stop(&mut self) -> Result<()> {
+        self.vrrpd.take().context("not running")?.stop().map(|_| ())
+    }
+
+    /// Starts vrrpd again.
+    pub fn resume(&mut self, lab: &Lab) -> Result<()> {
+        self.vrrpd = Some(daemon(lab, &self.node, &self.directory, "vrrpd")?);
+        Ok(())
+    }
+}
+
+fn daemon(lab: &Lab, node: &Node, directory: &std::path::Path, name: &str) -> Result<Process> {
+    let d = directory.display();
+    let arguments =
+        format!("-f {d}/{name}.conf -i {d}/{name}.pid -z {d}/zebra.sock --vty_socket {d} -P 0");
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let program = format!("/usr/lib/frr/{name}");
+    Process::start(lab, node, name, program.as_ref(), &arguments)
+}
