@@ -17,6 +17,7 @@ mod health;
 mod ipv6;
 mod life;
 mod model;
+mod orders;
 mod packets;
 mod peers;
 mod program;

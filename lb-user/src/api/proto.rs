@@ -6,7 +6,7 @@ pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Why, WhyQuery,
 };
-use crate::model::VrrpState;
+use crate::model::{VrrpState, VrrpVersion};
 
 /// `GET`: a [`Status`].
 pub const STATUS: &str = "/v1/status";
@@ -19,6 +19,8 @@ pub const RELOAD: &str = "/v1/reload";
 
 /// `POST`: a [`Steered`]; the query is a [`Steer`].
 pub const STEER: &str = "/v1/backends";
+/// `POST`: a [`Steered`]; the query is a [`VrrpOrder`].
+pub const VRRP: &str = "/v1/vrrp";
 /// `GET`: a [`FlowPage`]; the query is a [`FlowQuery`].
 pub const FLOWS: &str = "/v1/flows";
 /// `GET`: a [`Why`]; the query is a [`WhyQuery`].
@@ -53,6 +55,34 @@ pub enum SteerAction {
         #[serde(deserialize_with = "number")]
         weight: u32,
     },
+}
+
+/// What an operator tells of a VRRP instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VrrpOrder {
+    /// Its name.
+    pub instance: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub action: VrrpAction,
+}
+
+/// What to do with a VRRP instance.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum VrrpAction {
+    /// Let another router be master, with the lowest priority until reset.
+    Failover,
+    /// Another priority until reset.
+    Priority {
+        /// 1 to 254.
+        #[serde(deserialize_with = "number")]
+        priority: u32,
+    },
+    /// As configured.
+    Reset,
+    /// Announce the addresses now, as a new master does.
+    Announce,
 }
 
 /// A number that came as text: queries have no types.
@@ -115,8 +145,14 @@ pub struct InstanceStatus {
     pub interface: String,
     /// Virtual router id.
     pub virtual_router_id: u8,
-    /// Priority.
+    /// Version of the protocol.
+    pub version: VrrpVersion,
+    /// The priority in force.
     pub priority: u8,
+    /// The configured priority.
+    pub configured_priority: u8,
+    /// Whether an operator set the one in force.
+    pub manual: bool,
     /// Present state.
     pub state: VrrpState,
     /// Why it is in that state.
@@ -127,8 +163,16 @@ pub struct InstanceStatus {
     pub generation: u64,
     /// Virtual addresses.
     pub addresses: Vec<String>,
+    /// Addresses held with them that are not in the adverts.
+    pub excluded_addresses: Vec<String>,
+    /// Other routers, spoken to one by one; none: a group.
+    pub unicast_peers: Vec<String>,
     /// Advertisement interval, milliseconds.
     pub advert_interval_ms: u64,
+    /// Interval of the master that was heard last, milliseconds.
+    pub master_interval_ms: u64,
+    /// The longest that an advert was late, microseconds.
+    pub worst_lateness_us: u64,
     /// Master-down or advertisement timer: milliseconds until it fires.
     pub timer_ms: Option<u64>,
     /// Source of adverts.

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::proto::{
     self, CaptureQuery, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer, Steered,
-    TableInfo, Why, WhyQuery,
+    TableInfo, VrrpOrder, Why, WhyQuery,
 };
 
 /// Requests that may wait for the daemon; more are refused with 503.
@@ -41,6 +41,8 @@ pub enum Request {
     Map(String, oneshot::Sender<Option<MapDump>>),
     /// Drain, enable or weigh a real server.
     Steer(Steer, oneshot::Sender<Result<Steered, Failure>>),
+    /// An order for a VRRP instance.
+    Vrrp(VrrpOrder, oneshot::Sender<Result<Steered, Failure>>),
     /// Some flows.
     Flows(FlowQuery, oneshot::Sender<Result<FlowPage, String>>),
     /// What would become of a packet.
@@ -116,6 +118,7 @@ impl Server {
             .route(proto::MAPS, get(maps))
             .route(proto::MAP, get(map))
             .route(proto::STEER, post(steer))
+            .route(proto::VRRP, post(vrrp))
             .route(proto::FLOWS, get(flows))
             .route(proto::WHY, get(why))
             .route(proto::CAPTURE, get(capture))
@@ -174,6 +177,14 @@ async fn map(State(daemon): Daemon, Segment(name): Segment<String>) -> Response 
 async fn steer(State(daemon): Daemon, Query(query): Query<Steer>) -> Response {
     match ask(&daemon, |answer| Request::Steer(query, answer)).await {
         Some(Ok(steered)) => Json(steered).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, false),
+        None => busy(),
+    }
+}
+
+async fn vrrp(State(daemon): Daemon, Query(query): Query<VrrpOrder>) -> Response {
+    match ask(&daemon, |answer| Request::Vrrp(query, answer)).await {
+        Some(Ok(done)) => Json(done).into_response(),
         Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, false),
         None => busy(),
     }

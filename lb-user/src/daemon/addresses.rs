@@ -177,17 +177,19 @@ impl Addresses {
         }
     }
 
-    /// Announces an instance's addresses now.
-    pub fn announce(&mut self, name: &str, interfaces: &Interfaces) {
+    /// Announces an instance's addresses now. Says whether it holds any.
+    pub fn announce(&mut self, name: &str, interfaces: &Interfaces) -> bool {
         if let Some(held) = self.held.get_mut(name) {
             held.repeats = 1;
             held.next = Instant::now() + REPEATS[1];
         }
-        if let Some(held) = self.held.get(name)
-            && let Some(interface) = interfaces.by_name(&held.interface)
-        {
+        let Some(held) = self.held.get(name) else {
+            return false;
+        };
+        if let Some(interface) = interfaces.by_name(&held.interface) {
             self.send(held, interface);
         }
+        true
     }
 
     /// Sends the announcements that are due.

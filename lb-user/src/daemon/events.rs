@@ -42,6 +42,10 @@ impl Daemon {
                 );
                 self.addresses.announce(&instance, &self.interfaces);
             }
+            Report::NotRealtime(error) => tracing::warn!(
+                error,
+                "VRRP runs without real-time priority and locked memory; adverts may be late when this machine is busy"
+            ),
             Report::Odd { interface, what } => tracing::warn!(interface, "{what}"),
             Report::Trouble { instance, error } => tracing::error!(instance, "{error}"),
         }

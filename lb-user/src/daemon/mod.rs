@@ -297,6 +297,7 @@ impl Daemon {
             server: Some(server),
             config,
         };
+        reload::warn_of_weak_authentication(&daemon.config);
         for instance in &daemon.config.instances {
             if !daemon
                 .config

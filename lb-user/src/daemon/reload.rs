@@ -6,9 +6,26 @@ use super::{Daemon, DaemonError, load_config, names, require_interfaces};
 use crate::{
     api::proto::{Failure, Reload},
     config::{changes, needs_restart},
-    model::Config,
+    model::{Auth, Config},
     vrrp::driver::Report,
 };
+
+/// Once, because operators expect more of a password than there is.
+pub(super) fn warn_of_weak_authentication(config: &Config) {
+    let weak: Vec<&str> = config
+        .instances
+        .iter()
+        .filter(|instance| instance.auth != Auth::None)
+        .map(|instance| instance.name.as_str())
+        .collect();
+    if !weak.is_empty() {
+        tracing::warn!(
+            instances = weak.join(", "),
+            "VRRP passwords guard against mistakes, not against people: PASS travels in clear, and AH's MD5 \
+             with eight bytes of key is soon guessed"
+        );
+    }
+}
 
 impl Daemon {
     pub(super) async fn on_hangup(&mut self, reports: &mut Receiver<Report>) {
@@ -109,6 +126,9 @@ impl Daemon {
         if let Err(error) = installed {
             self.steered = steered;
             return Err(error.into());
+        }
+        if config.instances != self.config.instances {
+            warn_of_weak_authentication(&config);
         }
         self.config = config;
         self.roles = roles;

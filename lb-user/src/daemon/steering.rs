@@ -1,13 +1,14 @@
 //! What operators tell of real servers while the daemon runs: drained, or of another weight. It lasts
-//! until changed, or until a reload.
+//! until changed, or until a reload. And what they tell of VRRP instances, which lasts until reset.
 
 use std::net::IpAddr;
 
 use super::Daemon;
 use crate::{
-    api::proto::{Failure, Steer, SteerAction, Steered},
+    api::proto::{Failure, Steer, SteerAction, Steered, VrrpAction, VrrpOrder},
     dataplane::plan::Steering,
     model::ServiceId,
+    vrrp::runner::Order,
 };
 
 impl Daemon {
@@ -77,6 +78,68 @@ impl Daemon {
         }
         tracing::info!("{reason}");
         Ok(Steered { changes })
+    }
+
+    /// Gives a VRRP instance an order.
+    pub(super) async fn order(&mut self, request: &VrrpOrder) -> Result<Steered, Failure> {
+        let refuse = |error: String| Failure {
+            error,
+            invalid_config: false,
+        };
+        let name = &request.instance;
+        let Some(instance) = self.config.instances.iter().find(|i| i.name == *name) else {
+            let known: Vec<&str> = self
+                .config
+                .instances
+                .iter()
+                .map(|i| i.name.as_str())
+                .collect();
+            let known = known.join(", ");
+            return Err(refuse(format!(
+                "there is no VRRP instance {name}; there is: {known}"
+            )));
+        };
+        let (order, change) = match request.action {
+            VrrpAction::Announce => {
+                if !self.addresses.announce(name, &self.interfaces) {
+                    return Err(refuse(format!(
+                        "{name} is not MASTER here: nothing to announce"
+                    )));
+                }
+                let changes = vec![format!("{name}: addresses announced")];
+                return Ok(Steered { changes });
+            }
+            VrrpAction::Priority { priority } => {
+                let priority = u8::try_from(priority).unwrap_or(0);
+                if !(1..=254).contains(&priority) {
+                    return Err(refuse("the priority must be 1 to 254".to_owned()));
+                }
+                let change = format!("priority {priority} until `lbctl vrrp reset {name}`");
+                (Order::Priority(priority), change)
+            }
+            VrrpAction::Failover => {
+                let change = format!(
+                    "yields, and keeps the lowest priority until `lbctl vrrp reset {name}`"
+                );
+                (Order::Failover, change)
+            }
+            VrrpAction::Reset => {
+                let change = format!("priority {} as configured", instance.priority);
+                (Order::Reset, change)
+            }
+        };
+        let done = match &self.vrrp {
+            Some(vrrp) => vrrp.order(name, order).await,
+            None => false,
+        };
+        if !done {
+            return Err(refuse(format!("{name} does not run")));
+        }
+        let change = format!("{name}: {change}");
+        tracing::info!("operator: {change}");
+        Ok(Steered {
+            changes: vec![change],
+        })
     }
 
     /// What differs from the configuration, for the status.

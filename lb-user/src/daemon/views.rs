@@ -28,6 +28,7 @@ impl Daemon {
                 drop(answer.send(entries.map(|entries| MapDump { name, entries })));
             }
             Request::Steer(steer, answer) => drop(answer.send(self.steer(&steer))),
+            Request::Vrrp(order, answer) => drop(answer.send(self.order(&order).await)),
             Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
             Request::Capture(query, answer) => drop(answer.send(self.data_plane.capture(&query))),
             Request::Why(query, answer) => drop(answer.send(self.data_plane.why(&query))),
@@ -88,7 +89,10 @@ impl Daemon {
         Some(InstanceStatus {
             interface: instance.interface.clone(),
             virtual_router_id: instance.vrid,
-            priority: instance.priority,
+            version: instance.version,
+            priority: snapshot.priority,
+            configured_priority: instance.priority,
+            manual: snapshot.is_manual,
             state: snapshot.state,
             reason: snapshot.reason,
             since: unix(snapshot.since),
@@ -97,7 +101,12 @@ impl Daemon {
                 .get(&snapshot.name)
                 .map_or(0, |record| record.generation),
             addresses: instance.addresses.iter().map(ToString::to_string).collect(),
+            excluded_addresses: instance.excluded.iter().map(ToString::to_string).collect(),
+            unicast_peers: instance.peers.iter().map(ToString::to_string).collect(),
             advert_interval_ms: millis(instance.advert_interval),
+            master_interval_ms: millis(snapshot.master_interval),
+            worst_lateness_us: u64::try_from(snapshot.worst_lateness.as_micros())
+                .unwrap_or(u64::MAX),
             timer_ms: snapshot.timer.map(millis),
             source: snapshot.source.map(|address| address.to_string()),
             peer: snapshot.peer.map(|(address, priority, ago)| Peer {
@@ -125,6 +134,12 @@ impl Daemon {
         if let Some(error) = &self.refused {
             problems.push(format!(
                 "the last reload was refused, the configuration before it is running: {error}"
+            ));
+        }
+        for instance in instances.iter().filter(|i| i.manual) {
+            problems.push(format!(
+                "{}: priority {} is an operator's, {} is configured; `lbctl vrrp reset {}` ends that",
+                instance.name, instance.priority, instance.configured_priority, instance.name
             ));
         }
         for section in &self.waiting {

@@ -68,6 +68,15 @@ pub enum VrrpVersion {
     V3,
 }
 
+impl fmt::Display for VrrpVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VrrpVersion::V2 => "2",
+            VrrpVersion::V3 => "3",
+        })
+    }
+}
+
 /// TTL (hop limit) of adverts to and from unicast peers, which may be behind routers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnicastTtl {

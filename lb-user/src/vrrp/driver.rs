@@ -9,19 +9,20 @@ use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::mpsc,
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
     fsm::{Effect, Event, Reason},
     packet::{Received, Rejection},
-    runner::{Runner, Snapshot, same_on_the_wire},
+    realtime::{self, Waiter},
+    runner::{Order, Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, Kind, VrrpSocket},
 };
 use crate::model::{Instance, VrrpState};
@@ -79,6 +80,8 @@ pub enum Report {
         /// Description with the peer's address.
         what: String,
     },
+    /// The thread runs like any other.
+    NotRealtime(String),
     /// Adverts cannot be sent or received.
     Trouble {
         /// Instance name.
@@ -92,6 +95,7 @@ enum Command {
     Configure(Vec<Setup>, oneshot::Sender<()>),
     Link(String, Link),
     Snapshot(oneshot::Sender<Vec<Snapshot>>),
+    Order(String, Order, oneshot::Sender<bool>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -108,10 +112,19 @@ impl Driver {
         let (commands, inbox) = mpsc::channel();
         let (reports, outbox) = async_mpsc::channel(REPORT_QUEUE);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let waiter = Waiter::new()?;
+        waiter.add(&wake)?;
         let wake_in_thread = wake.try_clone()?;
         let thread = std::thread::Builder::new()
             .name("vrrp".to_owned())
-            .spawn(move || Loop::new(inbox, reports, wake_in_thread).run())?;
+            .spawn(move || {
+                let realtime = realtime::claim();
+                let work = Loop::new(inbox, reports, wake_in_thread, waiter);
+                if let Err(error) = realtime {
+                    work.report(Report::NotRealtime(error.to_string()));
+                }
+                work.run();
+            })?;
         Ok((
             Self {
                 commands,
@@ -142,6 +155,13 @@ impl Driver {
         answered.await.unwrap_or_default()
     }
 
+    /// Gives an instance an order. Says whether there is such an instance.
+    pub async fn order(&self, instance: &str, order: Order) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Order(instance.to_owned(), order, answer));
+        answered.await.unwrap_or(false)
+    }
+
     /// Stops every instance: masters say priority 0.
     pub async fn stop(mut self) {
         let (done, finished) = oneshot::channel();
@@ -163,6 +183,7 @@ struct Loop {
     inbox: mpsc::Receiver<Command>,
     reports: async_mpsc::Sender<Report>,
     wake: OwnedFd,
+    waiter: Waiter,
     epoch: Instant,
     runners: Vec<Runner>,
     sockets: BTreeMap<(String, Kind), VrrpSocket>,
@@ -173,11 +194,13 @@ impl Loop {
         inbox: mpsc::Receiver<Command>,
         reports: async_mpsc::Sender<Report>,
         wake: OwnedFd,
+        waiter: Waiter,
     ) -> Self {
         Self {
             inbox,
             reports,
             wake,
+            waiter,
             epoch: Instant::now(),
             runners: Vec::new(),
             sockets: BTreeMap::new(),
@@ -204,6 +227,9 @@ impl Loop {
                                 .collect(),
                         );
                     }
+                    Command::Order(instance, order, answer) => {
+                        let _ = answer.send(self.obey(&instance, order));
+                    }
                     Command::Stop(done) => {
                         self.configure(Vec::new());
                         let _ = done.send(());
@@ -222,20 +248,13 @@ impl Loop {
 
     /// Until a packet, a command or the next deadline.
     fn wait(&self) {
-        let timeout = self
+        let limit = self
             .runners
             .iter()
             .filter_map(|runner| runner.machine.deadline())
             .min()
-            .map(|deadline| deadline.saturating_sub(self.now()))
-            .and_then(|wait| Timespec::try_from(wait).ok());
-        let mut fds = Vec::with_capacity(1 + self.sockets.len());
-        fds.push(PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN));
-        for socket in self.sockets.values() {
-            fds.push(PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
-        }
-        // EINTR and the like only make the round come early.
-        let _ = poll(&mut fds, timeout.as_ref());
+            .map(|deadline| deadline.saturating_sub(self.now()));
+        self.waiter.wait(limit);
     }
 
     fn configure(&mut self, setups: Vec<Setup>) {
@@ -285,6 +304,19 @@ impl Loop {
         self.runners = runners;
     }
 
+    fn obey(&mut self, instance: &str, order: Order) -> bool {
+        let mut runners = std::mem::take(&mut self.runners);
+        let runner = runners.iter_mut().find(|r| r.instance.name == instance);
+        let is_known = runner.is_some();
+        if let Some(runner) = runner
+            && let Some(event) = runner.obey(order, self.now())
+        {
+            self.feed(runner, event);
+        }
+        self.runners = runners;
+        is_known
+    }
+
     fn follow_link(&mut self, runner: &mut Runner, link: Link) {
         if runner.link == link {
             return;
@@ -329,6 +361,7 @@ impl Loop {
             Some(socket) if socket.ifindex() == ifindex => join(socket),
             Some(_) | None => VrrpSocket::open(name, ifindex, kind).and_then(|mut socket| {
                 join(&mut socket)?;
+                self.waiter.add(&socket)?;
                 self.sockets.insert((name.clone(), kind), socket);
                 Ok(())
             }),
@@ -354,13 +387,16 @@ impl Loop {
     fn run_timers(&mut self) {
         let mut runners = std::mem::take(&mut self.runners);
         for runner in &mut runners {
-            if runner
+            let now = self.now();
+            let Some(late) = runner
                 .machine
                 .deadline()
-                .is_some_and(|deadline| deadline <= self.now())
-            {
-                self.feed(runner, Event::Timer);
-            }
+                .and_then(|due| now.checked_sub(due))
+            else {
+                continue;
+            };
+            runner.worst_lateness = runner.worst_lateness.max(late);
+            self.feed(runner, Event::Timer);
         }
         self.runners = runners;
     }

@@ -82,6 +82,8 @@ pub enum Event {
     LinkDown,
     /// The interface can be used again.
     LinkUp,
+    /// An operator wants another master.
+    Yield,
 }
 
 /// Why a state was entered.
@@ -108,6 +110,8 @@ pub enum Reason {
     LinkDown,
     /// The interface came back.
     LinkUp,
+    /// An operator wanted another master.
+    Asked,
     /// The instance stopped.
     Stopped,
 }
@@ -127,6 +131,7 @@ impl std::fmt::Display for Reason {
                 f.write_str("the interface is down or has no address to speak from")
             }
             Reason::LinkUp => f.write_str("the interface can be used again"),
+            Reason::Asked => f.write_str("an operator asked for a failover"),
             Reason::Stopped => f.write_str("stopped"),
         }
     }
@@ -269,6 +274,14 @@ impl Machine {
                 },
             ) => self.advert_in_master(priority, source, interval, now),
 
+            (VrrpState::Master, Event::Yield) => {
+                self.listen(now);
+                Effects::of([
+                    Effect::SendAdvert(0),
+                    Effect::Enter(VrrpState::Backup, Reason::Asked),
+                ])
+            }
+
             (VrrpState::Backup, Event::LinkDown) => {
                 self.leave(VrrpState::Fault);
                 Effects::of([Effect::Enter(VrrpState::Fault, Reason::LinkDown)])
@@ -299,13 +312,13 @@ impl Machine {
 
             (
                 VrrpState::Init,
-                Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp,
+                Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp | Event::Yield,
             )
-            | (VrrpState::Backup, Event::Start | Event::LinkUp)
+            | (VrrpState::Backup, Event::Start | Event::LinkUp | Event::Yield)
             | (VrrpState::Master, Event::Start | Event::LinkUp)
             | (
                 VrrpState::Fault,
-                Event::Start | Event::Advert { .. } | Event::Timer | Event::LinkDown,
+                Event::Start | Event::Advert { .. } | Event::Timer | Event::LinkDown | Event::Yield,
             ) => Effects::default(),
         }
     }

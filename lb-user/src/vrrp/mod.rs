@@ -1,11 +1,13 @@
-//! VRRP version 2 as keepalived speaks it (RFC 3768, with RFC 2338's PASS).
+//! VRRP versions 2 and 3 (RFC 3768 with RFC 2338's PASS and keepalived's AH; RFC 9568) as keepalived
+//! and FRR speak them.
 //!
 //! `packet` and `fsm` are pure; `socket` owns the raw sockets and `driver` the thread that feeds
-//! one machine per instance and performs what it asks for. Knows nothing of addresses on
+//! one machine per instance and performs what it asks for, with `realtime`'s help. Knows nothing of addresses on
 //! interfaces, of the data plane or of scripts: the daemon acts on its reports.
 
 pub mod driver;
 pub mod fsm;
 pub mod packet;
+mod realtime;
 pub mod runner;
 pub mod socket;

@@ -8,10 +8,25 @@ use std::{
 
 use super::{
     driver::{Link, Setup},
-    fsm::{Machine, Reason, Settings},
+    fsm::{Event, Machine, Reason, Settings},
     packet::{AdvertPacket, Rejection},
 };
 use crate::model::{ChecksumForm, Instance, VrrpState};
+
+/// What an operator may ask of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// To let another router be master: one that is MASTER says so, and keeps the lowest priority
+    /// until [`Order::Reset`].
+    Failover,
+    /// To have this priority until [`Order::Reset`].
+    Priority(u8),
+    /// To be as configured.
+    Reset,
+}
+
+/// The lowest priority of one who takes part.
+const LOWEST: u8 = 1;
 
 /// Present state of an instance, for `lbctl vrrp`.
 #[derive(Clone, Debug)]
@@ -20,6 +35,14 @@ pub struct Snapshot {
     pub name: String,
     /// Current state.
     pub state: VrrpState,
+    /// The priority in force.
+    pub priority: u8,
+    /// Whether an operator set it.
+    pub is_manual: bool,
+    /// Interval of the master that was heard last.
+    pub master_interval: Duration,
+    /// The longest that an advert was late.
+    pub worst_lateness: Duration,
     /// Why it was entered.
     pub reason: String,
     /// When it was entered.
@@ -62,6 +85,10 @@ pub(super) struct Runner {
     pub(super) rejected: BTreeMap<Rejection, u64>,
     /// How the last peer computed its checksum.
     pub(super) heard_checksum: Option<ChecksumForm>,
+    /// An operator's priority, until reset.
+    pub(super) manual: Option<u8>,
+    /// The longest that the thread woke after a deadline.
+    pub(super) worst_lateness: Duration,
     /// The last sequence number of each peer with authentication headers, and when it was heard.
     pub(super) sequences: BTreeMap<IpAddr, (u32, Instant)>,
 }
@@ -71,7 +98,7 @@ impl Runner {
     pub(super) fn new(setup: Setup) -> Self {
         let source = source_of(&setup.instance, setup.link);
         Self {
-            machine: Machine::new(settings(&setup.instance, source)),
+            machine: Machine::new(settings(&setup.instance, setup.instance.priority, source)),
             packet: AdvertPacket::new(&setup.instance, source),
             instance: setup.instance,
             link: setup.link,
@@ -86,6 +113,8 @@ impl Runner {
             deaf: false,
             rejected: BTreeMap::new(),
             heard_checksum: None,
+            manual: None,
+            worst_lateness: Duration::ZERO,
             sequences: BTreeMap::new(),
         }
     }
@@ -95,6 +124,10 @@ impl Runner {
         Snapshot {
             name: self.instance.name.clone(),
             state: self.machine.state(),
+            priority: self.priority(),
+            is_manual: self.manual.is_some(),
+            master_interval: self.machine.master_interval(),
+            worst_lateness: self.worst_lateness,
             reason: self.reason.to_string(),
             since: self.since,
             timer: self
@@ -163,7 +196,23 @@ impl Runner {
         let source = source_of(&self.instance, self.link);
         self.packet = AdvertPacket::new(&self.instance, source).continuing(&self.packet);
         self.machine
-            .reconfigure(settings(&self.instance, source), now);
+            .reconfigure(settings(&self.instance, self.priority(), source), now);
+    }
+
+    /// The priority in force.
+    fn priority(&self) -> u8 {
+        self.manual.unwrap_or(self.instance.priority)
+    }
+
+    /// Does what an operator asked.
+    pub(super) fn obey(&mut self, order: Order, now: Duration) -> Option<Event> {
+        self.manual = match order {
+            Order::Priority(priority) => Some(priority),
+            Order::Failover => Some(LOWEST),
+            Order::Reset => None,
+        };
+        self.refresh(now);
+        (order == Order::Failover).then_some(Event::Yield)
     }
 }
 
@@ -175,10 +224,10 @@ fn source_of(instance: &Instance, link: Link) -> IpAddr {
     }
 }
 
-fn settings(instance: &Instance, source: IpAddr) -> Settings {
+fn settings(instance: &Instance, priority: u8, source: IpAddr) -> Settings {
     Settings {
         version: instance.version,
-        priority: instance.priority,
+        priority,
         interval: instance.advert_interval,
         preempt: instance.preempt,
         preempt_delay: instance.preempt_delay,

@@ -44,8 +44,11 @@ enum Command {
         #[arg(long)]
         stats: bool,
     },
-    /// VRRP instances with timers, peers and counters.
-    Vrrp,
+    /// VRRP instances with timers, peers and counters; or an order for one.
+    Vrrp {
+        #[command(subcommand)]
+        command: Option<VrrpCommand>,
+    },
     /// BPF maps.
     Map {
         #[command(subcommand)]
@@ -115,6 +118,33 @@ enum Command {
         /// Only say what would change.
         #[arg(long)]
         dry_run: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum VrrpCommand {
+    /// Let another router be master: yield, and keep the lowest priority until reset.
+    Failover {
+        /// Name of the instance.
+        instance: String,
+    },
+    /// Another priority until reset.
+    Priority {
+        /// Name of the instance.
+        instance: String,
+        /// 1 to 254.
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=254))]
+        priority: u8,
+    },
+    /// As configured again.
+    Reset {
+        /// Name of the instance.
+        instance: String,
+    },
+    /// Announce the addresses of a master again.
+    Announce {
+        /// Name of the instance.
+        instance: String,
     },
 }
 
@@ -199,7 +229,29 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             };
             Ok(show(arguments, &status.data_plane, table))
         }
-        Command::Vrrp => {
+        Command::Vrrp {
+            command: Some(command),
+        } => {
+            let (instance, action, priority) = match command {
+                VrrpCommand::Failover { instance } => (instance, "failover", None),
+                VrrpCommand::Priority { instance, priority } => {
+                    (instance, "priority", Some(priority.to_string()))
+                }
+                VrrpCommand::Reset { instance } => (instance, "reset", None),
+                VrrpCommand::Announce { instance } => (instance, "announce", None),
+            };
+            let path = query(
+                proto::VRRP,
+                &[
+                    ("instance", Some(instance.clone())),
+                    ("action", Some(action.to_owned())),
+                    ("priority", priority),
+                ],
+            );
+            let done: Steered = client::call(&arguments.socket, Method::POST, &path).await?;
+            Ok(show(arguments, &done, print::steered))
+        }
+        Command::Vrrp { command: None } => {
             let status: Status = get(arguments, proto::STATUS).await?;
             Ok(show(arguments, &status.instances, |instances| {
                 print::vrrp(instances)
@@ -235,13 +287,7 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
                 ],
             );
             let steered: Steered = client::call(&arguments.socket, Method::POST, &path).await?;
-            Ok(show(arguments, &steered, |steered| {
-                steered
-                    .changes
-                    .iter()
-                    .map(|line| format!("{line}\n"))
-                    .collect()
-            }))
+            Ok(show(arguments, &steered, print::steered))
         }
         Command::Flows {
             client,

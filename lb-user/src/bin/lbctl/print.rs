@@ -7,7 +7,7 @@ use std::{
 
 use lb_user::api::proto::{
     BackendSnapshot, DataPlaneSnapshot, FlowPage, InstanceStatus, MapDump, Reload, ServiceSnapshot,
-    Status, TableInfo, Why,
+    Status, Steered, TableInfo, Why,
 };
 
 /// `lbctl status`.
@@ -320,10 +320,17 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         line(
             &mut out,
             format!(
-                "  VRID {} on {}, priority {}, adverts every {} from {}",
+                "  VRID {} on {}, version {}, priority {}, adverts every {} from {}",
                 instance.virtual_router_id,
                 instance.interface,
-                instance.priority,
+                instance.version,
+                match instance.manual {
+                    true => format!(
+                        "{} from an operator ({} configured)",
+                        instance.priority, instance.configured_priority
+                    ),
+                    false => instance.priority.to_string(),
+                },
                 precise(instance.advert_interval_ms),
                 instance
                     .source
@@ -335,6 +342,14 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
             &mut out,
             format!("  addresses {}", instance.addresses.join(" ")),
         );
+        if !instance.excluded_addresses.is_empty() {
+            let list = instance.excluded_addresses.join(" ");
+            line(&mut out, format!("  not in the adverts: {list}"));
+        }
+        if !instance.unicast_peers.is_empty() {
+            let list = instance.unicast_peers.join(" ");
+            line(&mut out, format!("  speaks to {list} alone"));
+        }
         if let Some(timer) = instance.timer_ms {
             let what = if instance.state.to_string() == "MASTER" {
                 "next advert"
@@ -358,8 +373,11 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         line(
             &mut out,
             format!(
-                "  adverts: {} sent, {} received, {} not sent",
-                instance.sent, instance.received, instance.send_errors
+                "  adverts: {} sent, {} received, {} not sent; at worst {:.1} ms late",
+                instance.sent,
+                instance.received,
+                instance.send_errors,
+                instance.worst_lateness_us as f64 / 1e3
             ),
         );
         for (reason, count) in &instance.rejected {
@@ -367,6 +385,14 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         }
     }
     out
+}
+
+/// What an order did, a line each.
+pub fn steered(done: &Steered) -> String {
+    done.changes
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 /// `lbctl map list`.

@@ -70,6 +70,16 @@ fn full_table() {
         (Init, Event::Stop, Init, None, vec![]),
         (Init, advert(200, HIGH), Init, None, vec![]),
         (Init, Event::Timer, Init, None, vec![]),
+        (Init, Event::Yield, Init, None, vec![]),
+        (Backup, Event::Yield, Backup, DOWN, vec![]),
+        (
+            Master,
+            Event::Yield,
+            Backup,
+            DOWN,
+            vec![SendAdvert(0), Enter(Backup, Reason::Asked)],
+        ),
+        (Fault, Event::Yield, Fault, None, vec![]),
         (
             Init,
             Event::LinkDown,
