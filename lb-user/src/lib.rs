@@ -10,4 +10,6 @@ pub mod model;
 pub mod net;
 pub mod notify;
 pub mod schedule;
+pub mod script;
+pub mod track;
 pub mod vrrp;

@@ -23,5 +23,6 @@ mod peers;
 mod program;
 mod shapes;
 mod steering;
+mod tracking;
 mod traffic;
 mod tunnels;

@@ -3,7 +3,7 @@
 use crate::source::{code, files, root};
 
 /// Files that hold logic only: time and randomness come in, effects go out.
-const PURE: [&str; 14] = [
+const PURE: [&str; 16] = [
     "lb-user/src/model/",
     "lb-user/src/config/",
     "lb-user/src/schedule/",
@@ -11,6 +11,8 @@ const PURE: [&str; 14] = [
     "lb-user/src/vrrp/fsm.rs",
     "lb-user/src/health/state.rs",
     "lb-user/src/health/plan.rs",
+    "lb-user/src/track/state.rs",
+    "lb-user/src/net/ndisc.rs",
     "lb-user/src/dataplane/plan.rs",
     "lb-user/src/dataplane/xdp/ids.rs",
     "lb-user/src/dataplane/xdp/image",

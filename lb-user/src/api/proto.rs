@@ -179,6 +179,8 @@ pub struct InstanceStatus {
     pub source: Option<String>,
     /// The last other router heard.
     pub peer: Option<Peer>,
+    /// What it watches besides its interface.
+    pub watched: Vec<Watched>,
     /// Adverts sent.
     pub sent: u64,
     /// Adverts believed.
@@ -187,6 +189,19 @@ pub struct InstanceStatus {
     pub send_errors: u64,
     /// Adverts not believed, by reason.
     pub rejected: Vec<(String, u64)>,
+}
+
+/// Something that a VRRP instance watches.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Watched {
+    /// What, such as "script chk_nginx".
+    pub what: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// What it adds to the priority; 0: down means FAULT.
+    pub weight: i16,
+    /// Why it is down.
+    pub cause: Option<String>,
 }
 
 /// Another router of the same VRID.

@@ -16,6 +16,7 @@ pub struct Raw {
     pub runtime: Option<At<RawRuntime>>,
     pub dataplane: Option<At<RawDataplane>>,
     pub protection: Option<At<RawProtection>>,
+    pub track_scripts: Vec<At<RawTrackScript>>,
     pub instances: Vec<At<RawInstance>>,
     pub services: Vec<At<RawService>>,
 }
@@ -69,12 +70,29 @@ pub struct RawInstance {
     pub password: Option<At<String>>,
     pub addresses: Option<At<Vec<At<String>>>>,
     pub excluded_addresses: Option<At<Vec<At<String>>>>,
+    pub tracks: Vec<At<RawTrack>>,
     pub notify_master: Option<At<Vec<String>>>,
     pub notify_backup: Option<At<Vec<String>>>,
     pub notify_fault: Option<At<Vec<String>>>,
     pub notify_stop: Option<At<Vec<String>>>,
     pub notify: Option<At<Vec<String>>>,
     pub notify_timeout: Option<At<Duration>>,
+}
+
+pub struct RawTrackScript {
+    pub name: Option<At<String>>,
+    pub command: Option<At<Vec<String>>>,
+    pub interval: Option<At<Duration>>,
+    pub timeout: Option<At<Duration>>,
+    pub rise: Option<At<i64>>,
+    pub fall: Option<At<i64>>,
+    pub initial: Option<At<String>>,
+}
+
+pub struct RawTrack {
+    pub script: Option<At<String>>,
+    pub interface: Option<At<String>>,
+    pub weight: Option<At<i64>>,
 }
 
 pub struct RawService {
@@ -126,6 +144,7 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         runtime: fields.table("runtime", runtime),
         dataplane: fields.table("dataplane", dataplane),
         protection: fields.table("protection", protection),
+        track_scripts: fields.tables("track_script", track_script),
         instances: fields.tables("vrrp", instance),
         services: fields.tables("service", service),
     };
@@ -198,6 +217,7 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         password: fields.string("password"),
         addresses: fields.strings("addresses"),
         excluded_addresses: fields.strings("excluded_addresses"),
+        tracks: fields.tables("track", track),
         notify_master: fields.command("notify_master"),
         notify_backup: fields.command("notify_backup"),
         notify_fault: fields.command("notify_fault"),
@@ -232,6 +252,38 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         }
     }
     raw
+}
+
+fn track_script(fields: &mut Fields<'_, '_>) -> RawTrackScript {
+    let raw = RawTrackScript {
+        name: fields.string("name"),
+        command: fields.command("command"),
+        interval: fields.duration("interval"),
+        timeout: fields.duration("timeout"),
+        rise: fields.integer("rise"),
+        fall: fields.integer("fall"),
+        initial: fields.string("initial"),
+    };
+    for (key, help) in [
+        ("name", "by which [[vrrp.track]] names it"),
+        (
+            "command",
+            "a program with its arguments, such as \"/usr/bin/pgrep nginx\"",
+        ),
+    ] {
+        if !fields.was_given(key) {
+            fields.missing(key, help);
+        }
+    }
+    raw
+}
+
+fn track(fields: &mut Fields<'_, '_>) -> RawTrack {
+    RawTrack {
+        script: fields.string("script"),
+        interface: fields.string("interface"),
+        weight: fields.integer("weight"),
+    }
 }
 
 fn service(fields: &mut Fields<'_, '_>) -> RawService {

@@ -276,6 +276,26 @@ fn what_is_refused_and_how() {
             "[\"10.1.15.50/16\"]\nexcluded_addresses = [\"10.1.15.50/32\"]",
             &["duplicate virtual address 10.1.15.50"],
         ),
+        (
+            "[[service]]",
+            "[[vrrp.track]]\nscript = \"chk\"\n[[service]]",
+            &["there is no [[track_script]] `chk`"],
+        ),
+        (
+            "[[service]]",
+            "[[vrrp.track]]\nweight = 5\n[[service]]",
+            &["names one `script` or one `interface`"],
+        ),
+        (
+            "[[service]]",
+            "[[vrrp.track]]\ninterface = \"eth1\"\nweight = 254\n[[service]]",
+            &["`weight` is 254", "-253 to 253"],
+        ),
+        (
+            "[[service]]",
+            "[[track_script]]\nname = \"chk\"\n[[service]]",
+            &["`command`", "a program with its arguments"],
+        ),
         ("interval = \"1s\"", "interval = \"1s", &["not valid TOML"]),
         (
             "priority = 100",

@@ -225,6 +225,7 @@ impl Daemon {
                 vrrp.link(&instance.name, self.link_of(instance));
             }
         }
+        self.follow_watches();
     }
 
     async fn find_neighbours_and_apply(&mut self) {

@@ -2,12 +2,14 @@
 //! what the others must do, in one task, one event at a time.
 
 mod addresses;
+mod error;
 mod events;
 mod files;
 mod neighbours;
 mod reload;
 mod roles;
 mod steering;
+mod tracking;
 mod views;
 
 use std::{
@@ -18,18 +20,17 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use thiserror::Error;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
 
-pub use self::files::load_config;
-use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles};
+pub(crate) use self::error::with_sources;
+use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles, tracking::Tracking};
+pub use self::{error::DaemonError, files::load_config};
 use crate::{
-    api::server::{Request, Server, SocketError},
-    config::ConfigError,
+    api::server::{Request, Server},
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         plan::{self, Condition, Steering},
@@ -45,9 +46,11 @@ use crate::{
     },
     net::{
         interfaces::{Interface, Interfaces},
-        netlink::{Events, Netlink, NetlinkError},
+        netlink::{Events, Netlink},
     },
-    notify::{NoSuchUser, Notifier},
+    notify::Notifier,
+    script::Account,
+    track::driver::{ScriptChange, Scripts},
     vrrp::driver::{Driver, Link, Report, Setup},
 };
 
@@ -58,103 +61,6 @@ const TICK: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(1);
 /// How long scripts of the shut-down may run on.
 const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
-
-/// Why the daemon cannot run.
-#[derive(Debug, Error)]
-pub enum DaemonError {
-    /// The file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    ReadConfig {
-        /// The file.
-        path: String,
-        /// What failed.
-        source: io::Error,
-    },
-    /// A file of sources has a line that is no prefix.
-    #[error(
-        "{path}:{line}: `{text}` is not a prefix; write an address or a network without host bits, such as 192.0.2.0/24"
-    )]
-    BadSource {
-        /// The file.
-        path: String,
-        /// Its line, from 1.
-        line: usize,
-        /// What stands there.
-        text: String,
-    },
-    /// More prefixes than the maps hold.
-    #[error(
-        "{count} prefixes are blocked or allowed, and the tables hold {most}; merge neighbouring ones"
-    )]
-    TooManySources {
-        /// How many.
-        count: usize,
-        /// How many there may be.
-        most: usize,
-    },
-    /// The file is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// An interface is missing.
-    #[error("interface {0} does not exist; `ip link` lists those that do")]
-    NoInterface(String),
-    /// The source of adverts is not on the interface.
-    #[error(
-        "{name}: source_address {source_address} is not an address of {interface}; `ip address show {interface}` lists them"
-    )]
-    NoSourceAddress {
-        /// Instance name.
-        name: String,
-        /// Configured address.
-        source_address: IpAddr,
-        /// Interface.
-        interface: String,
-    },
-    /// A reload wants what only a start can do.
-    #[error(
-        "the XDP program runs on {running}, and the new configuration wants {wanted}: restart lbd for that"
-    )]
-    NeedsRestart {
-        /// Interfaces in use.
-        running: String,
-        /// Interfaces wanted.
-        wanted: String,
-    },
-    /// A part of the daemon has ended.
-    #[error("the VRRP thread has ended; lbd cannot go on without it")]
-    NoVrrp,
-    /// The script account is missing.
-    #[error(transparent)]
-    NoSuchUser(#[from] NoSuchUser),
-    /// The API cannot listen.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The kernel's network stack does not answer.
-    #[error("{}", crate::daemon::with_sources(.0))]
-    Netlink(#[from] NetlinkError),
-    /// The data plane cannot start.
-    #[error(transparent)]
-    DataPlane(#[from] DataPlaneError),
-    /// Something of the operating system failed.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// What failed.
-        source: io::Error,
-    },
-}
-
-/// An error with its sources, in one line.
-pub(crate) fn with_sources(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
-}
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(path: &Path) -> Result<(), DaemonError> {
@@ -193,6 +99,7 @@ impl Signals {
 struct Inputs {
     reports: mpsc::Receiver<Report>,
     changes: mpsc::Receiver<Change>,
+    script_changes: mpsc::Receiver<ScriptChange>,
     requests: mpsc::Receiver<Request>,
     net: Events,
 }
@@ -231,6 +138,7 @@ struct Daemon {
     vrrp: Option<Driver>,
     instances: BTreeMap<String, InstanceRecord>,
     checks: Checks,
+    tracking: Tracking,
     health: HashMap<Subject, HealthRecord>,
     data_plane: Box<dyn DataPlane>,
     switch: Switch,
@@ -250,7 +158,8 @@ struct Daemon {
 impl Daemon {
     /// Checks everything that can be refused before anything is changed, then starts the parts.
     async fn start(path: PathBuf, config: Config) -> Result<(Self, Inputs), DaemonError> {
-        let notifier = Notifier::new(&config.runtime.script_user)?;
+        let account = Account::of(&config.runtime.script_user)?;
+        let notifier = Notifier::new(account);
         let (netlink, net) = Netlink::connect()?;
         let mut interfaces = Interfaces::default();
         let mut neighbours = Neighbours::default();
@@ -270,6 +179,7 @@ impl Daemon {
             source,
         })?;
         let (checks, changes) = Checks::new();
+        let (scripts, script_changes) = Scripts::new(account);
         let mut daemon = Self {
             path,
             started: Instant::now(),
@@ -281,6 +191,7 @@ impl Daemon {
             vrrp: Some(vrrp),
             instances: BTreeMap::new(),
             checks,
+            tracking: Tracking::new(scripts),
             health: HashMap::new(),
             data_plane: Box::new(data_plane),
             switch: Switch {
@@ -322,6 +233,7 @@ impl Daemon {
             Inputs {
                 reports,
                 changes,
+                script_changes,
                 requests,
                 net,
             },
@@ -337,6 +249,7 @@ impl Daemon {
         self.apply("start")?;
         self.serve_only_resumed();
         self.start_checks();
+        self.tracking.configure(&self.config.track_scripts);
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
@@ -403,6 +316,7 @@ impl Daemon {
                 _ = signals.interrupt.recv() => break,
                 Some(event) = inputs.net.next() => self.on_net(event).await,
                 Some(change) = inputs.changes.recv() => self.on_health(change),
+                Some(change) = inputs.script_changes.recv() => self.on_script(change),
                 _ = signals.hangup.recv() => self.on_hangup(&mut inputs.reports).await,
                 Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
                 _ = tick.tick() => self.on_tick(&mut inputs.reports).await,
@@ -529,6 +443,7 @@ impl Daemon {
             .map(|instance| Setup {
                 instance: instance.clone(),
                 link: self.link_of(instance),
+                verdict: self.verdict_of(instance),
             })
             .collect()
     }

@@ -134,6 +134,7 @@ impl Daemon {
         self.roles = roles;
         self.follow_instances(&freed);
         self.start_checks();
+        self.tracking.configure(&self.config.track_scripts);
         self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
         self.follow_vrrp(reports).await;

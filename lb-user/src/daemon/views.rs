@@ -9,6 +9,7 @@ use crate::{
     api::{
         proto::{
             CheckStatus, DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status,
+            Watched,
         },
         server::Request,
     },
@@ -115,6 +116,16 @@ impl Daemon {
                 priority,
                 heard_ms_ago: millis(ago),
             }),
+            watched: self
+                .watched(instance)
+                .into_iter()
+                .map(|(what, weight, up, cause)| Watched {
+                    what,
+                    up,
+                    weight,
+                    cause,
+                })
+                .collect(),
             sent: snapshot.sent,
             received: snapshot.received,
             send_errors: snapshot.send_errors,
@@ -141,6 +152,20 @@ impl Daemon {
                 "{}: priority {} is an operator's, {} is configured; `lbctl vrrp reset {}` ends that",
                 instance.name, instance.priority, instance.configured_priority, instance.name
             ));
+        }
+        for instance in instances {
+            for watched in instance.watched.iter().filter(|watched| !watched.up) {
+                let effect = match watched.weight {
+                    0 => "FAULT".to_owned(),
+                    weight if weight < 0 => format!("priority {weight}"),
+                    weight => format!("{weight} of priority missing"),
+                };
+                let cause = watched.cause.as_deref().unwrap_or("down");
+                problems.push(format!(
+                    "{}: {} is down ({effect}): {cause}",
+                    instance.name, watched.what
+                ));
+            }
         }
         for section in &self.waiting {
             problems.push(format!(

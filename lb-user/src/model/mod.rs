@@ -2,6 +2,7 @@
 //! [`Config`], and nothing downstream checks again. No behaviour beyond small accessors.
 
 pub mod address;
+mod track;
 mod vrrp;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::track::{TrackScript, Tracked, Verdict, Watch};
 pub use self::vrrp::{
     Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
 };
@@ -26,6 +28,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// Where and how the XDP program runs.
     pub dataplane: DataplaneConfig,
+    /// Scripts that instances watch.
+    pub track_scripts: Vec<TrackScript>,
     /// VRRP instances, in file order.
     pub instances: Vec<Instance>,
     /// Virtual services, in file order.

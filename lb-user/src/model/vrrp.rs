@@ -4,6 +4,8 @@ use std::{fmt, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::Watch;
+
 /// A VRRP instance (RFC 3768 and RFC 9568 call it a virtual router).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
@@ -41,6 +43,8 @@ pub struct Instance {
     pub addresses: Vec<Prefix>,
     /// Addresses that come and go with the others and are not in the adverts.
     pub excluded: Vec<Prefix>,
+    /// What it watches besides its interface.
+    pub watches: Vec<Watch>,
     /// Commands run at transitions.
     pub notify: NotifyScripts,
 }

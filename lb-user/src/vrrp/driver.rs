@@ -25,7 +25,7 @@ use super::{
     runner::{Order, Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, Kind, VrrpSocket},
 };
-use crate::model::{Instance, VrrpState};
+use crate::model::{Instance, Verdict, VrrpState};
 
 /// Reports that may wait for the daemon. A transition makes one; a daemon that is a thousand
 /// transitions behind is not there any more.
@@ -40,6 +40,8 @@ pub struct Setup {
     pub instance: Instance,
     /// Present condition of its interface.
     pub link: Link,
+    /// Present condition of what it watches besides.
+    pub verdict: Verdict,
 }
 
 /// The condition of an instance's interface.
@@ -94,6 +96,7 @@ pub enum Report {
 enum Command {
     Configure(Vec<Setup>, oneshot::Sender<()>),
     Link(String, Link),
+    Track(String, Verdict),
     Snapshot(oneshot::Sender<Vec<Snapshot>>),
     Order(String, Order, oneshot::Sender<bool>),
     Stop(oneshot::Sender<()>),
@@ -146,6 +149,11 @@ impl Driver {
     /// Tells what became of an instance's interface.
     pub fn link(&self, instance: &str, link: Link) {
         self.send(Command::Link(instance.to_owned(), link));
+    }
+
+    /// Tells what became of what an instance watches.
+    pub fn track(&self, instance: &str, verdict: Verdict) {
+        self.send(Command::Track(instance.to_owned(), verdict));
     }
 
     /// Present state of every instance.
@@ -219,6 +227,7 @@ impl Loop {
                         let _ = done.send(());
                     }
                     Command::Link(instance, link) => self.set_link(&instance, link),
+                    Command::Track(instance, verdict) => self.set_verdict(&instance, verdict),
                     Command::Snapshot(answer) => {
                         let _ = answer.send(
                             self.runners
@@ -268,6 +277,7 @@ impl Loop {
                 let mut runner = old.swap_remove(index);
                 runner.adopt(setup.instance, self.now());
                 self.follow_link(&mut runner, setup.link);
+                self.follow_verdict(&mut runner, setup.verdict);
                 self.open(&mut runner);
                 self.runners.push(runner);
             } else {
@@ -281,7 +291,10 @@ impl Loop {
         for setup in starting {
             let mut runner = Runner::new(setup);
             let event = if self.open(&mut runner) {
-                Event::Start
+                match runner.verdict.fault {
+                    true => Event::TrackDown,
+                    false => Event::Start,
+                }
             } else {
                 runner.link = Link::Down;
                 Event::LinkDown
@@ -302,6 +315,27 @@ impl Loop {
             self.follow_link(runner, link);
         }
         self.runners = runners;
+    }
+
+    fn set_verdict(&mut self, instance: &str, verdict: Verdict) {
+        let mut runners = std::mem::take(&mut self.runners);
+        if let Some(runner) = runners.iter_mut().find(|r| r.instance.name == instance) {
+            self.follow_verdict(runner, verdict);
+        }
+        self.runners = runners;
+    }
+
+    fn follow_verdict(&self, runner: &mut Runner, verdict: Verdict) {
+        let before = std::mem::replace(&mut runner.verdict, verdict);
+        if before.difference != verdict.difference {
+            runner.refresh(self.now());
+        }
+        let is_up = matches!(runner.link, Link::Up { .. });
+        match (before.fault, verdict.fault) {
+            (false, true) => self.feed(runner, Event::TrackDown),
+            (true, false) if is_up => self.feed(runner, Event::TrackUp),
+            _ => {}
+        }
     }
 
     fn obey(&mut self, instance: &str, order: Order) -> bool {
@@ -335,7 +369,7 @@ impl Loop {
                     // Deaf, it would become a second master. The daemon tries again.
                     runner.link = Link::Down;
                     self.feed(runner, Event::LinkDown);
-                } else if !was_up {
+                } else if !was_up && !runner.verdict.fault {
                     self.feed(runner, Event::LinkUp);
                 }
             }

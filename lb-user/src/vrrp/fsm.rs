@@ -84,6 +84,10 @@ pub enum Event {
     LinkUp,
     /// An operator wants another master.
     Yield,
+    /// Something that the instance watches is down.
+    TrackDown,
+    /// Everything that it watches is up again.
+    TrackUp,
 }
 
 /// Why a state was entered.
@@ -110,6 +114,10 @@ pub enum Reason {
     LinkDown,
     /// The interface came back.
     LinkUp,
+    /// Something that the instance watches is down.
+    TrackDown,
+    /// Everything that it watches is up again.
+    TrackUp,
     /// An operator wanted another master.
     Asked,
     /// The instance stopped.
@@ -131,6 +139,8 @@ impl std::fmt::Display for Reason {
                 f.write_str("the interface is down or has no address to speak from")
             }
             Reason::LinkUp => f.write_str("the interface can be used again"),
+            Reason::TrackDown => f.write_str("something that it watches is down"),
+            Reason::TrackUp => f.write_str("everything that it watches is up again"),
             Reason::Asked => f.write_str("an operator asked for a failover"),
             Reason::Stopped => f.write_str("stopped"),
         }
@@ -252,6 +262,7 @@ impl Machine {
         match (self.state, event) {
             (VrrpState::Init, Event::Start) => self.begin(Reason::Started, now),
             (VrrpState::Fault, Event::LinkUp) => self.begin(Reason::LinkUp, now),
+            (VrrpState::Fault, Event::TrackUp) => self.begin(Reason::TrackUp, now),
 
             (VrrpState::Backup, Event::Timer) => self.become_master(self.waiting_for, now),
             (
@@ -282,20 +293,11 @@ impl Machine {
                 ])
             }
 
-            (VrrpState::Backup, Event::LinkDown) => {
-                self.leave(VrrpState::Fault);
-                Effects::of([Effect::Enter(VrrpState::Fault, Reason::LinkDown)])
+            (VrrpState::Init | VrrpState::Backup | VrrpState::Master, Event::LinkDown) => {
+                self.fail(Reason::LinkDown)
             }
-            (VrrpState::Master, Event::LinkDown) => {
-                self.leave(VrrpState::Fault);
-                Effects::of([
-                    Effect::SendAdvert(0),
-                    Effect::Enter(VrrpState::Fault, Reason::LinkDown),
-                ])
-            }
-            (VrrpState::Init, Event::LinkDown) => {
-                self.leave(VrrpState::Fault);
-                Effects::of([Effect::Enter(VrrpState::Fault, Reason::LinkDown)])
+            (VrrpState::Init | VrrpState::Backup | VrrpState::Master, Event::TrackDown) => {
+                self.fail(Reason::TrackDown)
             }
 
             (VrrpState::Backup | VrrpState::Fault, Event::Stop) => {
@@ -312,13 +314,23 @@ impl Machine {
 
             (
                 VrrpState::Init,
-                Event::Stop | Event::Advert { .. } | Event::Timer | Event::LinkUp | Event::Yield,
+                Event::Stop
+                | Event::Advert { .. }
+                | Event::Timer
+                | Event::LinkUp
+                | Event::TrackUp
+                | Event::Yield,
             )
-            | (VrrpState::Backup, Event::Start | Event::LinkUp | Event::Yield)
-            | (VrrpState::Master, Event::Start | Event::LinkUp)
+            | (VrrpState::Backup, Event::Start | Event::LinkUp | Event::TrackUp | Event::Yield)
+            | (VrrpState::Master, Event::Start | Event::LinkUp | Event::TrackUp)
             | (
                 VrrpState::Fault,
-                Event::Start | Event::Advert { .. } | Event::Timer | Event::LinkDown | Event::Yield,
+                Event::Start
+                | Event::Advert { .. }
+                | Event::Timer
+                | Event::LinkDown
+                | Event::TrackDown
+                | Event::Yield,
             ) => Effects::default(),
         }
     }
@@ -364,6 +376,17 @@ impl Machine {
             Effect::SendAdvert(self.settings.priority),
             Effect::Enter(VrrpState::Master, reason),
         ])
+    }
+
+    /// A master says so: others need not wait.
+    fn fail(&mut self, reason: Reason) -> Effects {
+        let was_master = self.state == VrrpState::Master;
+        self.leave(VrrpState::Fault);
+        let enter = Effect::Enter(VrrpState::Fault, reason);
+        match was_master {
+            true => Effects::of([Effect::SendAdvert(0), enter]),
+            false => Effects::of([enter]),
+        }
     }
 
     fn leave(&mut self, state: VrrpState) {

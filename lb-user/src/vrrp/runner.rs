@@ -11,7 +11,7 @@ use super::{
     fsm::{Event, Machine, Reason, Settings},
     packet::{AdvertPacket, Rejection},
 };
-use crate::model::{ChecksumForm, Instance, VrrpState};
+use crate::model::{ChecksumForm, Instance, Verdict, VrrpState};
 
 /// What an operator may ask of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,8 @@ pub(super) struct Runner {
     pub(super) rejected: BTreeMap<Rejection, u64>,
     /// How the last peer computed its checksum.
     pub(super) heard_checksum: Option<ChecksumForm>,
+    /// What everything that it watches makes of it.
+    pub(super) verdict: Verdict,
     /// An operator's priority, until reset.
     pub(super) manual: Option<u8>,
     /// The longest that the thread woke after a deadline.
@@ -98,7 +100,11 @@ impl Runner {
     pub(super) fn new(setup: Setup) -> Self {
         let source = source_of(&setup.instance, setup.link);
         Self {
-            machine: Machine::new(settings(&setup.instance, setup.instance.priority, source)),
+            machine: Machine::new(settings(
+                &setup.instance,
+                tracked(setup.instance.priority, setup.verdict),
+                source,
+            )),
             packet: AdvertPacket::new(&setup.instance, source),
             instance: setup.instance,
             link: setup.link,
@@ -113,6 +119,7 @@ impl Runner {
             deaf: false,
             rejected: BTreeMap::new(),
             heard_checksum: None,
+            verdict: setup.verdict,
             manual: None,
             worst_lateness: Duration::ZERO,
             sequences: BTreeMap::new(),
@@ -201,7 +208,8 @@ impl Runner {
 
     /// The priority in force.
     fn priority(&self) -> u8 {
-        self.manual.unwrap_or(self.instance.priority)
+        self.manual
+            .unwrap_or_else(|| tracked(self.instance.priority, self.verdict))
     }
 
     /// Does what an operator asked.
@@ -232,6 +240,14 @@ fn settings(instance: &Instance, priority: u8, source: IpAddr) -> Settings {
         preempt: instance.preempt,
         preempt_delay: instance.preempt_delay,
         source,
+    }
+}
+
+/// The owner's priority never moves; nobody else becomes one, or falls out, by what it watches.
+fn tracked(priority: u8, verdict: Verdict) -> u8 {
+    match priority {
+        255 => 255,
+        other => (i32::from(other) + verdict.difference).clamp(1, 254) as u8,
     }
 }
 

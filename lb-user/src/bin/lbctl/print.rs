@@ -350,6 +350,17 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
             let list = instance.unicast_peers.join(" ");
             line(&mut out, format!("  speaks to {list} alone"));
         }
+        for watched in &instance.watched {
+            let state = match (watched.up, &watched.cause) {
+                (true, _) => "up".to_owned(),
+                (false, Some(cause)) => format!("down: {cause}"),
+                (false, None) => "down".to_owned(),
+            };
+            line(
+                &mut out,
+                format!("  {} (weight {}): {state}", watched.what, watched.weight),
+            );
+        }
         if let Some(timer) = instance.timer_ms {
             let what = if instance.state.to_string() == "MASTER" {
                 "next advert"

@@ -3,6 +3,7 @@
 //! discards the result.
 
 mod service;
+mod track;
 mod traffic;
 mod values;
 mod vrrp;
@@ -22,7 +23,9 @@ use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
 /// Adds to `errors` whatever is wrong.
 pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
     let mut check = Validator { errors };
-    let instances = check.instances(raw.instances);
+    let track_scripts = check.track_scripts(raw.track_scripts);
+    let scripts: Vec<String> = track_scripts.iter().map(|s| s.name.clone()).collect();
+    let instances = check.instances(raw.instances, &scripts);
     let nowhere = raw.dataplane.is_none()
         || raw
             .dataplane
@@ -46,6 +49,7 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
             raw.protection.map(|at| at.value).unwrap_or_default(),
             &instances,
         ),
+        track_scripts,
         instances,
         services,
     }

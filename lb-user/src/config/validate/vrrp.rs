@@ -29,7 +29,11 @@ const MAX_PEERS: usize = 64;
 const MAX_ADDRESSES: usize = 255;
 
 impl Validator<'_> {
-    pub(super) fn instances(&mut self, raw: Vec<At<RawInstance>>) -> Vec<Instance> {
+    pub(super) fn instances(
+        &mut self,
+        raw: Vec<At<RawInstance>>,
+        scripts: &[String],
+    ) -> Vec<Instance> {
         let mut names: HashSet<String> = HashSet::new();
         let mut routers: HashMap<(String, bool, u8), String> = HashMap::new();
         let mut vips: HashMap<IpAddr, String> = HashMap::new();
@@ -53,7 +57,7 @@ impl Validator<'_> {
                 .chain(&raw.excluded_addresses)
                 .flat_map(|l| l.value.iter().map(|a| a.span.clone()))
                 .collect();
-            let instance = self.instance(raw);
+            let instance = self.instance(raw, scripts);
             if !instance.name.is_empty() && !names.insert(instance.name.clone()) {
                 self.error(
                     &name_span,
@@ -89,7 +93,7 @@ impl Validator<'_> {
         all
     }
 
-    fn instance(&mut self, raw: RawInstance) -> Instance {
+    fn instance(&mut self, raw: RawInstance, scripts: &[String]) -> Instance {
         if let Some(name) = &raw.name
             && (name.value.is_empty() || name.value.contains(char::is_whitespace))
         {
@@ -163,6 +167,7 @@ impl Validator<'_> {
             auth: self.auth(raw.authentication, raw.password),
             addresses,
             excluded,
+            watches: self.watches(raw.tracks, scripts),
             notify: NotifyScripts {
                 master: raw.notify_master.map(|at| at.value),
                 backup: raw.notify_backup.map(|at| at.value),

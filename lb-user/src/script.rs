@@ -1,0 +1,157 @@
+//! Programs that operators configured: without a shell, as an unprivileged account, killed with
+//! their process group when they take too long.
+
+use std::{io, process::Stdio, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::{Pid, User},
+};
+use thiserror::Error;
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// How much of a failing script's standard error goes to the log.
+const STDERR_LIMIT: u64 = 1024;
+/// How long after a failing script's end its last words are waited for.
+const STDERR_GRACE: Duration = Duration::from_millis(200);
+
+/// The account named in the configuration does not exist.
+#[derive(Debug, Error)]
+#[error("there is no account `{0}` for scripts; create it or set `script_user` in [runtime]")]
+pub struct NoSuchUser(String);
+
+/// User and group that scripts run as; without one, as whoever we are.
+#[derive(Clone, Copy, Debug)]
+pub struct Account(Option<(u32, u32)>);
+
+impl Account {
+    /// The account of this name. Without root there is no choice.
+    pub fn of(user: &str) -> Result<Self, NoSuchUser> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self(None));
+        }
+        let found = User::from_name(user)
+            .ok()
+            .flatten()
+            .ok_or_else(|| NoSuchUser(user.to_owned()))?;
+        Ok(Self(Some((found.uid.as_raw(), found.gid.as_raw()))))
+    }
+}
+
+/// How a script ended.
+pub enum Outcome {
+    /// With success.
+    Succeeded,
+    /// Its exit status, and the beginning of its standard error.
+    Failed(String, String),
+    /// It ran too long, and was killed with its process group.
+    Killed,
+}
+
+/// Runs a program with its arguments for at most `limit`.
+pub async fn run(command: &[String], limit: Duration, account: Account) -> io::Result<Outcome> {
+    let [program, arguments @ ..] = command else {
+        return Err(io::Error::other("empty command"));
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    if let Account(Some((uid, gid))) = account {
+        command.uid(uid).gid(gid);
+    }
+    let mut child = command.spawn()?;
+    let outcome = timeout(limit, wait(&mut child)).await;
+    match outcome {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            kill_group(&child);
+            child.kill().await?;
+            Ok(Outcome::Killed)
+        }
+    }
+}
+
+/// Waits for the script itself. What it leaves running in the background may go on, and may hold
+/// its standard error open.
+async fn wait(child: &mut Child) -> io::Result<Outcome> {
+    let stderr = child.stderr.take();
+    let reader = tokio::spawn(async move {
+        let mut text = Vec::new();
+        if let Some(stderr) = stderr {
+            let mut first = stderr.take(STDERR_LIMIT);
+            let _ = first.read_to_end(&mut text).await;
+            // The script must not be stopped by a full pipe.
+            let _ = tokio::io::copy(&mut first.into_inner(), &mut tokio::io::sink()).await;
+        }
+        text
+    });
+    let status = child.wait().await?;
+    if status.success() {
+        return Ok(Outcome::Succeeded);
+    }
+    let text = timeout(STDERR_GRACE, reader)
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .unwrap_or_default();
+    let stderr = String::from_utf8_lossy(&text).trim().to_owned();
+    Ok(Outcome::Failed(status.to_string(), stderr))
+}
+
+fn kill_group(child: &Child) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    async fn shell(text: &str, limit: Duration) -> io::Result<Outcome> {
+        let command = ["sh", "-c", text].map(str::to_owned);
+        run(&command, limit, Account(None)).await
+    }
+
+    #[tokio::test]
+    async fn a_script_that_hangs_is_killed_with_its_children() {
+        let began = Instant::now();
+        let outcome = shell("sleep 1000 & echo $! >&2; wait", Duration::from_millis(300)).await;
+        assert!(matches!(outcome.unwrap(), Outcome::Killed));
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[tokio::test]
+    async fn a_script_may_leave_something_in_the_background() {
+        let began = Instant::now();
+        let outcome = shell("sleep 3 & exit 0", Duration::from_secs(10)).await;
+        assert!(matches!(outcome.unwrap(), Outcome::Succeeded));
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn failures_are_told_with_status_and_stderr() {
+        let outcome = shell("echo no such thing >&2; exit 3", Duration::from_secs(10)).await;
+        let Outcome::Failed(status, stderr) = outcome.unwrap() else {
+            panic!("must fail");
+        };
+        assert_eq!(
+            (status.as_str(), stderr.as_str()),
+            ("exit status: 3", "no such thing")
+        );
+        let missing = ["/no/such/file".to_owned()];
+        let result = run(&missing, Duration::from_secs(1), Account(None)).await;
+        assert!(result.is_err());
+    }
+}
