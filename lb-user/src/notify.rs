@@ -124,6 +124,7 @@ mod tests {
             checksum: crate::model::ChecksumForm::Auto,
             auth: crate::model::Auth::None,
             excluded: Vec::new(),
+            sync_group: None,
             watches: Vec::new(),
             addresses: Vec::new(),
             notify,

@@ -38,6 +38,7 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
             length: 16,
         }],
         excluded: Vec::new(),
+        sync_group: None,
         watches: Vec::new(),
         notify: NotifyScripts::default(),
     };

@@ -23,6 +23,7 @@ mod peers;
 mod program;
 mod shapes;
 mod steering;
+mod sync_groups;
 mod tracking;
 mod traffic;
 mod tunnels;

@@ -277,6 +277,11 @@ fn what_is_refused_and_how() {
             &["duplicate virtual address 10.1.15.50"],
         ),
         (
+            "priority = 100",
+            "sync_group = \"VG\"",
+            &["VI_1 is alone in the sync group `VG`"],
+        ),
+        (
             "[[service]]",
             "[[vrrp.track]]\nscript = \"chk\"\n[[service]]",
             &["there is no [[track_script]] `chk`"],

@@ -43,6 +43,8 @@ pub struct Instance {
     pub addresses: Vec<Prefix>,
     /// Addresses that come and go with the others and are not in the adverts.
     pub excluded: Vec<Prefix>,
+    /// Instances of one group become master, and fail, together.
+    pub sync_group: Option<String>,
     /// What it watches besides its interface.
     pub watches: Vec<Watch>,
     /// Commands run at transitions.

@@ -5,7 +5,11 @@
 //! through a bounded channel. A full channel drops the report; the daemon notices from the next
 //! [`Snapshot`] that a state was entered without its knowledge.
 
+mod groups;
+mod hear;
+
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     io,
     net::IpAddr,
@@ -20,7 +24,6 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
     fsm::{Effect, Event, Reason},
-    packet::{Received, Rejection},
     realtime::{self, Waiter},
     runner::{Order, Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, Kind, VrrpSocket},
@@ -193,6 +196,7 @@ struct Loop {
     wake: OwnedFd,
     waiter: Waiter,
     epoch: Instant,
+    changes: Cell<u64>,
     runners: Vec<Runner>,
     sockets: BTreeMap<(String, Kind), VrrpSocket>,
 }
@@ -210,6 +214,7 @@ impl Loop {
             wake,
             waiter,
             epoch: Instant::now(),
+            changes: Cell::new(0),
             runners: Vec::new(),
             sockets: BTreeMap::new(),
         }
@@ -248,6 +253,7 @@ impl Loop {
             }
             self.receive(&mut buffer);
             self.run_timers();
+            self.settle_groups();
         }
     }
 
@@ -333,7 +339,7 @@ impl Loop {
         let is_up = matches!(runner.link, Link::Up { .. });
         match (before.fault, verdict.fault) {
             (false, true) => self.feed(runner, Event::TrackDown),
-            (true, false) if is_up => self.feed(runner, Event::TrackUp),
+            (true, false) if is_up && !runner.is_grouped() => self.feed(runner, Event::TrackUp),
             _ => {}
         }
     }
@@ -369,7 +375,7 @@ impl Loop {
                     // Deaf, it would become a second master. The daemon tries again.
                     runner.link = Link::Down;
                     self.feed(runner, Event::LinkDown);
-                } else if !was_up && !runner.verdict.fault {
+                } else if !was_up && !runner.verdict.fault && !runner.is_grouped() {
                     self.feed(runner, Event::LinkUp);
                 }
             }
@@ -430,96 +436,13 @@ impl Loop {
                 continue;
             };
             runner.worst_lateness = runner.worst_lateness.max(late);
-            self.feed(runner, Event::Timer);
+            let event = match runner.must_ask_group() {
+                true => Event::Hold,
+                false => Event::Timer,
+            };
+            self.feed(runner, event);
         }
         self.runners = runners;
-    }
-
-    fn receive(&mut self, buffer: &mut Buffer) {
-        let mut runners = std::mem::take(&mut self.runners);
-        for ((interface, kind), socket) in &self.sockets {
-            for _ in 0..RECEIVE_BURST {
-                // An error here (interface gone, say) also arrives as a link event.
-                let Ok(Some((source, heard))) = socket.receive(buffer) else {
-                    break;
-                };
-                let here = |r: &Runner| {
-                    r.instance.interface == *interface && Kind::of(&r.instance) == *kind
-                };
-                match heard {
-                    Ok(received) => self.heard(&received, &mut runners, here),
-                    Err(rejection) => {
-                        for runner in runners.iter_mut().filter(|r| here(r)) {
-                            self.reject(runner, rejection, source);
-                        }
-                    }
-                }
-            }
-        }
-        self.runners = runners;
-    }
-
-    fn heard(
-        &self,
-        received: &Received<'_>,
-        runners: &mut [Runner],
-        here: impl Fn(&Runner) -> bool,
-    ) {
-        let of_router = |r: &Runner| here(r) && r.instance.vrid == received.vrid;
-        let Some(index) = runners.iter().position(of_router) else {
-            // Other routers of the segment are no news.
-            for runner in runners.iter_mut().filter(|r| here(r)) {
-                *runner.rejected.entry(Rejection::WrongVrid).or_default() += 1;
-            }
-            return;
-        };
-        let runner = &mut runners[index];
-        let advert = match received.check(&runner.instance) {
-            Ok(advert) => advert,
-            Err(rejection) => return self.reject(runner, rejection, Some(received.source)),
-        };
-        if let Some(sequence) = advert.sequence
-            && !runner.is_new(advert.source, sequence)
-        {
-            return self.reject(runner, Rejection::Replayed, Some(advert.source));
-        }
-        runner.received += 1;
-        runner.peer = Some((advert.source, advert.priority, Instant::now()));
-        runner.heard_checksum = Some(advert.checksum);
-        runner.addresses_differ = !advert.same_addresses;
-        if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
-            let what = format!(
-                "{}: {} advertises other virtual addresses than are configured here",
-                runner.instance.name, advert.source
-            );
-            self.report(Report::Odd {
-                interface: runner.instance.interface.clone(),
-                what,
-            });
-        }
-        let event = Event::Advert {
-            priority: advert.priority,
-            source: advert.source,
-            interval: advert.interval,
-        };
-        self.feed(runner, event);
-    }
-
-    /// Counts; tells the daemon only the first time.
-    fn reject(&self, runner: &mut Runner, rejection: Rejection, source: Option<IpAddr>) {
-        let count = runner.rejected.entry(rejection).or_default();
-        *count += 1;
-        if *count == 1 {
-            let source = source.map_or_else(|| "an unknown sender".to_owned(), |s| s.to_string());
-            let what = format!(
-                "{}: ignoring an advert from {source}: {rejection}; further ones are only counted",
-                runner.instance.name
-            );
-            self.report(Report::Odd {
-                interface: runner.instance.interface.clone(),
-                what,
-            });
-        }
     }
 
     fn feed(&self, runner: &mut Runner, event: Event) {
@@ -527,11 +450,15 @@ impl Loop {
             match effect {
                 Effect::SendAdvert(priority) => self.send(runner, priority),
                 Effect::Announce => {
+                    runner.announced = true;
                     self.report(Report::Announce {
                         instance: runner.instance.name.clone(),
                     });
                 }
                 Effect::Enter(state, reason) => {
+                    self.changes.set(self.changes.get() + 1);
+                    runner.changed = self.changes.get();
+                    runner.wants_to_be_master = false;
                     runner.reason = reason;
                     runner.since = SystemTime::now();
                     let instance = runner.instance.name.clone();

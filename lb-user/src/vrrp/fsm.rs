@@ -88,6 +88,10 @@ pub enum Event {
     TrackDown,
     /// Everything that it watches is up again.
     TrackUp,
+    /// The deadline has come, but the rest of its sync group is not ready.
+    Hold,
+    /// The rest of its sync group is in this state.
+    Follow(VrrpState),
 }
 
 /// Why a state was entered.
@@ -118,6 +122,8 @@ pub enum Reason {
     TrackDown,
     /// Everything that it watches is up again.
     TrackUp,
+    /// The rest of the sync group went there.
+    Group,
     /// An operator wanted another master.
     Asked,
     /// The instance stopped.
@@ -141,6 +147,7 @@ impl std::fmt::Display for Reason {
             Reason::LinkUp => f.write_str("the interface can be used again"),
             Reason::TrackDown => f.write_str("something that it watches is down"),
             Reason::TrackUp => f.write_str("everything that it watches is up again"),
+            Reason::Group => f.write_str("with its sync group"),
             Reason::Asked => f.write_str("an operator asked for a failover"),
             Reason::Stopped => f.write_str("stopped"),
         }
@@ -285,13 +292,24 @@ impl Machine {
                 },
             ) => self.advert_in_master(priority, source, interval, now),
 
-            (VrrpState::Master, Event::Yield) => {
-                self.listen(now);
-                Effects::of([
-                    Effect::SendAdvert(0),
-                    Effect::Enter(VrrpState::Backup, Reason::Asked),
-                ])
+            (VrrpState::Master, Event::Yield) => self.give_up(Reason::Asked, now),
+
+            (VrrpState::Backup, Event::Follow(VrrpState::Master)) => {
+                self.become_master(Reason::Group, now)
             }
+            (VrrpState::Master, Event::Follow(VrrpState::Backup)) => {
+                self.give_up(Reason::Group, now)
+            }
+            (VrrpState::Fault, Event::Follow(VrrpState::Backup)) => self.begin(Reason::Group, now),
+            (VrrpState::Backup | VrrpState::Master, Event::Follow(VrrpState::Fault)) => {
+                self.fail(Reason::Group)
+            }
+            (VrrpState::Backup, Event::Hold) => {
+                let wait = self.settings.master_down(self.master_interval);
+                self.deadline = Some(now + wait);
+                Effects::default()
+            }
+            (_, Event::Follow(_) | Event::Hold) => Effects::default(),
 
             (VrrpState::Init | VrrpState::Backup | VrrpState::Master, Event::LinkDown) => {
                 self.fail(Reason::LinkDown)
@@ -375,6 +393,15 @@ impl Machine {
         Effects::of([
             Effect::SendAdvert(self.settings.priority),
             Effect::Enter(VrrpState::Master, reason),
+        ])
+    }
+
+    /// Priority 0: others need not wait.
+    fn give_up(&mut self, reason: Reason, now: Instant) -> Effects {
+        self.listen(now);
+        Effects::of([
+            Effect::SendAdvert(0),
+            Effect::Enter(VrrpState::Backup, reason),
         ])
     }
 

@@ -85,6 +85,12 @@ pub(super) struct Runner {
     pub(super) rejected: BTreeMap<Rejection, u64>,
     /// How the last peer computed its checksum.
     pub(super) heard_checksum: Option<ChecksumForm>,
+    /// Grows with every change of state, over all instances.
+    pub(super) changed: u64,
+    /// Its master is silent, but the rest of its group hears theirs.
+    pub(super) wants_to_be_master: bool,
+    /// Its addresses were announced again, and those of its group must be.
+    pub(super) announced: bool,
     /// What everything that it watches makes of it.
     pub(super) verdict: Verdict,
     /// An operator's priority, until reset.
@@ -119,6 +125,9 @@ impl Runner {
             deaf: false,
             rejected: BTreeMap::new(),
             heard_checksum: None,
+            changed: 0,
+            wants_to_be_master: false,
+            announced: false,
             verdict: setup.verdict,
             manual: None,
             worst_lateness: Duration::ZERO,
@@ -187,6 +196,23 @@ impl Runner {
             Link::Up { source, .. } => Some(source),
             Link::Down => None,
         }
+    }
+
+    /// Whether it belongs to a sync group, which then decides when it recovers.
+    pub(super) fn is_grouped(&self) -> bool {
+        self.instance.sync_group.is_some()
+    }
+
+    /// Whether its timer makes it want to be master instead of being it. Notes that.
+    pub(super) fn must_ask_group(&mut self) -> bool {
+        let asks = self.is_grouped() && self.machine.state() == VrrpState::Backup;
+        self.wants_to_be_master |= asks;
+        asks
+    }
+
+    /// Whether it cannot be master for reasons of its own.
+    pub(super) fn is_broken(&self) -> bool {
+        self.link == Link::Down || self.verdict.fault
     }
 
     /// Takes a changed configuration.

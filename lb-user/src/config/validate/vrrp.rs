@@ -44,13 +44,15 @@ impl Validator<'_> {
                 "",
             );
         }
-        let mut all = Vec::with_capacity(raw.len());
+        let mut all: Vec<Instance> = Vec::with_capacity(raw.len());
+        let mut groups = Vec::with_capacity(raw.len());
         for At { value: raw, span } in raw {
             let name_span = raw.name.as_ref().map_or(span.clone(), |at| at.span.clone());
             let vrid_span = raw
                 .virtual_router_id
                 .as_ref()
                 .map_or(span.clone(), |at| at.span.clone());
+            let group_span = raw.sync_group.as_ref().map(|at| at.span.clone());
             let address_spans: Vec<_> = raw
                 .addresses
                 .iter()
@@ -89,6 +91,21 @@ impl Validator<'_> {
                 }
             }
             all.push(instance);
+            groups.push(group_span);
+        }
+        for (instance, span) in all.iter().zip(groups) {
+            let alone = |group: &String| {
+                all.iter()
+                    .filter(|i| i.sync_group.as_ref() == Some(group))
+                    .count()
+                    == 1
+            };
+            if let (Some(group), Some(span)) = (instance.sync_group.as_ref(), span)
+                && alone(group)
+            {
+                let message = format!("{} is alone in the sync group `{group}`", instance.name);
+                self.error(&span, message, "name the group in another instance too");
+            }
         }
         all
     }
@@ -167,6 +184,7 @@ impl Validator<'_> {
             auth: self.auth(raw.authentication, raw.password),
             addresses,
             excluded,
+            sync_group: raw.sync_group.map(|at| at.value),
             watches: self.watches(raw.tracks, scripts),
             notify: NotifyScripts {
                 master: raw.notify_master.map(|at| at.value),

@@ -39,6 +39,7 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
             })
             .collect(),
         excluded: Vec::new(),
+        sync_group: None,
         watches: Vec::new(),
         notify: NotifyScripts::default(),
     }
