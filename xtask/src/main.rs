@@ -60,6 +60,15 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// How long a client is without its address when directors fail, for lbd and keepalived in turn.
+    Failover {
+        /// Also write the figures to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Trials of each event.
+        #[arg(long, default_value_t = 10)]
+        trials: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +80,9 @@ fn main() -> ExitCode {
         Command::Bench {
             what: Bench::DataPlane { json },
         } => bench_data_plane(json),
+        Command::Bench {
+            what: Bench::Failover { json, trials },
+        } => bench_failover(json, trials),
         Command::Vm { case } => vm(case.as_deref()),
         Command::Ci => test::run(None),
     };
@@ -124,6 +136,32 @@ fn vm(case: Option<&str>) -> Result<()> {
     setup::everything()?;
     ebpf::build()?;
     guest::tests(case, |_| ())
+}
+
+fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
+    if !run::is_root() {
+        bail!("network namespaces need root");
+    }
+    let json = json.map(std::path::absolute).transpose()?;
+    setup::everything()?;
+    ebpf::build()?;
+    run::stage("building lbd and the benchmark", || {
+        let packages = ["--package", "lb-user", "--package", "lb-tests"];
+        run::cargo(
+            &[
+                &["build", "--quiet", "--release"],
+                &packages[..],
+                &["--bins"],
+            ]
+            .concat(),
+        )
+    })?;
+    let mut command = std::process::Command::new(run::target().join("release/lbd-failover"));
+    command.args(["--trials", &trials.to_string()]);
+    if let Some(json) = json {
+        command.arg("--json").arg(json);
+    }
+    run::through_interrupts(&mut command)
 }
 
 fn bench_data_plane(json: Option<PathBuf>) -> Result<()> {

@@ -119,7 +119,7 @@ pub fn through_interrupts(command: &mut Command) -> Result<()> {
     let _ = forwarder.join();
     let status = status?;
     if !status.success() {
-        bail!("the demonstration ended with {status}");
+        bail!("{command:?} ended with {status}");
     }
     Ok(())
 }

@@ -1,0 +1,107 @@
+//! `cargo xtask bench failover`: how long a client is without its address, for lbd and for
+//! keepalived in turn, in the same namespaces.
+
+mod pair;
+mod probe;
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::{
+    pair::{Daemon, Pair, Timers},
+    probe::Probe,
+};
+
+#[derive(Parser)]
+#[command(about = "Measure outages of failovers, for lbd and keepalived")]
+struct Arguments {
+    /// Also write the figures to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Trials of each event.
+    #[arg(long, default_value_t = 10)]
+    trials: usize,
+    /// Only these timers: v2-1s, v3-100ms, v3-10ms.
+    #[arg(long)]
+    timers: Vec<String>,
+}
+
+/// What is done to the pair, in the order of one trial. Each leaves it in its normal state or in the
+/// one that the next begins with.
+const EVENTS: [&str; 6] = ["stop", "preempt", "port-down", "kill", "silent-cut", "heal"];
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut rows = Vec::new();
+    println!(
+        "{:<11} {:<9} {:<11} {:>7} {:>7} {:>7}   ms without the address",
+        "daemon", "timers", "event", "min", "median", "max"
+    );
+    for timers in Timers::ALL {
+        if !arguments.timers.is_empty()
+            && !arguments.timers.iter().any(|name| name == timers.name())
+        {
+            continue;
+        }
+        for daemon in Daemon::ALL {
+            if timers == Timers::V3_10 && daemon == Daemon::Keepalived {
+                // Its adverts of 10 ms lose themselves on a busy machine; no figure is asked for.
+                continue;
+            }
+            let measured = measure(daemon, timers, arguments.trials)
+                .with_context(|| format!("{} with {}", daemon.name(), timers.name()))?;
+            for (event, mut outages) in EVENTS.into_iter().zip(measured) {
+                outages.sort_by(f64::total_cmp);
+                println!(
+                    "{:<11} {:<9} {event:<11} {:>7.1} {:>7.1} {:>7.1}",
+                    daemon.name(),
+                    timers.name(),
+                    outages[0],
+                    outages[outages.len() / 2],
+                    outages[outages.len() - 1]
+                );
+                rows.push(serde_json::json!({
+                    "daemon": daemon.name(),
+                    "timers": timers.name(),
+                    "event": event,
+                    "outage_ms": outages,
+                }));
+            }
+        }
+    }
+    if let Some(file) = arguments.json {
+        let text = serde_json::to_string_pretty(&serde_json::json!({ "events": rows }))?;
+        std::fs::write(&file, text + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Outages in milliseconds, by event.
+fn measure(daemon: Daemon, timers: Timers, trials: usize) -> Result<[Vec<f64>; EVENTS.len()]> {
+    let mut pair = Pair::start(daemon, timers)?;
+    let mut outages: [Vec<f64>; EVENTS.len()] = Default::default();
+    for _ in 0..trials {
+        for (event, outages) in EVENTS.into_iter().zip(&mut outages) {
+            pair.rest(event)?;
+            let probe = Probe::start(pair.client())?;
+            std::thread::sleep(Duration::from_millis(300) + phase(timers.interval()));
+            pair.act(event)?;
+            probe.until_steady(Duration::from_millis(500), Duration::from_secs(20))?;
+            outages.push(probe.finish()?.as_secs_f64() * 1e3);
+            pair.settle(event)?;
+        }
+    }
+    Ok(outages)
+}
+
+/// Random, so that no event is always as far from the next advert.
+fn phase(interval: Duration) -> Duration {
+    let nanoseconds = RandomState::new().hash_one(0) % interval.as_nanos() as u64;
+    Duration::from_nanos(nanoseconds)
+}

@@ -1,0 +1,149 @@
+//! A client that asks every 5 ms, and whoever holds the address answers.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Node, guide::VIP};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
+
+const PORT: u16 = 7007;
+/// Between two questions: the grain of the measurement.
+const STEP: Duration = Duration::from_millis(5);
+
+/// Answers questions to the virtual address on a node, whether it has the address or not. The thread
+/// lives as long as the program.
+pub fn answer(node: &Node) -> Result<()> {
+    let namespace = node.open()?;
+    std::thread::spawn(move || -> Result<()> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        socket.set_freebind_v4(true)?;
+        socket.bind(&SocketAddr::from((VIP, PORT)).into())?;
+        let socket = UdpSocket::from(socket);
+        let mut buffer = [0; 16];
+        loop {
+            // An ICMP error of an earlier answer is no reason to stop.
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// When each question was asked, and whether its answer came.
+type Log = Arc<Mutex<Vec<(Instant, bool)>>>;
+
+/// A client at work.
+pub struct Probe {
+    log: Log,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Probe {
+    /// Starts asking.
+    pub fn start(node: &Node) -> Result<Self> {
+        let namespace = node.open()?;
+        let log = Log::default();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, stopped) = (Arc::clone(&log), Arc::clone(&stop));
+        let work = move || ask(&namespace, &told, &stopped);
+        Ok(Self {
+            log,
+            stop,
+            threads: vec![std::thread::spawn(work)],
+        })
+    }
+
+    /// Waits until every question of the last `span` was answered.
+    pub fn until_steady(&self, span: Duration, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            std::thread::sleep(STEP * 4);
+            let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            // The last answer may still be on its way.
+            let settled = log.len().saturating_sub(4);
+            let since = Instant::now() - span;
+            let recent = log[..settled].iter().filter(|(asked, _)| *asked > since);
+            let began_before = log.first().is_some_and(|(asked, _)| *asked < since);
+            if began_before && recent.clone().count() > 0 && recent.clone().all(|(_, came)| *came) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "no steady answers within {limit:?}");
+        }
+    }
+
+    /// Stops, and returns the longest time between two answered questions with an unanswered one
+    /// between them.
+    pub fn finish(mut self) -> Result<Duration> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .map_err(|panic| anyhow::anyhow!("panicked: {panic:?}"))??;
+        }
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(
+            log.first().is_some_and(|(_, came)| *came),
+            "no answer at the beginning"
+        );
+        let mut longest = Duration::ZERO;
+        let mut last = None;
+        let mut missed = false;
+        for (asked, came) in &log[..log.len().saturating_sub(4)] {
+            if *came {
+                if let (true, Some(last)) = (missed, last) {
+                    longest = longest.max(*asked - last);
+                }
+                missed = false;
+                last = Some(*asked);
+            } else {
+                missed = true;
+            }
+        }
+        Ok(longest)
+    }
+}
+
+fn ask(namespace: &std::fs::File, log: &Log, stop: &AtomicBool) -> Result<()> {
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
+    let socket = UdpSocket::bind("0.0.0.0:0").context("bind")?;
+    socket.set_nonblocking(true)?;
+    let to = SocketAddr::from((VIP, PORT));
+    let mut next = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let number = {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push((Instant::now(), false));
+            log.len() as u64 - 1
+        };
+        // While the address is unknown, sending fails: the question counts as unanswered.
+        let _ = socket.send_to(&number.to_be_bytes(), to);
+        next += STEP;
+        while Instant::now() < next {
+            std::thread::sleep(Duration::from_millis(1));
+            let mut answer = [0; 8];
+            while let Ok(8) = socket.recv(&mut answer) {
+                let number = u64::from_be_bytes(answer) as usize;
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(entry) = log.get_mut(number) {
+                    // An answer that waited for the address to be resolved came too late.
+                    entry.1 = entry.0.elapsed() < STEP * 4;
+                }
+            }
+        }
+        // A thread that was kept waiting does not catch up in a burst.
+        next = next.max(Instant::now() - STEP);
+    }
+    Ok(())
+}
