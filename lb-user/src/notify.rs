@@ -33,9 +33,10 @@ impl Notifier {
         }
     }
 
-    /// Queues the scripts of a transition: the state's own, then the general one.
-    pub fn transition(&mut self, instance: &Instance, state: VrrpState) {
-        for command in commands(instance, state) {
+    /// Queues the scripts of a transition: the state's own, then the general one. `priority` is the one
+    /// in force.
+    pub fn transition(&mut self, instance: &Instance, state: VrrpState, priority: u8) {
+        for command in commands(instance, state, priority) {
             let account = self.account;
             let (queue, _) = self.queues.entry(instance.name.clone()).or_insert_with(|| {
                 let (queue, calls) = mpsc::channel(QUEUE);
@@ -65,7 +66,7 @@ impl Notifier {
 
 /// The command lines of a transition, in order. `notify` gets keepalived's four arguments:
 /// `INSTANCE`, the name, the state (`STOP` for the end) and the priority.
-fn commands(instance: &Instance, state: VrrpState) -> Vec<Vec<String>> {
+fn commands(instance: &Instance, state: VrrpState, priority: u8) -> Vec<Vec<String>> {
     let scripts = &instance.notify;
     let (own, word) = match state {
         VrrpState::Master => (&scripts.master, "MASTER"),
@@ -74,13 +75,8 @@ fn commands(instance: &Instance, state: VrrpState) -> Vec<Vec<String>> {
         VrrpState::Init => (&scripts.stop, "STOP"),
     };
     let general = scripts.any.as_ref().map(|command| {
-        let arguments = [
-            "INSTANCE",
-            &instance.name,
-            word,
-            &instance.priority.to_string(),
-        ]
-        .map(str::to_owned);
+        let arguments =
+            ["INSTANCE", &instance.name, word, &priority.to_string()].map(str::to_owned);
         command.iter().cloned().chain(arguments).collect()
     });
     own.iter().cloned().chain(general).collect()
@@ -143,26 +139,26 @@ mod tests {
             ..NotifyScripts::default()
         });
         let lines = |state| -> Vec<String> {
-            commands(&instance, state)
+            commands(&instance, state, 95)
                 .iter()
                 .map(|line| line.join(" "))
                 .collect()
         };
         assert_eq!(
             lines(VrrpState::Master),
-            ["/etc/master.sh one", "/etc/any.sh INSTANCE VI_1 MASTER 100"]
+            ["/etc/master.sh one", "/etc/any.sh INSTANCE VI_1 MASTER 95"]
         );
         assert_eq!(
             lines(VrrpState::Backup),
-            ["/etc/any.sh INSTANCE VI_1 BACKUP 100"]
+            ["/etc/any.sh INSTANCE VI_1 BACKUP 95"]
         );
         assert_eq!(
             lines(VrrpState::Fault),
-            ["/etc/any.sh INSTANCE VI_1 FAULT 100"]
+            ["/etc/any.sh INSTANCE VI_1 FAULT 95"]
         );
         assert_eq!(
             lines(VrrpState::Init),
-            ["/etc/any.sh INSTANCE VI_1 STOP 100"]
+            ["/etc/any.sh INSTANCE VI_1 STOP 95"]
         );
     }
 }

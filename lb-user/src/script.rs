@@ -69,13 +69,35 @@ pub async fn run(command: &[String], limit: Duration, account: Account) -> io::R
         command.uid(uid).gid(gid);
     }
     let mut child = command.spawn()?;
-    let outcome = timeout(limit, wait(&mut child)).await;
-    match outcome {
-        Ok(outcome) => outcome,
+    // Nobody may be waiting any more: a reload ends track scripts in the middle.
+    let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
+    match timeout(limit, wait(&mut child)).await {
+        Ok(outcome) => {
+            group.let_live();
+            outcome
+        }
         Err(_) => {
-            kill_group(&child);
+            drop(group);
             child.kill().await?;
             Ok(Outcome::Killed)
+        }
+    }
+}
+
+/// A process group that ends with this value.
+struct Group(Option<i32>);
+
+impl Group {
+    /// What a script that has ended left running may go on.
+    fn let_live(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
         }
     }
 }
@@ -107,12 +129,6 @@ async fn wait(child: &mut Child) -> io::Result<Outcome> {
     Ok(Outcome::Failed(status.to_string(), stderr))
 }
 
-fn kill_group(child: &Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -124,12 +140,45 @@ mod tests {
         run(&command, limit, Account(None)).await
     }
 
+    /// A script that notes the id of a child of its own and waits for it.
+    fn with_child(name: &str) -> (std::path::PathBuf, String) {
+        let file = std::env::temp_dir().join(format!("lbd-{name}-{}", std::process::id()));
+        let text = format!("sleep 1000 & echo $! > {}; wait", file.display());
+        (file, text)
+    }
+
+    async fn is_gone(file: &std::path::Path) -> bool {
+        let pid = std::fs::read_to_string(file).unwrap();
+        std::fs::remove_file(file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        for _ in 0..100 {
+            // A zombie has been killed, too.
+            let text = std::fs::read_to_string(&stat);
+            if text.is_err() || text.is_ok_and(|text| text.contains(") Z ")) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
     #[tokio::test]
     async fn a_script_that_hangs_is_killed_with_its_children() {
-        let began = Instant::now();
-        let outcome = shell("sleep 1000 & echo $! >&2; wait", Duration::from_millis(300)).await;
+        let (file, text) = with_child("hangs");
+        let outcome = shell(&text, Duration::from_millis(300)).await;
         assert!(matches!(outcome.unwrap(), Outcome::Killed));
-        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(is_gone(&file).await);
+    }
+
+    #[tokio::test]
+    async fn a_script_that_nobody_waits_for_ends_with_its_children() {
+        let (file, text) = with_child("aborted");
+        let task = tokio::spawn(async move { shell(&text, Duration::from_secs(100)).await });
+        while !std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n')) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        task.abort();
+        assert!(is_gone(&file).await);
     }
 
     #[tokio::test]

@@ -98,6 +98,41 @@ fn instances_of_a_group_go_together() {
     assert_eq!(states(&lbd), [Backup; 2], "{}", lbd.log());
     lbd.ctl(&["vrrp", "reset", "VI_OUT"]).unwrap();
     settles(&lbd, Master, false, "both come back");
+
+    // A third member joins a group that is master; nobody yields for that.
+    let since = || lbd.status().unwrap().instances[0].since;
+    let before = since();
+    let third = "[[vrrp]]\nname = \"VI_3\"\ninterface = \"eth1\"\nvirtual_router_id = 22\n\
+                 priority = 150\naddresses = [\"172.20.0.52/16\"]\nsync_group = \"VG_1\"\n";
+    lbd.configure(&(ours(150) + third)).unwrap();
+    lbd.ctl(&["reload"]).unwrap();
+    wait::until_true("the third is master too", Duration::from_secs(6), || {
+        Ok(lbd.state("VI_3")? == Master)
+    })
+    .unwrap();
+    assert_eq!(since(), before, "{}", lbd.log());
+
+    // One that failed with its group, and is alone after a reload, recovers.
+    node1.cable(false).unwrap();
+    settles(&lbd, Fault, true, "keepalived is master of both once more");
+    let (_, inner) = ours(150)
+        .split_once("sync_group = \"VG_1\"\n")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    let alone = format!(
+        "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n{}",
+        inner.replace("sync_group = \"VG_1\"\n", "")
+    );
+    lbd.configure(&alone).unwrap();
+    lbd.ctl(&["reload"]).unwrap();
+    wait::until_true("the inner one is fit", Duration::from_secs(2), || {
+        Ok(lbd.state("VI_IN")? != Fault)
+    })
+    .unwrap();
+    node1.cable(true).unwrap();
+    lbd.configure(&ours(150)).unwrap();
+    lbd.ctl(&["reload"]).unwrap();
+    settles(&lbd, Master, false, "as at the beginning");
     lbd.stop().unwrap();
     wait::until_true("keepalived follows a stop", Duration::from_secs(3), || {
         Ok(held(&node2) == [true; 2])

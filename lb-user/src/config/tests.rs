@@ -278,6 +278,11 @@ fn what_is_refused_and_how() {
         ),
         (
             "priority = 100",
+            "unicast_min_ttl = 9\nunicast_max_ttl = 8",
+            &["`unicast_min_ttl` is above `unicast_max_ttl`"],
+        ),
+        (
+            "priority = 100",
             "sync_group = \"VG\"",
             &["VI_1 is alone in the sync group `VG`"],
         ),

@@ -103,17 +103,16 @@ impl Addresses {
             return;
         };
         let prefixes: Vec<Prefix> = instance.held().copied().collect();
-        let mut own = self
-            .held
-            .remove(&instance.name)
-            .map(|held| held.own)
-            .unwrap_or_default();
+        let before = self.held.remove(&instance.name);
+        let (mut own, ours) =
+            before.map_or_else(Default::default, |held| (held.own, held.prefixes));
         for prefix in &prefixes {
             let present = interface
                 .addresses
                 .iter()
                 .any(|p| p.address == prefix.address);
-            if instance.priority == 255 && present && !self.holds(interface.ifindex, prefix) {
+            let is_new = !ours.contains(prefix) && !self.holds(interface.ifindex, prefix);
+            if instance.priority == 255 && present && is_new {
                 own.push(*prefix);
             } else if !own.contains(prefix) {
                 self.add(interface.ifindex, *prefix).await;
@@ -147,6 +146,13 @@ impl Addresses {
             return;
         }
         let before = held.clone();
+        // The kernel knows IPv6 addresses without their length: the old one must go first.
+        for prefix in before.prefixes.iter().filter(|p| p.address.is_ipv6()) {
+            let other_length = |new: &Prefix| new.address == prefix.address && new != prefix;
+            if instance.held().any(other_length) {
+                self.delete(before.ifindex, *prefix).await;
+            }
+        }
         self.hold(instance, interfaces).await;
         self.delete_unless_held(&before).await;
     }

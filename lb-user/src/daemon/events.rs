@@ -19,15 +19,18 @@ impl Daemon {
                 instance,
                 state: VrrpState::Backup,
                 reason: Reason::Started,
+                priority,
             } if self.resumed.contains(&instance) => {
-                self.note_transition(&instance, VrrpState::Backup, "started, still serving");
+                let reason = "started, still serving";
+                self.note_transition(&instance, VrrpState::Backup, reason, priority);
             }
             Report::Entered {
                 instance,
                 state,
                 reason,
+                priority,
             } => {
-                self.on_transition(&instance, state, &reason.to_string())
+                self.on_transition(&instance, state, &reason.to_string(), priority)
                     .await;
                 if reason == Reason::Stopped
                     && !self.config.instances.iter().any(|i| i.name == instance)
@@ -54,7 +57,7 @@ impl Daemon {
     /// A new master's data plane is ready before its addresses are announced. One that yields gives
     /// its addresses up first: while it had them without forwarding, its own stack would answer and
     /// reset connections. A daemon that stops goes silent in the order of its parts.
-    async fn on_transition(&mut self, name: &str, state: VrrpState, reason: &str) {
+    async fn on_transition(&mut self, name: &str, state: VrrpState, reason: &str, priority: u8) {
         self.resumed.remove(name);
         let role = self.roles.of(name);
         let instance = self
@@ -75,11 +78,11 @@ impl Daemon {
                 self.addresses.release(name).await;
             }
         }
-        self.note_transition(name, state, reason);
+        self.note_transition(name, state, reason, priority);
     }
 
     /// Log, record and scripts.
-    fn note_transition(&mut self, name: &str, state: VrrpState, reason: &str) {
+    fn note_transition(&mut self, name: &str, state: VrrpState, reason: &str, priority: u8) {
         let instance = self
             .instances
             .get(name)
@@ -100,7 +103,7 @@ impl Daemon {
             record.generation = self.switch.generation;
         }
         if let (Some(instance), Some(notifier)) = (&instance, &mut self.notifier) {
-            notifier.transition(instance, state);
+            notifier.transition(instance, state, priority);
         }
     }
 
@@ -294,7 +297,8 @@ impl Daemon {
                     instance = snapshot.name,
                     "a transition was not reported; following it now"
                 );
-                self.on_transition(&snapshot.name, snapshot.state, &snapshot.reason)
+                let priority = snapshot.priority;
+                self.on_transition(&snapshot.name, snapshot.state, &snapshot.reason, priority)
                     .await;
             }
         }

@@ -52,12 +52,17 @@ impl Tracking {
 
 impl Daemon {
     pub(super) fn on_script(&mut self, change: ScriptChange) {
-        let Some(known) = self.tracking.known.get_mut(&change.script) else {
+        // What an ended one left in the queue is stale.
+        if !self.config.track_scripts.contains(&change.script) {
+            return;
+        }
+        let name = &change.script.name;
+        let Some(known) = self.tracking.known.get_mut(name) else {
             return;
         };
         match &change.cause {
-            None => tracing::info!(script = change.script, "track script is up"),
-            Some(cause) => tracing::warn!(script = change.script, cause, "track script is down"),
+            None => tracing::info!(script = name, "track script is up"),
+            Some(cause) => tracing::warn!(script = name, cause, "track script is down"),
         }
         *known = Known {
             up: change.up,

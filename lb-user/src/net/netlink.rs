@@ -348,6 +348,11 @@ fn address(message: &AddressMessage, present: bool) -> Option<NetEvent> {
         }
     });
     let address = local.or(any)?;
+    // Not usable yet, or never: when its turn comes the kernel tells of it again.
+    let flags = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    if present && message.header.flags.intersects(flags) {
+        return None;
+    }
     let prefix = Prefix {
         address,
         length: message.header.prefix_len,

@@ -20,8 +20,8 @@ const CHANGE_QUEUE: usize = 256;
 /// A script changed its state.
 #[derive(Clone, Debug)]
 pub struct ScriptChange {
-    /// Its name.
-    pub script: String,
+    /// The script, as it ran.
+    pub script: TrackScript,
     /// Whether it is up now.
     pub up: bool,
     /// Why it is down.
@@ -93,7 +93,7 @@ async fn run(
             continue;
         };
         let change = ScriptChange {
-            script: script.name.clone(),
+            script: script.clone(),
             up,
             cause,
         };

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
     fsm::{Effect, Event, Reason},
+    packet::TTL,
     realtime::{self, Waiter},
     runner::{Order, Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, Kind, VrrpSocket},
@@ -72,6 +73,8 @@ pub enum Report {
         state: VrrpState,
         /// Why.
         reason: Reason,
+        /// The priority in force.
+        priority: u8,
     },
     /// The addresses of a master must be announced again.
     Announce {
@@ -284,7 +287,15 @@ impl Loop {
                 runner.adopt(setup.instance, self.now());
                 self.follow_link(&mut runner, setup.link);
                 self.follow_verdict(&mut runner, setup.verdict);
-                self.open(&mut runner);
+                if runner.link != Link::Down && !self.open(&mut runner) {
+                    // Deaf, it would become a second master. The daemon tries again.
+                    runner.link = Link::Down;
+                    self.feed(&mut runner, Event::LinkDown);
+                }
+                if !runner.is_grouped() && !runner.is_broken() {
+                    // One that failed with a group that it has left.
+                    self.feed(&mut runner, Event::LinkUp);
+                }
                 self.runners.push(runner);
             } else {
                 starting.push(setup);
@@ -313,6 +324,14 @@ impl Loop {
             let used = |r: &Runner| r.instance.interface == *name && Kind::of(&r.instance) == *kind;
             runners.iter().any(used)
         });
+        for ((name, kind), socket) in &mut self.sockets {
+            socket.leave_unless(|group| {
+                runners.iter().any(|r| {
+                    let here = r.instance.interface == *name && Kind::of(&r.instance) == *kind;
+                    here && r.instance.peers.is_empty() && r.instance.group == group
+                })
+            });
+        }
     }
 
     fn set_link(&mut self, instance: &str, link: Link) {
@@ -456,16 +475,19 @@ impl Loop {
                     });
                 }
                 Effect::Enter(state, reason) => {
-                    self.changes.set(self.changes.get() + 1);
-                    runner.changed = self.changes.get();
+                    // One that just started leads no group.
+                    if reason != Reason::Started {
+                        self.changes.set(self.changes.get() + 1);
+                        runner.changed = self.changes.get();
+                    }
                     runner.wants_to_be_master = false;
                     runner.reason = reason;
                     runner.since = SystemTime::now();
-                    let instance = runner.instance.name.clone();
                     self.report(Report::Entered {
-                        instance,
+                        instance: runner.instance.name.clone(),
                         state,
                         reason,
+                        priority: runner.priority(),
                     });
                 }
             }
@@ -473,22 +495,21 @@ impl Loop {
     }
 
     fn send(&self, runner: &mut Runner, priority: u8) {
-        let kind = Kind::of(&runner.instance);
-        let key = (runner.instance.interface.clone(), kind);
-        let (Some(socket), Some(source)) = (self.sockets.get(&key), runner.source()) else {
+        let (Some(socket), Some(source)) = (self.sockets.get(&runner.socket), runner.source())
+        else {
             runner.send_errors += 1;
             return;
         };
         let form = runner.checksum_form();
         runner.packet.next(priority);
         let group = [runner.instance.group];
-        let destinations = match runner.instance.peers.is_empty() {
-            true => &group[..],
-            false => &runner.instance.peers,
+        let (destinations, hop_limit) = match runner.instance.peers.as_slice() {
+            [] => (&group[..], TTL),
+            peers => (peers, runner.instance.unicast_ttl.sent),
         };
         for destination in destinations {
             let packet = runner.packet.to(*destination, form);
-            match socket.send(packet, source, *destination) {
+            match socket.send(packet, source, *destination, hop_limit) {
                 Ok(()) => runner.sent += 1,
                 Err(error) => {
                     runner.send_errors += 1;

@@ -202,6 +202,8 @@ pub struct Machine {
     /// The interval of the master that was heard last, our own before that (version 3's
     /// Master_Adver_Interval; in version 2 all are the same).
     master_interval: Duration,
+    /// Whether it is another router's.
+    is_learned: bool,
     /// Since when only masters of lower priority are heard.
     lower_since: Option<Instant>,
 }
@@ -219,6 +221,7 @@ impl Machine {
             deadline: None,
             waiting_for: Reason::MasterSilent,
             master_interval: settings.interval,
+            is_learned: false,
             lower_since: None,
         }
     }
@@ -247,7 +250,7 @@ impl Machine {
     /// its timer moves by the difference of the master-down times.
     pub fn reconfigure(&mut self, settings: Settings, now: Instant) {
         let before = self.master_interval;
-        if before == self.settings.interval {
+        if !self.is_learned {
             self.master_interval = settings.interval;
         }
         let old = self.settings.master_down(before);
@@ -355,12 +358,25 @@ impl Machine {
 
     /// RFC 3768 section 6.4.1: the owner is master at once, everybody else listens first.
     fn begin(&mut self, reason: Reason, now: Instant) -> Effects {
-        self.master_interval = self.settings.interval;
+        self.forget_interval();
         if self.settings.is_owner() {
             return self.become_master(Reason::Owner, now);
         }
         self.listen(now);
         Effects::of([Effect::Enter(VrrpState::Backup, reason)])
+    }
+
+    /// RFC 9568 section 6.4.2; in version 2 all intervals are the same.
+    fn learn_interval(&mut self, interval: Duration) {
+        if self.settings.version == VrrpVersion::V3 {
+            self.master_interval = interval;
+            self.is_learned = true;
+        }
+    }
+
+    fn forget_interval(&mut self) {
+        self.master_interval = self.settings.interval;
+        self.is_learned = false;
     }
 
     fn listen(&mut self, now: Instant) {
@@ -388,7 +404,7 @@ impl Machine {
     /// them.
     fn become_master(&mut self, reason: Reason, now: Instant) -> Effects {
         self.state = VrrpState::Master;
-        self.master_interval = self.settings.interval;
+        self.forget_interval();
         self.deadline = Some(now + self.settings.interval);
         Effects::of([
             Effect::SendAdvert(self.settings.priority),
@@ -440,11 +456,9 @@ impl Machine {
         };
         let in_peace = !settings.preempt || now.saturating_sub(since) < settings.preempt_delay;
         if !is_lower || in_peace {
-            if settings.version == VrrpVersion::V3 {
-                self.master_interval = interval;
-            }
+            self.learn_interval(interval);
             self.waiting_for = Reason::MasterSilent;
-            self.deadline = Some(now + settings.master_down(self.master_interval));
+            self.deadline = Some(now + self.settings.master_down(self.master_interval));
         } else if self.waiting_for == Reason::MasterSilent {
             self.waiting_for = Reason::Preempted;
         }
@@ -465,9 +479,7 @@ impl Machine {
         }
         match (priority, source).cmp(&own) {
             Ordering::Greater => {
-                if self.settings.version == VrrpVersion::V3 {
-                    self.master_interval = interval;
-                }
+                self.learn_interval(interval);
                 self.listen(now);
                 let reason = Reason::HigherPriority { priority, source };
                 Effects::of([

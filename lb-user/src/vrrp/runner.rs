@@ -10,6 +10,7 @@ use super::{
     driver::{Link, Setup},
     fsm::{Event, Machine, Reason, Settings},
     packet::{AdvertPacket, Rejection},
+    socket::Kind,
 };
 use crate::model::{ChecksumForm, Instance, Verdict, VrrpState};
 
@@ -69,6 +70,8 @@ pub struct Snapshot {
 /// One instance in the thread: its machine, its packet, its counters.
 pub(super) struct Runner {
     pub(super) instance: Instance,
+    /// Which socket it hears and speaks by.
+    pub(super) socket: (String, Kind),
     pub(super) machine: Machine,
     pub(super) packet: AdvertPacket,
     pub(super) link: Link,
@@ -112,6 +115,7 @@ impl Runner {
                 source,
             )),
             packet: AdvertPacket::new(&setup.instance, source),
+            socket: (setup.instance.interface.clone(), Kind::of(&setup.instance)),
             instance: setup.instance,
             link: setup.link,
             reason: Reason::Started,
@@ -218,6 +222,7 @@ impl Runner {
     /// Takes a changed configuration.
     pub(super) fn adopt(&mut self, instance: Instance, now: Duration) {
         if self.instance != instance {
+            self.socket = (instance.interface.clone(), Kind::of(&instance));
             self.instance = instance;
             self.noted_addresses = false;
             self.refresh(now);
@@ -233,7 +238,7 @@ impl Runner {
     }
 
     /// The priority in force.
-    fn priority(&self) -> u8 {
+    pub(super) fn priority(&self) -> u8 {
         self.manual
             .unwrap_or_else(|| tracked(self.instance.priority, self.verdict))
     }

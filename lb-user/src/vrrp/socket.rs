@@ -78,11 +78,8 @@ impl VrrpSocket {
                 socket.set_multicast_loop_v4(false)?;
             }
             Kind::V6 => {
-                let ttl = u32::from(packet::TTL);
                 socket.set_multicast_loop_v6(false)?;
                 socket.set_multicast_if_v6(ifindex)?;
-                socket.set_multicast_hops_v6(ttl)?;
-                socket.set_unicast_hops_v6(ttl)?;
                 socket.set_tclass_v6(u32::from(packet::TOS))?;
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
                 setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
@@ -114,16 +111,40 @@ impl VrrpSocket {
         Ok(())
     }
 
+    /// Leaves the groups that nobody needs any more.
+    pub fn leave_unless(&mut self, needed: impl Fn(IpAddr) -> bool) {
+        let (socket, ifindex) = (&self.socket, self.ifindex);
+        self.groups.retain(|group| {
+            if needed(*group) {
+                return true;
+            }
+            // An interface that is gone has left them already.
+            let _ = match group {
+                IpAddr::V4(v4) => {
+                    socket.leave_multicast_v4_n(v4, &InterfaceIndexOrAddress::Index(ifindex))
+                }
+                IpAddr::V6(v6) => socket.leave_multicast_v6(v6, ifindex),
+            };
+            false
+        });
+    }
+
     /// Interface index the socket was opened for.
     pub fn ifindex(&self) -> u32 {
         self.ifindex
     }
 
-    /// Sends a complete IPv4 packet, or an IPv6 message from `source`.
-    pub fn send(&self, packet: &[u8], source: IpAddr, destination: IpAddr) -> io::Result<()> {
+    /// Sends a complete IPv4 packet, or an IPv6 message from `source` with this hop limit.
+    pub fn send(
+        &self,
+        packet: &[u8],
+        source: IpAddr,
+        destination: IpAddr,
+        hop_limit: u8,
+    ) -> io::Result<()> {
         match (source, destination) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                self.send_v6(packet, source, destination)
+                self.send_v6(packet, source, destination, hop_limit)
             }
             (_, IpAddr::V4(destination)) => self
                 .socket
@@ -133,7 +154,14 @@ impl VrrpSocket {
         }
     }
 
-    fn send_v6(&self, message: &[u8], source: Ipv6Addr, to: Ipv6Addr) -> io::Result<()> {
+    fn send_v6(
+        &self,
+        message: &[u8],
+        source: Ipv6Addr,
+        to: Ipv6Addr,
+        hop_limit: u8,
+    ) -> io::Result<()> {
+        let hop_limit = i32::from(hop_limit);
         let info = libc::in6_pktinfo {
             ipi6_addr: libc::in6_addr {
                 s6_addr: source.octets(),
@@ -144,7 +172,10 @@ impl VrrpSocket {
         sendmsg(
             self.socket.as_raw_fd(),
             &[IoSlice::new(message)],
-            &[ControlMessage::Ipv6PacketInfo(&info)],
+            &[
+                ControlMessage::Ipv6PacketInfo(&info),
+                ControlMessage::Ipv6HopLimit(&hop_limit),
+            ],
             MsgFlags::empty(),
             Some(&to),
         )?;

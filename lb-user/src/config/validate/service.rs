@@ -197,7 +197,7 @@ impl Validator<'_> {
         vip: IpAddr,
         instances: &[Instance],
     ) -> Option<String> {
-        let holds = |instance: &&Instance| instance.addresses.iter().any(|p| p.address == vip);
+        let holds = |instance: &&Instance| instance.held().any(|p| p.address == vip);
         let Some(at) = raw else {
             return instances.iter().find(holds).map(|i| i.name.clone());
         };
@@ -210,12 +210,12 @@ impl Validator<'_> {
                     &format!("there are: {}", names.join(", ")),
                 );
             }
-            // Adverts of version 2 carry no IPv6 addresses: the instance only says who serves.
+            // An IPv6 address may have been put there by other means: the instance only says who serves.
             Some(instance) if vip.is_ipv4() && !holds(&instance) => {
                 self.error(
                     &at.span,
                     format!("{vip} is not an address of {}", at.value),
-                    "add it to the instance's `addresses`, or leave `vrrp` out",
+                    "add it to the instance's `addresses` or `excluded_addresses`, or leave `vrrp` out",
                 );
             }
             Some(_) => {}

@@ -156,6 +156,18 @@ impl Validator<'_> {
                 "",
             );
         }
+        let unicast_ttl = UnicastTtl {
+            sent: self.small(raw.unicast_ttl, "unicast_ttl", 1..=255, 255),
+            accepted: self.small(raw.unicast_min_ttl.clone(), "unicast_min_ttl", 0..=255, 0)
+                ..=self.small(raw.unicast_max_ttl, "unicast_max_ttl", 0..=255, 255),
+        };
+        if let (Some(at), true) = (raw.unicast_min_ttl, unicast_ttl.accepted.is_empty()) {
+            self.error(
+                &at.span,
+                "`unicast_min_ttl` is above `unicast_max_ttl`",
+                "no advert would be believed",
+            );
+        }
         Instance {
             name: raw.name.map(|at| at.value).unwrap_or_default(),
             interface: raw.interface.map(|at| at.value).unwrap_or_default(),
@@ -175,11 +187,7 @@ impl Validator<'_> {
                 .map(|at| self.of_family(&at, "source_address", is_v6)),
             group: self.group(raw.multicast_group, is_v6),
             peers: self.peers(raw.unicast_peers, is_v6),
-            unicast_ttl: UnicastTtl {
-                sent: self.small(raw.unicast_ttl, "unicast_ttl", 1..=255, 255),
-                accepted: self.small(raw.unicast_min_ttl, "unicast_min_ttl", 0..=255, 0)
-                    ..=self.small(raw.unicast_max_ttl, "unicast_max_ttl", 0..=255, 255),
-            },
+            unicast_ttl,
             checksum: self.choice(raw.checksum, "checksum", ChecksumForm::Auto, &CHECKSUMS),
             auth: self.auth(raw.authentication, raw.password),
             addresses,

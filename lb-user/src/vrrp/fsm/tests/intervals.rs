@@ -31,6 +31,19 @@ fn the_masters_interval_is_learned_and_forgotten() {
     );
 }
 
+/// Both routers have 1 s; the backup's file changes first. Its master has not.
+#[test]
+fn a_shorter_interval_of_our_own_does_not_hasten_a_masters() {
+    let mut machine = machine_in(VrrpState::Backup, third(100, 1_000 * MS));
+    machine.handle(every(1_000 * MS, 200, HIGH), 1_000 * MS);
+    let before = machine.deadline();
+    machine.reconfigure(third(100, 100 * MS), 1_500 * MS);
+    assert_eq!(machine.deadline(), before);
+    let mut alone = machine_in(VrrpState::Backup, third(100, 1_000 * MS));
+    alone.reconfigure(third(100, 100 * MS), Duration::ZERO);
+    assert_eq!(alone.deadline(), Some(Duration::from_nanos(360_937_500)));
+}
+
 /// FRR's shortest and RFC 9568's: 10 ms. Priority 100 waits 36.09 ms.
 #[test]
 fn a_hundredth_of_a_second() {
