@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use lab::{Guide, guide::VIP, wait};
+use lab::{Director, Guide, Lab, guide::VIP, network::INTERFACE, wait};
 use lb_user::model::VrrpState;
 
 #[test]
@@ -126,4 +126,70 @@ fn adverts_have_real_time_priority() {
         .find(|line| line.starts_with("VmLck"))
         .unwrap();
     assert!(!locked.contains(" 0 kB"), "{locked}");
+}
+
+/// A master's IPv6 address: no source of the director's own packets, put back when somebody takes it
+/// away, announced, and able to change its length.
+#[test]
+fn an_ipv6_address_is_held() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    for (node, last) in [(&node, 43), (&client, 1)] {
+        let own = format!("2001:db8::{last}/64");
+        node.ip(&["address", "add", &own, "dev", INTERFACE, "nodad"])
+            .unwrap();
+    }
+    let config = |length: u8| {
+        format!(
+            "[[vrrp]]\nname = \"VI_6\"\ninterface = \"{INTERFACE}\"\nvirtual_router_id = 6\n\
+             advert_interval = \"100ms\"\naddresses = [\"2001:db8::50/{length}\"]\n\
+             excluded_addresses = [\"10.1.15.60/16\"]\n"
+        )
+    };
+    let mut lbd = Director::new(&lab, &node, &config(64)).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for("VI_6", VrrpState::Master).unwrap();
+    let held = |what: &str| -> anyhow::Result<bool> {
+        let text = node.ip(&["address", "show", "dev", INTERFACE])?;
+        Ok(text.lines().any(|line| line.contains(what)))
+    };
+    let soon = Duration::from_secs(3);
+    let waits = |what: &str| {
+        wait::until_true(what, soon, || held(what))
+            .unwrap_or_else(|e| panic!("{e}\n{}", lbd.log()));
+    };
+    waits("inet6 2001:db8::50/64");
+    waits("deprecated");
+    waits("inet 10.1.15.60/16");
+    let route = node.ip(&["-6", "route", "get", "2001:db8::1"]).unwrap();
+    assert!(route.contains("src 2001:db8::43"), "{route}");
+    node.ip(&["address", "del", "2001:db8::50/64", "dev", INTERFACE])
+        .unwrap();
+    waits("inet6 2001:db8::50/64");
+    lbd.configure(&config(128)).unwrap();
+    lbd.ctl(&["reload"]).unwrap();
+    waits("inet6 2001:db8::50/128");
+    assert!(!held("2001:db8::50/64").unwrap());
+    let wrong = [
+        "-6",
+        "neigh",
+        "replace",
+        "2001:db8::50",
+        "lladdr",
+        "02:00:00:00:00:99",
+        "nud",
+        "reachable",
+        "dev",
+        INTERFACE,
+    ];
+    client.ip(&wrong).unwrap();
+    lbd.ctl(&["vrrp", "announce", "VI_6"]).unwrap();
+    let mac = node.mac().unwrap();
+    wait::until_true("the client learns the MAC", soon, || {
+        Ok(client.neighbour("2001:db8::50")?.as_deref() == Some(&mac))
+    })
+    .unwrap();
+    lbd.stop().unwrap();
+    assert!(!held("2001:db8::50").unwrap() && !held("10.1.15.60").unwrap());
 }
