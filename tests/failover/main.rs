@@ -7,7 +7,7 @@ mod probe;
 use std::{
     hash::{BuildHasher, RandomState},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -90,10 +90,14 @@ fn measure(daemon: Daemon, timers: Timers, trials: usize) -> Result<[Vec<f64>; E
         for (event, outages) in EVENTS.into_iter().zip(&mut outages) {
             pair.rest(event)?;
             let probe = Probe::start(pair.client())?;
-            std::thread::sleep(Duration::from_millis(300) + phase(timers.interval()));
+            // After a heal the client may have lost its way for long.
+            probe.until_steady(Instant::now(), Duration::from_millis(300))?;
+            std::thread::sleep(phase(timers.interval()));
+            let begin = Instant::now();
             pair.act(event)?;
-            probe.until_steady(Duration::from_millis(500), Duration::from_secs(20))?;
-            outages.push(probe.finish()?.as_secs_f64() * 1e3);
+            // Some consequences come with the next advert only.
+            probe.until_steady(begin, 2 * timers.interval() + Duration::from_millis(500))?;
+            outages.push(probe.finish(begin).as_secs_f64() * 1e3);
             pair.settle(event)?;
         }
     }
