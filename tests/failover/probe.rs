@@ -18,8 +18,8 @@ use socket2::{Domain, Socket, Type};
 const PORT: u16 = 7007;
 /// Between two questions: the grain of the measurement.
 const STEP: Duration = Duration::from_millis(5);
-/// keepalived's clients have been without the address for eight seconds.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// A client whose ARP entry nobody corrects finds out by itself, after half a minute or more.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Answers questions to the virtual address on a node, whether it has the address or not. The thread
 /// lives as long as the program.
