@@ -3,12 +3,13 @@
 use crate::source::{code, files, root};
 
 /// Files that hold logic only: time and randomness come in, effects go out.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "lb-user/src/model/",
     "lb-user/src/config/",
     "lb-user/src/schedule/",
     "lb-user/src/vrrp/packet.rs",
     "lb-user/src/vrrp/fsm.rs",
+    "lb-user/src/vrrp/pace.rs",
     "lb-user/src/health/state.rs",
     "lb-user/src/health/plan.rs",
     "lb-user/src/track/state.rs",

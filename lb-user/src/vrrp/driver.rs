@@ -5,7 +5,6 @@
 //! through a bounded channel. A full channel drops the report; the daemon notices from the next
 //! [`Snapshot`] that a state was entered without its knowledge.
 
-mod groups;
 mod hear;
 
 use std::{
@@ -16,16 +15,18 @@ use std::{
     os::fd::OwnedFd,
     sync::mpsc,
     thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{
-    fsm::{Effect, Event, Reason},
+    fsm::{Event, Reason},
+    pace::Pace,
     packet::TTL,
     realtime::{self, Waiter},
+    round::{self, Outside},
     runner::{Order, Runner, Snapshot, same_on_the_wire},
     socket::{Buffer, Kind, VrrpSocket},
 };
@@ -34,8 +35,11 @@ use crate::model::{Instance, Verdict, VrrpState};
 /// Reports that may wait for the daemon. A transition makes one; a daemon that is a thousand
 /// transitions behind is not there any more.
 const REPORT_QUEUE: usize = 1024;
-/// Packets read from one socket before the deadlines are looked at again.
-const RECEIVE_BURST: usize = 64;
+/// Packets read from one socket before the deadlines are looked at again. More than a socket's queue
+/// holds (212,992 bytes by default, some 280 adverts): after a stall no timer runs out while the
+/// advert that would have stopped it still waits. No more, so that a flood cannot keep ours from
+/// leaving.
+const RECEIVE_BURST: usize = 1024;
 
 /// An instance and the present condition of its interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +203,7 @@ struct Loop {
     wake: OwnedFd,
     waiter: Waiter,
     epoch: Instant,
+    pace: Pace,
     changes: Cell<u64>,
     runners: Vec<Runner>,
     sockets: BTreeMap<(String, Kind), VrrpSocket>,
@@ -217,6 +222,7 @@ impl Loop {
             wake,
             waiter,
             epoch: Instant::now(),
+            pace: Pace::default(),
             changes: Cell::new(0),
             runners: Vec::new(),
             sockets: BTreeMap::new(),
@@ -226,7 +232,8 @@ impl Loop {
     fn run(mut self) {
         let mut buffer = Buffer::new();
         loop {
-            self.wait();
+            let late = self.wait();
+            self.in_round(|work, runners| round::wake(work, runners, late));
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
             while let Ok(command) = self.inbox.try_recv() {
                 match command {
@@ -255,24 +262,23 @@ impl Loop {
                 }
             }
             self.receive(&mut buffer);
-            self.run_timers();
-            self.settle_groups();
+            self.in_round(round::finish);
         }
     }
 
-    fn now(&self) -> Duration {
-        self.epoch.elapsed()
+    fn in_round(&mut self, work: impl FnOnce(&Self, &mut [Runner])) {
+        let mut runners = std::mem::take(&mut self.runners);
+        work(self, &mut runners);
+        self.runners = runners;
     }
 
-    /// Until a packet, a command or the next deadline.
-    fn wait(&self) {
-        let limit = self
-            .runners
-            .iter()
-            .filter_map(|runner| runner.machine.deadline())
-            .min()
-            .map(|deadline| deadline.saturating_sub(self.now()));
+    /// Until a packet, a command or the next deadline. Returns how much later than it should have.
+    fn wait(&mut self) -> Duration {
+        let now = self.now();
+        let machines = self.runners.iter().map(|runner| &runner.machine);
+        let limit = self.pace.plan(now, machines);
         self.waiter.wait(limit);
+        self.pace.woke(self.now())
     }
 
     fn configure(&mut self, setups: Vec<Setup>) {
@@ -443,55 +449,19 @@ impl Loop {
         }
     }
 
-    fn run_timers(&mut self) {
-        let mut runners = std::mem::take(&mut self.runners);
-        for runner in &mut runners {
-            let now = self.now();
-            let Some(late) = runner
-                .machine
-                .deadline()
-                .and_then(|due| now.checked_sub(due))
-            else {
-                continue;
-            };
-            runner.worst_lateness = runner.worst_lateness.max(late);
-            let event = match runner.must_ask_group() {
-                true => Event::Hold,
-                false => Event::Timer,
-            };
-            self.feed(runner, event);
-        }
-        self.runners = runners;
+    fn feed(&self, runner: &mut Runner, event: Event) {
+        round::feed(self, runner, event);
+    }
+}
+
+impl Outside for Loop {
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
     }
 
-    fn feed(&self, runner: &mut Runner, event: Event) {
-        for effect in runner.machine.handle(event, self.now()) {
-            match effect {
-                Effect::SendAdvert(priority) => self.send(runner, priority),
-                Effect::Announce => {
-                    runner.announced = true;
-                    self.report(Report::Announce {
-                        instance: runner.instance.name.clone(),
-                    });
-                }
-                Effect::Enter(state, reason) => {
-                    // One that just started leads no group.
-                    if reason != Reason::Started {
-                        self.changes.set(self.changes.get() + 1);
-                        runner.changed = self.changes.get();
-                    }
-                    runner.wants_to_be_master = false;
-                    runner.reason = reason;
-                    runner.since = SystemTime::now();
-                    self.report(Report::Entered {
-                        instance: runner.instance.name.clone(),
-                        state,
-                        reason,
-                        priority: runner.priority(),
-                    });
-                }
-            }
-        }
+    fn count_change(&self) -> u64 {
+        self.changes.set(self.changes.get() + 1);
+        self.changes.get()
     }
 
     fn send(&self, runner: &mut Runner, priority: u8) {

@@ -88,6 +88,8 @@ pub enum Event {
     TrackDown,
     /// Everything that it watches is up again.
     TrackUp,
+    /// Whoever should have woken us came this much too late, so nothing was heard in between.
+    Overslept(Duration),
     /// The deadline has come, but the rest of its sync group is not ready.
     Hold,
     /// The rest of its sync group is in this state.
@@ -312,7 +314,11 @@ impl Machine {
                 self.deadline = Some(now + wait);
                 Effects::default()
             }
-            (_, Event::Follow(_) | Event::Hold) => Effects::default(),
+            (VrrpState::Backup, Event::Overslept(late)) => {
+                self.slept(late);
+                Effects::default()
+            }
+            (_, Event::Follow(_) | Event::Hold | Event::Overslept(_)) => Effects::default(),
 
             (VrrpState::Init | VrrpState::Backup | VrrpState::Master, Event::LinkDown) => {
                 self.fail(Reason::LinkDown)
@@ -384,6 +390,11 @@ impl Machine {
         self.waiting_for = Reason::MasterSilent;
         self.lower_since = None;
         self.deadline = Some(now + self.settings.master_down(self.master_interval));
+    }
+
+    /// A backup that slept has not heard its master, who may be well: time asleep is no silence.
+    fn slept(&mut self, late: Duration) {
+        self.deadline = self.deadline.map(|deadline| deadline + late);
     }
 
     /// One who slept too long listens for an interval first: whoever took over meanwhile is heard

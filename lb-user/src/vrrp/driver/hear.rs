@@ -6,6 +6,7 @@ use super::{Loop, RECEIVE_BURST, Report};
 use crate::vrrp::{
     fsm::Event,
     packet::{Received, Rejection},
+    round::{self, Outside},
     runner::Runner,
     socket::{Buffer, Kind},
 };
@@ -78,12 +79,7 @@ impl Loop {
             source: advert.source,
             interval: advert.interval,
         };
-        let before = runner.machine.deadline();
-        self.feed(runner, event);
-        if runner.machine.deadline() != before {
-            // A master of equal or higher priority.
-            runner.wants_to_be_master = false;
-        }
+        round::hear(self, runner, event);
     }
 
     /// Counts; tells the daemon only the first time.

@@ -1,9 +1,9 @@
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use super::*;
 
 mod intervals;
-mod simulation;
+mod sleep;
 
 const MS: Duration = Duration::from_millis(1);
 const HIGH: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
@@ -48,6 +48,8 @@ fn every(interval: Duration, priority: u8, source: IpAddr) -> Event {
     }
 }
 
+type Row = (VrrpState, Event, VrrpState, Option<u64>, Vec<Effect>);
+
 /// Every state with every event: new state, deadline in ms after the event (`None`: no timer), and
 /// the effects. Priority 100: skew 609.375 ms, master down 3609.375 ms.
 #[test]
@@ -57,8 +59,8 @@ fn full_table() {
     const DOWN: Option<u64> = Some(3_609_375);
     const SKEW: Option<u64> = Some(609_375);
     const NEXT: Option<u64> = Some(1_000_000);
+    const LONG: Duration = Duration::from_secs(9);
     let higher = |priority, source| Reason::HigherPriority { priority, source };
-    type Row = (VrrpState, Event, VrrpState, Option<u64>, Vec<Effect>);
     let rows: Vec<Row> = vec![
         (
             Init,
@@ -68,6 +70,9 @@ fn full_table() {
             vec![Enter(Backup, Reason::Started)],
         ),
         (Init, Event::Stop, Init, None, vec![]),
+        (Init, advert(0, HIGH), Init, None, vec![]),
+        (Init, advert(50, HIGH), Init, None, vec![]),
+        (Init, advert(100, HIGH), Init, None, vec![]),
         (Init, advert(200, HIGH), Init, None, vec![]),
         (Init, Event::Timer, Init, None, vec![]),
         (Init, Event::Yield, Init, None, vec![]),
@@ -202,6 +207,9 @@ fn full_table() {
             None,
             vec![Enter(Init, Reason::Stopped)],
         ),
+        (Fault, advert(0, HIGH), Fault, None, vec![]),
+        (Fault, advert(50, HIGH), Fault, None, vec![]),
+        (Fault, advert(100, HIGH), Fault, None, vec![]),
         (Fault, advert(200, HIGH), Fault, None, vec![]),
         (Fault, Event::Timer, Fault, None, vec![]),
         (Fault, Event::LinkDown, Fault, None, vec![]),
@@ -212,7 +220,68 @@ fn full_table() {
             DOWN,
             vec![Enter(Backup, Reason::LinkUp)],
         ),
+        (Init, Event::Hold, Init, None, vec![]),
+        (Backup, Event::Hold, Backup, DOWN, vec![]),
+        (Master, Event::Hold, Master, NEXT, vec![]),
+        (Fault, Event::Hold, Fault, None, vec![]),
+        (Init, Event::Overslept(LONG), Init, None, vec![]),
+        (
+            Backup,
+            Event::Overslept(LONG),
+            Backup,
+            Some(12_609_375),
+            vec![],
+        ),
+        (Master, Event::Overslept(LONG), Master, NEXT, vec![]),
+        (Fault, Event::Overslept(LONG), Fault, None, vec![]),
+        (Init, Event::Follow(Init), Init, None, vec![]),
+        (Init, Event::Follow(Backup), Init, None, vec![]),
+        (Init, Event::Follow(Master), Init, None, vec![]),
+        (Init, Event::Follow(Fault), Init, None, vec![]),
+        (Backup, Event::Follow(Init), Backup, DOWN, vec![]),
+        (Backup, Event::Follow(Backup), Backup, DOWN, vec![]),
+        (
+            Backup,
+            Event::Follow(Master),
+            Master,
+            NEXT,
+            vec![SendAdvert(100), Enter(Master, Reason::Group)],
+        ),
+        (
+            Backup,
+            Event::Follow(Fault),
+            Fault,
+            None,
+            vec![Enter(Fault, Reason::Group)],
+        ),
+        (Master, Event::Follow(Init), Master, NEXT, vec![]),
+        (
+            Master,
+            Event::Follow(Backup),
+            Backup,
+            DOWN,
+            vec![SendAdvert(0), Enter(Backup, Reason::Group)],
+        ),
+        (Master, Event::Follow(Master), Master, NEXT, vec![]),
+        (
+            Master,
+            Event::Follow(Fault),
+            Fault,
+            None,
+            vec![SendAdvert(0), Enter(Fault, Reason::Group)],
+        ),
+        (Fault, Event::Follow(Init), Fault, None, vec![]),
+        (
+            Fault,
+            Event::Follow(Backup),
+            Backup,
+            DOWN,
+            vec![Enter(Backup, Reason::Group)],
+        ),
+        (Fault, Event::Follow(Master), Fault, None, vec![]),
+        (Fault, Event::Follow(Fault), Fault, None, vec![]),
     ];
+    every_pair_is_a_row(&rows);
     for (state, event, expected, deadline, effects) in rows {
         let mut machine = machine_in(state, settings(100));
         let seen: Vec<Effect> = machine.handle(event, Duration::ZERO).into_iter().collect();
@@ -224,6 +293,47 @@ fn full_table() {
             deadline,
             "{what}"
         );
+    }
+}
+
+/// What kind of event it is: the columns of the table. No `_`: a new event needs rows.
+fn kind(event: Event) -> &'static str {
+    match event {
+        Event::Start => "start",
+        Event::Stop => "stop",
+        Event::Advert { priority: 0, .. } => "advert 0",
+        Event::Advert { priority, .. } => match priority.cmp(&100) {
+            Ordering::Less => "lower advert",
+            Ordering::Equal => "equal advert",
+            Ordering::Greater => "higher advert",
+        },
+        Event::Timer => "timer",
+        Event::LinkDown => "link down",
+        Event::LinkUp => "link up",
+        Event::Yield => "yield",
+        Event::TrackDown => "track down",
+        Event::TrackUp => "track up",
+        Event::Overslept(_) => "overslept",
+        Event::Hold => "hold",
+        Event::Follow(VrrpState::Init) => "follow init",
+        Event::Follow(VrrpState::Backup) => "follow backup",
+        Event::Follow(VrrpState::Master) => "follow master",
+        Event::Follow(VrrpState::Fault) => "follow fault",
+    }
+}
+
+/// How many kinds there are: as many as arms above.
+const KINDS: usize = 18;
+
+fn every_pair_is_a_row(rows: &[Row]) {
+    use VrrpState::{Backup, Fault, Init, Master};
+    let kinds: BTreeSet<_> = rows.iter().map(|row| kind(row.1)).collect();
+    assert_eq!(kinds.len(), KINDS, "{kinds:?}");
+    for state in [Init, Backup, Master, Fault] {
+        let of_state = |row: &&Row| row.0 == state;
+        let here: BTreeSet<_> = rows.iter().filter(of_state).map(|r| kind(r.1)).collect();
+        let missing: Vec<_> = kinds.difference(&here).collect();
+        assert!(missing.is_empty(), "{state} lacks {missing:?}");
     }
 }
 

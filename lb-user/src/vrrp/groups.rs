@@ -2,37 +2,35 @@
 //! whose master is silent only wants to be master until all of its group do; so a single broken network
 //! does not make the group change sides for ever.
 
-use super::{Loop, Report};
-use crate::{
-    model::VrrpState,
-    vrrp::{fsm::Event, runner::Runner},
+use super::{
+    driver::Report,
+    fsm::Event,
+    round::{Outside, feed},
+    runner::Runner,
 };
+use crate::model::VrrpState;
 
-impl Loop {
-    /// Makes the instances of each sync group follow the one that changed last. One that is broken
-    /// makes all of them fail, and they recover together.
-    pub(super) fn settle_groups(&mut self) {
-        let mut runners = std::mem::take(&mut self.runners);
-        for first in 0..runners.len() {
-            if is_first_of_group(&runners, first) {
-                self.settle(&mut runners, first);
-            }
+/// Makes the instances of each sync group follow the one that changed last. One that is broken
+/// makes all of them fail, and they recover together.
+pub(super) fn settle_all(outside: &impl Outside, runners: &mut [Runner]) {
+    for first in 0..runners.len() {
+        if is_first_of_group(runners, first) {
+            settle(outside, runners, first);
         }
-        for runner in &mut runners {
-            runner.announced = false;
-        }
-        self.runners = runners;
     }
+    for runner in runners {
+        runner.announced = false;
+    }
+}
 
-    fn settle(&self, runners: &mut [Runner], first: usize) {
-        while let Some((index, state)) = next_to_follow(runners, first) {
-            self.feed(&mut runners[index], Event::Follow(state));
-        }
-        while let Some(index) = next_to_announce(runners, first) {
-            runners[index].announced = true;
-            let instance = runners[index].instance.name.clone();
-            self.report(Report::Announce { instance });
-        }
+fn settle(outside: &impl Outside, runners: &mut [Runner], first: usize) {
+    while let Some((index, state)) = next_to_follow(runners, first) {
+        feed(outside, &mut runners[index], Event::Follow(state));
+    }
+    while let Some(index) = next_to_announce(runners, first) {
+        runners[index].announced = true;
+        let instance = runners[index].instance.name.clone();
+        outside.report(Report::Announce { instance });
     }
 }
 

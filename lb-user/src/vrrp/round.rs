@@ -1,0 +1,100 @@
+//! What the thread does with its instances in one round, whatever carries the packets: sockets in the
+//! driver, a virtual network in the simulation. Has no clock of its own.
+//!
+//! The order of a round: [`wake`], commands, adverts ([`hear`]), [`finish`]. Adverts come before
+//! timers, because one that waited in a queue may be the one that stops a timer.
+
+use std::time::{Duration, SystemTime};
+
+use super::{
+    driver::Report,
+    fsm::{Effect, Event, Instant, Reason},
+    groups,
+    runner::Runner,
+};
+
+/// The world as an instance knows it.
+pub(super) trait Outside {
+    /// The machines' clock.
+    fn now(&self) -> Instant;
+    /// Counts changes of state over all instances.
+    fn count_change(&self) -> u64;
+    /// Sends an advert with this priority.
+    fn send(&self, runner: &mut Runner, priority: u8);
+    /// Tells the daemon.
+    fn report(&self, report: Report);
+}
+
+/// Gives a machine an event and does what it asks for.
+pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
+    for effect in runner.machine.handle(event, outside.now()) {
+        match effect {
+            Effect::SendAdvert(priority) => outside.send(runner, priority),
+            Effect::Announce => {
+                runner.announced = true;
+                outside.report(Report::Announce {
+                    instance: runner.instance.name.clone(),
+                });
+            }
+            Effect::Enter(state, reason) => {
+                // One that just started leads no group.
+                if reason != Reason::Started {
+                    runner.changed = outside.count_change();
+                }
+                runner.wants_to_be_master = false;
+                runner.reason = reason;
+                runner.since = SystemTime::now();
+                outside.report(Report::Entered {
+                    instance: runner.instance.name.clone(),
+                    state,
+                    reason,
+                    priority: runner.priority(),
+                });
+            }
+        }
+    }
+}
+
+/// Gives a machine an advert.
+pub(super) fn hear(outside: &impl Outside, runner: &mut Runner, advert: Event) {
+    let before = runner.machine.deadline();
+    feed(outside, runner, advert);
+    if runner.machine.deadline() != before {
+        // A master of equal or higher priority.
+        runner.wants_to_be_master = false;
+    }
+}
+
+/// Begins the round of a thread that woke this much too late.
+pub(super) fn wake(outside: &impl Outside, runners: &mut [Runner], late: Duration) {
+    if !late.is_zero() {
+        for runner in runners {
+            feed(outside, runner, Event::Overslept(late));
+        }
+    }
+}
+
+/// Ends a round: timers, then sync groups.
+pub(super) fn finish(outside: &impl Outside, runners: &mut [Runner]) {
+    for runner in runners.iter_mut() {
+        expire(outside, runner);
+    }
+    groups::settle_all(outside, runners);
+}
+
+fn expire(outside: &impl Outside, runner: &mut Runner) {
+    let now = outside.now();
+    let Some(late) = runner
+        .machine
+        .deadline()
+        .and_then(|due| now.checked_sub(due))
+    else {
+        return;
+    };
+    runner.worst_lateness = runner.worst_lateness.max(late);
+    let event = match runner.must_ask_group() {
+        true => Event::Hold,
+        false => Event::Timer,
+    };
+    feed(outside, runner, event);
+}

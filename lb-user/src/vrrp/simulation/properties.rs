@@ -1,0 +1,324 @@
+//! What is promised of any number of routers.
+
+use std::time::Duration;
+
+use super::{
+    every_seed,
+    router::Router,
+    world::{Network, World},
+};
+use crate::{model::VrrpVersion, vrrp::runner::Order};
+
+/// Whatever happened before: once the network is whole, or divided and calm, each part has one master,
+/// two at a time never lasted longer than an interval since, and nothing changes any more.
+#[test]
+fn one_master_after_any_history() {
+    every_seed(40, |seed| {
+        let mut world = World::new(seed);
+        for index in 0..world.routers.len() {
+            world.command(index, Router::start);
+        }
+        for _ in 0..4 + world.random.below(10) {
+            disturb(&mut world);
+            let pause = part_of(&mut world, 3);
+            world.run(pause);
+        }
+        calm_down(&mut world);
+        world.tell(|_| "calm".to_owned());
+        world.longest_dual = Duration::ZERO;
+        let bound = world.bound();
+        let dual = world.longest() + 2 * world.network.delay;
+        world.run(bound);
+        world.assert_settled();
+        assert!(
+            world.longest_dual <= dual,
+            "two masters for {:?}",
+            world.longest_dual
+        );
+        stays_so(&mut world, 5);
+    });
+}
+
+/// Loss of two adverts in a row, copies that come late or twice, threads that sleep: none of it makes
+/// anybody change, as long as no three adverts in a row are lost.
+#[test]
+fn nobody_flaps_below_three_losses() {
+    every_seed(20, |seed| {
+        let mut world = elected(seed);
+        let master = world.masters(0, 0)[0];
+        let interval = world.routers[master].instances[0].advert_interval;
+        // Longer delays than the skew are losses, by the protocol's own measure.
+        let skew = |i: usize| world.routers[i].patience(0).1;
+        let skew = (0..world.routers.len())
+            .filter(|i| *i != master)
+            .map(skew)
+            .min()
+            .unwrap();
+        let delay = world.network.delay.min(skew * 9 / 10);
+        let kind = world.random.below(3);
+        world.network = Network {
+            loss: if kind == 0 {
+                20 + world.random.below(60)
+            } else {
+                0
+            },
+            never_three: true,
+            delay,
+            duplicates: 20,
+            stale: 3 * interval,
+        };
+        for _ in 0..8 {
+            let index = world.random.below(world.routers.len() as u64) as usize;
+            if index == master {
+                if kind == 2 {
+                    let time = interval * world.random.below(190) as u32 / 100;
+                    world.put_to_sleep(index, time, false);
+                }
+            } else if kind != 2 && world.routers[index].is_awake() {
+                // A host that stands still loses what comes meanwhile; then nothing else may be lost.
+                let time = interval * world.random.below(800) as u32 / 100;
+                world.put_to_sleep(index, time, kind == 1);
+            }
+            let pause = 3 * interval + interval * world.random.below(300) as u32 / 100;
+            let before = world.changes;
+            world.run(pause);
+            assert_eq!(world.changes, before, "somebody flapped");
+        }
+        assert!(world.masters(0, 0) == [master]);
+    });
+}
+
+/// Parts with a master each become one network: within an interval the survivor has announced its
+/// addresses, on all networks of a group, and the others have let go.
+#[test]
+fn the_survivor_of_a_partition_announces() {
+    every_seed(20, |seed| {
+        let mut world = elected(seed);
+        let count = world.routers.len();
+        let mut parts = vec![0, 1];
+        for _ in 2..count {
+            parts.push(world.random.below(3) as usize);
+        }
+        world.divide(parts);
+        let bound = world.bound() + part_of(&mut world, 1);
+        world.run(bound);
+        world.assert_settled();
+        let masters: Vec<_> = (0..count)
+            .filter(|i| world.routers[*i].is_master(0))
+            .collect();
+        assert!(masters.len() > 1);
+        let rank = |i: &usize| {
+            (
+                world.routers[*i].runners[0].priority(),
+                world.routers[*i].source,
+            )
+        };
+        let best = masters.iter().copied().max_by_key(rank).unwrap();
+        let healed = world.now;
+        world.divide(vec![0; count]);
+        let interval = world.routers[best].instances[0].advert_interval;
+        let delay = 3 * world.network.delay;
+        world.run(interval + delay);
+        for segment in 0..world.segments {
+            let at = world.announced[best][segment];
+            assert!(
+                at.is_some_and(|at| at >= healed),
+                "router {best} is silent: {at:?}"
+            );
+        }
+        for loser in masters.iter().filter(|i| **i != best) {
+            assert!(
+                !world.routers[*loser].is_master(0),
+                "router {loser} goes on"
+            );
+        }
+        let bound = world.bound();
+        world.run(bound);
+        world.assert_settled();
+        stays_so(&mut world, 3);
+    });
+}
+
+/// A master that stops, fails or is asked to yield says so, and is replaced after the skew; one that
+/// vanishes is replaced after the silence that its successor waits for.
+#[test]
+fn a_master_is_replaced_in_time() {
+    every_seed(20, |seed| {
+        let mut world = elected(seed);
+        let master = world.masters(0, 0)[0];
+        let phase = part_of(&mut world, 2);
+        world.run(phase);
+        // A last advert that overtakes the farewell makes everybody wait for the next one.
+        world.run(world.network.delay + Duration::from_nanos(1));
+        let last = world.spoke[master];
+        if last[..world.segments]
+            .iter()
+            .any(|at| *at + world.network.delay >= world.now)
+        {
+            return;
+        }
+        let others = || (0..world.routers.len()).filter(|i| *i != master);
+        let silence = others()
+            .map(|i| world.routers[i].patience(0).0)
+            .min()
+            .unwrap();
+        let skew = others()
+            .map(|i| world.routers[i].patience(0).1)
+            .min()
+            .unwrap();
+        let delay = world.network.delay;
+        let after_farewell = world.now + skew + delay;
+        let after_silence = last.iter().max().copied().unwrap_or_default() + silence + delay;
+        let end = match world.random.below(5) {
+            0 => {
+                world.command(master, Router::stop);
+                after_farewell
+            }
+            1 => {
+                world.command(master, |r| r.track(true));
+                after_farewell
+            }
+            2 => {
+                world.command(master, |r| r.order(Order::Failover));
+                after_farewell
+            }
+            3 => {
+                world.crash(master);
+                after_silence
+            }
+            _ => {
+                world.command(master, |r| r.plug(0, false));
+                match world.segments {
+                    1 => after_silence,
+                    // The cable of the other network is well: the group says farewell there.
+                    _ => after_silence.max(after_farewell),
+                }
+            }
+        };
+        world.run_until(end);
+        for segment in 0..world.segments {
+            let masters = world.masters(0, segment);
+            assert!(!masters.is_empty(), "nobody took over");
+            assert!(!masters.contains(&master), "it is master still");
+        }
+        let bound = world.bound();
+        world.run(bound);
+        world.assert_settled();
+    });
+}
+
+/// All routers run, one is master, and nothing is pending.
+fn elected(seed: u64) -> World {
+    let mut world = World::new(seed);
+    for index in 0..world.routers.len() {
+        let pause = part_of(&mut world, 1);
+        world.command(index, Router::start);
+        world.run(pause);
+    }
+    let bound = world.bound();
+    world.run(bound);
+    world.assert_settled();
+    world
+}
+
+fn stays_so(world: &mut World, intervals: u32) {
+    let before = world.changes;
+    let time = intervals * world.longest();
+    world.run(time);
+    assert_eq!(world.changes, before, "it does not last");
+    world.assert_settled();
+}
+
+/// A random part of so many intervals.
+fn part_of(world: &mut World, intervals: u32) -> Duration {
+    world.longest() * intervals * world.random.below(1_000) as u32 / 1_000
+}
+
+fn disturb(world: &mut World) {
+    let count = world.routers.len();
+    let index = world.random.below(count as u64) as usize;
+    let kind = world.random.below(15);
+    if kind > 2 && !world.routers[index].is_awake() {
+        // Nobody who sleeps is told anything.
+        return;
+    }
+    let segment = world.random.below(world.segments as u64) as usize;
+    let base = world.shortest();
+    world.tell(|_| format!("disturbance {kind} of router {index}"));
+    match kind {
+        0 => {
+            let parts = (0..count).map(|_| world.random.below(3) as usize).collect();
+            world.divide(parts);
+        }
+        1 => world.divide(vec![0; count]),
+        2 => {
+            world.network.loss = world.random.pick(&[0, 5, 30, 60]);
+            world.network.duplicates = world.random.pick(&[0, 0, 30]);
+            world.network.stale = world.longest() * world.random.below(4) as u32;
+            world.network.delay = base * world.random.below(50) as u32 / 100;
+        }
+        3 | 4 => {
+            let time = part_of(world, 8);
+            world.put_to_sleep(index, time, kind == 3);
+        }
+        5 => world.crash(index),
+        6 if world.routers[index].is_running() => world.command(index, Router::stop),
+        6 | 7 if !world.routers[index].is_running() => world.command(index, Router::start),
+        6 | 7 => {}
+        8 => world.command(index, |r| r.plug(segment, false)),
+        9 => world.command(index, |r| r.plug(segment, true)),
+        10 => world.command(index, |r| r.track(true)),
+        11 => world.command(index, |r| r.track(false)),
+        12 => {
+            let priority = 1 + world.random.below(254) as u8;
+            let order =
+                world
+                    .random
+                    .pick(&[Order::Failover, Order::Priority(priority), Order::Reset]);
+            world.command(index, |r| r.order(order));
+        }
+        _ => {
+            let version = world.routers[index].instances[0].version;
+            let priority = 1 + world.random.below(254) as u8;
+            let preempt = world.random.percent(70);
+            let longer = world.random.pick(&[1, 2]);
+            world.command(index, |r| {
+                r.reload(|instance| {
+                    instance.priority = priority;
+                    instance.preempt = preempt;
+                    if version == VrrpVersion::V3 && longer * base <= Duration::from_secs(2) {
+                        instance.advert_interval = longer * base;
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// Everybody wakes, the network loses nothing, and half of what is broken is mended.
+fn calm_down(world: &mut World) {
+    let base = world.shortest();
+    world.network = Network {
+        delay: base / 20,
+        ..Network::default()
+    };
+    // The last sleeper wakes, and the last old copy arrives.
+    let rest = 8 * world.longest();
+    world.run(rest);
+    for index in 0..world.routers.len() {
+        if world.random.percent(50) {
+            world.command(index, |r| {
+                r.track(false);
+                for segment in 0..r.carrier.len() {
+                    r.plug(segment, true);
+                }
+                if !r.is_running() {
+                    r.start();
+                }
+            });
+        }
+    }
+    if world.random.percent(60) {
+        world.divide(vec![0; world.routers.len()]);
+    }
+}
