@@ -59,15 +59,23 @@ fn handle(packet: &Packet<'_>) -> u32 {
             return xdp_action::XDP_PASS;
         }
     };
-    let shown = control.features & Features::CAPTURE != 0;
-    let client = if shown {
+    let capture = i64::from(control.features & Features::CAPTURE);
+    // Asked anew each time: the compiler would make two copies of all that lies between.
+    let is_shown = || answer::opaque(capture) != 0;
+    // What a capture is shown takes the long way, so that the short one has no copy that knows of captures.
+    if !is_shown()
+        && let Some(outcome) = pipeline::run_plain(packet, control, &mut trace).transpose()
+    {
+        return action_of(&outcome, &trace);
+    }
+    let client = if is_shown() {
         capture::client_of(packet)
     } else {
         Address::default()
     };
     let outcome = pipeline::run(packet, control, &mut trace);
     let action = action_of(&outcome, &trace);
-    if shown {
+    if is_shown() {
         capture::show(packet, &trace, client, action, number_of(&outcome));
     }
     action

@@ -13,7 +13,8 @@ use crate::{
     parse::{
         Datagram, Piece, Place,
         ethernet::{self, Link},
-        ipv4, ipv6, transport,
+        ipv4, ipv6, plain,
+        transport::{self, Transport},
     },
     protect, related,
     rewrite::{self, direct},
@@ -27,6 +28,56 @@ pub struct Trace {
     pub service: u16,
     /// Backend id, 0 before one is found.
     pub backend: u16,
+}
+
+/// The common case on a way of its own, where all offsets are constants: a packet of the commonest
+/// shape that continues a flow. `None` leaves everything to [`run`], and nothing written.
+#[inline(always)]
+pub fn run_plain(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+) -> Result<Option<Forward>, Reason> {
+    let Some(link) = ethernet::untagged(packet, control) else {
+        return Ok(None);
+    };
+    match link.ethertype_be {
+        ethernet::IPV4_BE => match plain::v4(packet) {
+            Some((ip, transport)) => proceed(packet, control, trace, &link, &ip, &transport),
+            None => Ok(None),
+        },
+        ethernet::IPV6_BE => match plain::v6(packet) {
+            Some((ip, transport)) => proceed(packet, control, trace, &link, &ip, &transport),
+            None => Ok(None),
+        },
+        _ => Err(Reason::NotIp),
+    }
+}
+
+#[inline(always)]
+fn proceed<D: Datagram>(
+    packet: &Packet<'_>,
+    control: &Control,
+    trace: &mut Trace,
+    link: &Link,
+    ip: &D,
+    transport: &Transport,
+) -> Result<Option<Forward>, Reason> {
+    let vip = ip.vip(control).ok_or(Reason::NotAService)?;
+    let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
+    accept(packet, control, trace, link, ip, info.id(), info.role())?;
+    let Some(chosen) = flow::continued(control, info, ip, transport) else {
+        return Ok(None);
+    };
+    let backend = forward::element(chosen)?;
+    let forward = forward::way_to(packet, backend)?;
+    if matches!(forward, Forward::ToStack) || !rewrite::is_simple(link, backend) {
+        return Ok(None);
+    }
+    trace.backend = chosen;
+    direct::rewrite(packet, link, ip, backend)?;
+    stats::count_forward(Chosen::known(chosen), ip.length());
+    Ok(Some(forward))
 }
 
 /// What happens to a frame. `Err` is the reason why it is not forwarded.

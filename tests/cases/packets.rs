@@ -362,3 +362,15 @@ fn nothing_is_touched_before_and_after() {
         assert_eq!(passed(&mut xdp, "not_master"), 1);
     });
 }
+
+/// The program for frames in several buffers is the one that runs where the kernel knows such frames
+/// (5.18 and later; nothing older runs these tests). That the other one serves in its stead would go
+/// unnoticed: it does the same for all frames in one buffer.
+#[test]
+fn the_program_for_several_buffers_loads() {
+    in_namespace(|_| {
+        let mut xdp = load(SMALL);
+        let info = xdp.program().unwrap().info().unwrap();
+        assert_eq!(info.name_as_str(), Some("lbd"));
+    });
+}

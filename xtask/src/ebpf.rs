@@ -16,6 +16,9 @@ use crate::{apt, run};
 
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";
+/// Addresses in packets are aligned to two bytes. From this version on LLVM can be told that the machine
+/// loads them whole all the same; before, it puts them together from halves.
+const MISALIGNED_SINCE: u32 = 22;
 /// Debian's names for a compiler and its BPF library, newest first.
 const PACKAGES: [[&str; 2]; 2] = [
     ["rustc-web", "libstd-rust-web-dev-bpf"],
@@ -52,12 +55,15 @@ pub fn build() -> Result<()> {
 
 fn compile(toolchain: &Toolchain) -> Result<()> {
     let folder = run::target().join("bpf");
-    let flags = [
+    let mut flags = vec![
         "-Clinker=bpf-linker",
         "-Clink-arg=--btf",
         "-Ctarget-cpu=v3",
         "-Cdebuginfo=2",
     ];
+    if toolchain.llvm >= MISALIGNED_SINCE {
+        flags.push("-Clink-arg=--cpu-features=+allows-misaligned-mem-access");
+    }
     let mut command = run::cargo_command(&[
         "build",
         "--quiet",

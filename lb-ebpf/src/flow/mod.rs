@@ -106,6 +106,32 @@ pub struct Arrival {
     pub is_land: u64,
 }
 
+/// The backend of a promoted flow that the packet continues, if there is no more to it.
+#[inline(always)]
+pub fn continued<D: Datagram>(
+    control: &Control,
+    info: ServiceInfo,
+    ip: &D,
+    transport: &Transport,
+) -> Option<u16> {
+    let (port_be, id) = (transport.source_port_be, info.id());
+    let found = if D::IS_V4 {
+        if service::has_several_ports(info) {
+            return None;
+        }
+        let key = FlowKey::new(ip.source_v4(), port_be, id);
+        Lookup::new(control, info, key, transport.kind).established()
+    } else {
+        let key = WideKey::new(ip.source(), port_be, transport.destination_port_be, id);
+        let key = Fingerprinted::new(control, key);
+        Lookup::new(control, info, key, transport.kind).established()
+    };
+    match found {
+        Promoted::Continues(backend) => Some(backend),
+        Promoted::Changes | Promoted::Absent => None,
+    }
+}
+
 /// Finds or makes the flow of a packet.
 #[inline(always)]
 pub fn backend_of<D: Datagram>(
@@ -274,6 +300,11 @@ impl Arrival {
     #[inline(always)]
     pub fn service(&self) -> u16 {
         ServiceInfo(self.info).id()
+    }
+
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        self.kind == Kind::Datagram as u32
     }
 
     #[inline(always)]

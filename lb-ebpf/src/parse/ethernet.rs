@@ -95,6 +95,24 @@ pub fn parse(packet: &Packet<'_>, control: &Control) -> Result<Link, Reason> {
     Ok(link)
 }
 
+/// Reads the header of a frame without tags; `None` if it has some.
+#[inline(always)]
+pub fn untagged(packet: &Packet<'_>, control: &Control) -> Option<Link> {
+    let header = packet.header::<Ethernet>(0).ok()?;
+    // SAFETY: as above.
+    let header = unsafe { &*header };
+    if is_tag(header.ethertype_be) {
+        return None;
+    }
+    Some(Link {
+        addressee: addressee(packet, control, header.destination),
+        ethertype_be: header.ethertype_be,
+        tags: 0,
+        outer: 0,
+        inner: 0,
+    })
+}
+
 #[inline(always)]
 fn addressee(packet: &Packet<'_>, control: &Control, destination: [u16; 3]) -> Addressee {
     /// The lowest bit of the first byte: a group address, broadcast included.

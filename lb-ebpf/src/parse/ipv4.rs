@@ -1,8 +1,8 @@
 //! IPv4 (RFC 791), with options.
 
-use lb_common::{Control, Reason};
+use lb_common::{Address, Control, Reason};
 
-use super::{Datagram, Piece};
+use super::{Datagram, Piece, ethernet};
 use crate::{packet::Packet, service::Vip};
 
 /// The fixed part of the header. Addresses are two-byte aligned on the wire.
@@ -18,6 +18,11 @@ pub struct Ipv4Header {
     pub checksum: u16,
     pub source_be: u32,
     pub destination_be: u32,
+}
+
+impl Ipv4Header {
+    /// Length without options.
+    pub const LENGTH: usize = 20;
 }
 
 const MORE_FRAGMENTS_BE: u16 = 0x2000_u16.to_be();
@@ -62,6 +67,34 @@ pub fn parse(packet: &Packet<'_>, offset: usize) -> Result<Ipv4, Reason> {
     })
 }
 
+impl Ipv4 {
+    /// Facts of a header without options, of a packet that is whole. Its lengths are not checked.
+    #[inline(always)]
+    pub fn plain(header: &Ipv4Header) -> Option<Self> {
+        if header.version_ihl != 0x45
+            || header.fragment_be & (OFFSET_MASK_BE | MORE_FRAGMENTS_BE) != 0
+        {
+            return None;
+        }
+        Some(Self {
+            source_be: header.source_be,
+            destination_be: header.destination_be,
+            protocol: header.protocol,
+            transport_offset: ethernet::LENGTH + Ipv4Header::LENGTH,
+            total_length: u16::from_be(header.total_length_be),
+            ttl: header.ttl,
+            fragment_be: 0,
+            id_be: 0,
+        })
+    }
+
+    /// Bytes from the header on.
+    #[inline(always)]
+    pub fn total_length(&self) -> u16 {
+        self.total_length
+    }
+}
+
 impl Datagram for Ipv4 {
     const IS_V4: bool = true;
     const ICMP: u8 = 1;
@@ -100,6 +133,11 @@ impl Datagram for Ipv4 {
     #[inline(always)]
     fn source_v4(&self) -> u32 {
         self.source_be
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Address {
+        Address::v4(self.source_be)
     }
 
     #[inline(always)]

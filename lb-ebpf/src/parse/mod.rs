@@ -5,6 +5,7 @@ pub mod ethernet;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod plain;
 pub mod transport;
 
 use lb_common::{Address, Control, Reason};
@@ -41,6 +42,8 @@ pub trait Datagram {
     fn piece(&self) -> Piece;
     /// Source of an IPv4 packet, in network byte order; 0 otherwise.
     fn source_v4(&self) -> u32;
+    /// Source.
+    fn source(&self) -> Address;
     /// What stands for the destination in service keys.
     fn vip(&self, control: &Control) -> Option<Vip>;
 }

@@ -25,13 +25,14 @@ const SHUTDOWN_COMPLETE: u8 = 14;
 
 /// All protocols begin with the ports.
 #[repr(C)]
-struct Ports {
+pub struct Ports {
     source_be: u16,
     destination_be: u16,
 }
 
+/// TCP without options. Its beginning is that of a UDP header.
 #[repr(C, packed(2))]
-struct TcpHeader {
+pub struct SegmentHeader {
     ports: Ports,
     sequence_be: u32,
     acknowledgement_be: u32,
@@ -92,10 +93,14 @@ pub fn parse(
 ) -> Result<Transport, Reason> {
     let (ports, kind, length) = match protocol {
         TCP => {
-            let header = packet.header::<TcpHeader>(offset)?;
+            let header = packet.header::<SegmentHeader>(offset)?;
             // SAFETY: `header` checked the bounds; every bit pattern is a valid header.
             let header = unsafe { &*header };
-            (&header.ports, kind_of(header.flags), size_of::<TcpHeader>())
+            (
+                &header.ports,
+                kind_of(header.flags),
+                size_of::<SegmentHeader>(),
+            )
         }
         UDP => {
             let header = packet.header::<UdpHeader>(offset)?;
@@ -122,6 +127,28 @@ pub fn parse(
     Ok(Transport {
         source_port_be: ports.source_be,
         destination_port_be: ports.destination_be,
+        kind,
+    })
+}
+
+/// The same for a TCP segment that neither opens nor ends a connection, or a UDP datagram, that is
+/// the `payload` bytes of a packet.
+#[inline(always)]
+pub fn plain(header: &SegmentHeader, protocol: u8, payload: usize) -> Option<Transport> {
+    let kind = if protocol == TCP {
+        if header.flags & (FIN | SYN | RST) != 0 || payload < size_of::<SegmentHeader>() {
+            return None;
+        }
+        Kind::Data
+    } else {
+        if protocol != UDP || payload < size_of::<UdpHeader>() {
+            return None;
+        }
+        Kind::Datagram
+    };
+    Some(Transport {
+        source_port_be: header.ports.source_be,
+        destination_port_be: header.ports.destination_be,
         kind,
     })
 }
