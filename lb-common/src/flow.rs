@@ -81,6 +81,11 @@ impl FlowTable {
         self as u32 >= 4
     }
 
+    /// Whether the flows are of UDP.
+    pub const fn is_udp(self) -> bool {
+        self as u32 & 1 != 0
+    }
+
     /// Whether the flows showed only one packet.
     pub const fn is_half_open(self) -> bool {
         self as u32 & 2 != 0

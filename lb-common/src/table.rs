@@ -126,7 +126,7 @@ pub struct Tunnel {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Established connections.
+    /// TCP connections from the first SYN until one side closes.
     pub active: u64,
     /// All others.
     pub inactive: u64,

@@ -29,7 +29,7 @@ use crate::program::{
 
 const DROP: u32 = 1;
 
-fn with(scheduler: Scheduler, weights: &[u32]) -> PlannedService {
+pub fn with(scheduler: Scheduler, weights: &[u32]) -> PlannedService {
     let servers: Vec<_> = (1..)
         .zip(weights)
         .map(|(last, weight)| (last, *weight, Up))
@@ -39,7 +39,7 @@ fn with(scheduler: Scheduler, weights: &[u32]) -> PlannedService {
     planned
 }
 
-fn ready(planned: PlannedService) -> Xdp {
+pub fn ready(planned: PlannedService) -> Xdp {
     let mut xdp = load(SMALL);
     let count = planned.backends.len() as u8;
     apply(&mut xdp, vec![planned]);
@@ -49,16 +49,16 @@ fn ready(planned: PlannedService) -> Xdp {
     xdp
 }
 
-fn client(number: u32) -> Ipv4Addr {
+pub fn client(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0x0a14_0000 + number)
 }
 
-fn packet(from: Ipv4Addr, port: u16, flags: &str) -> Vec<u8> {
+pub fn packet(from: Ipv4Addr, port: u16, flags: &str) -> Vec<u8> {
     frame(from, VIP, 64, transport(port, 80, flags), b"")
 }
 
 /// A connection's first two packets; returns its server.
-fn connect(xdp: &mut Xdp, from: Ipv4Addr, port: u16) -> u8 {
+pub fn connect(xdp: &mut Xdp, from: Ipv4Addr, port: u16) -> u8 {
     let server = server_of(xdp, &packet(from, port, "S"));
     assert_eq!(server_of(xdp, &packet(from, port, "A")), server);
     server

@@ -27,3 +27,4 @@ mod sync_groups;
 mod tracking;
 mod traffic;
 mod tunnels;
+mod why;

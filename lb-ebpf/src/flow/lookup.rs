@@ -235,8 +235,8 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
         if let Some(place) = slots::find(&self.key, half_open) {
             let backend = place.value.backend();
-            if self.move_from(&place, promoted) && self.kind == Kind::Data {
-                self.count(backend, 1, -1);
+            if self.move_from(&place, promoted) && self.kind == Kind::End {
+                self.count(backend, -1, 1);
             }
             return;
         }
@@ -255,13 +255,15 @@ impl<'a, K: Key> Lookup<'a, K> {
         FlowValue::new(value.backend(), self.expiry(closing), closing)
     }
 
-    /// Moves a flow. A slot that expires now is free for others. Says whether it went, and nobody else did
-    /// it.
+    /// Moves a flow. The slot that it leaves expired two ticks ago: it is free for others, and the daemon,
+    /// whose clock may be a tick behind, does not count the flow twice. Says whether it went, and nobody
+    /// else did it.
     #[inline(always)]
     fn move_from(&self, place: &Found, promoted: *mut Bucket) -> bool {
         let flow = self.renewed(place.value);
         if slots::insert(&self.key, promoted, flow, self.now) {
-            slots::replace(place, FlowValue::new(flow.backend(), self.now, false))
+            let left = FlowValue::new(flow.backend(), self.now.wrapping_sub(2), false);
+            slots::replace(place, left)
         } else {
             self.key.spill(flow);
             slots::replace(place, flow);

@@ -87,8 +87,15 @@ fn try_choose(control: &Control, newcomer: &Newcomer<'_>) -> Result<u16, Reason>
             sticky::remember(control, detail, newcomer.arrival, backend, stuck.is_some());
         }
         if counted && let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) {
-            // SAFETY: a live array element; the word is only added to.
-            unsafe { atomic::fetch_add(&raw mut (*load).inactive, 1) };
+            // As IPVS counts: TCP is active from the first SYN on, UDP never.
+            // SAFETY: a live array element; the words are only added to.
+            unsafe {
+                let word = match newcomer.arrival.is_udp() {
+                    true => &raw mut (*load).inactive,
+                    false => &raw mut (*load).active,
+                };
+                atomic::fetch_add(word, 1);
+            }
         }
     }
     Ok(backend)

@@ -58,6 +58,11 @@ impl Clock {
         (ticks as u32).wrapping_add(self.offset)
     }
 
+    /// The clock by which the program limits rates: CLOCK_MONOTONIC_COARSE.
+    pub fn nanoseconds(&self) -> u64 {
+        nanoseconds(clock_gettime(ClockId::MonotonicCoarse))
+    }
+
     /// Whole seconds in `ticks`.
     pub fn seconds(&self, ticks: u32) -> u64 {
         Duration::from_nanos(u64::from(ticks) * self.tick_ns).as_secs()

@@ -58,9 +58,10 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Whether it counts as an active connection, in IPVS's sense.
+    /// Whether it counts as an active connection, in IPVS's sense: TCP from the first SYN until one side
+    /// closes (`tcp_state_active_table` of ip_vs_proto_tcp.c), UDP never.
     pub fn is_active(&self) -> bool {
-        matches!(self.table, FlowTable::Tcp | FlowTable::WideTcp) && !self.value.is_closing()
+        !self.table.is_udp() && !self.value.is_closing()
     }
 
     fn of_narrow(table: FlowTable, key: FlowKey, value: FlowValue) -> Self {

@@ -42,6 +42,7 @@ pods! {
     PodCounters(BackendCounters);
     PodWideKey(WideKey);
     PodStickyKey(StickyKey);
+    PodAddress(Address);
 }
 
 /// Key size, value size and capacity that a map must have; `None` where the kernel decides.

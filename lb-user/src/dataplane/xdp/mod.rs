@@ -56,7 +56,7 @@ use self::{
     ids::Ids,
     image::Image,
     mapped::MappedArray,
-    maps::{Identities, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
+    maps::{Identities, PodAddress, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
     object::{Object, map_error},
     pins::Pins,
     protect::Sources,
@@ -82,7 +82,7 @@ pub struct Xdp {
     object: Object,
     tables: Vec<TableInfo>,
     /// Maps that only the program writes, held open for as long as it runs.
-    _kept: Vec<Map>,
+    _kept: Map,
     control: ControlElement,
     took_over: bool,
     services: MappedArray<ServiceBucket>,
@@ -103,6 +103,7 @@ pub struct Xdp {
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     sources: Sources,
+    source_rates: BpfHash<MapData, PodAddress, u64>,
     events: Events,
     capture: Capture,
     flows: Flows,
@@ -200,10 +201,10 @@ impl Xdp {
             .map_err(fails("open map reasons"))?;
         let v4 = LpmTrie::try_from(take("sources4")?).map_err(fails("open map sources4"))?;
         let v6 = LpmTrie::try_from(take("sources6")?).map_err(fails("open map sources6"))?;
-        let kept = ["fragments", "source_rates"]
-            .into_iter()
-            .map(&mut take)
-            .collect::<Result<Vec<_>, _>>()?;
+        let source_rates = take("source_rates")?
+            .try_into()
+            .map_err(fails("open map source_rates"))?;
+        let kept = take("fragments")?;
         let events = take("events")?
             .try_into()
             .map_err(fails("open map events"))?;
@@ -258,6 +259,7 @@ impl Xdp {
             stats,
             reasons,
             sources,
+            source_rates,
             events,
             capture: Capture::default(),
             flows,

@@ -1,21 +1,18 @@
 //! Answers to operators: which flows there are, and what would become of a packet.
 
+mod newcomer;
+
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     Address, BackendFlags,
     flow::{FlowTable, FlowValue},
-    hashing::{self, MAGLEV_OFFSET_KEY},
-    limits::{MAX_SERVICES, RING_CHUNK_SLOTS},
-    service::{Method, ServiceDetail},
-    table::StickyKey,
 };
 
 use super::{
     Xdp,
     dump::{host, service_name},
     flows::Flow,
-    maps::PodStickyKey,
 };
 use crate::{
     dataplane::{FlowEntry, FlowPage, FlowQuery, Why, WhyQuery, plan::PlannedService},
@@ -194,17 +191,7 @@ impl Xdp {
             why,
             "no flow of this client is known: it is a new connection".to_owned(),
         );
-        let detail = self
-            .details
-            .load((self.control.live() * MAX_SERVICES + u32::from(id)) as usize);
-        if detail.ring_len == 0 {
-            step(
-                why,
-                "no real server and no sorry server takes it: the packet passes".to_owned(),
-            );
-            return Err("no_backend");
-        }
-        let (backend, because) = self.scheduled(&detail, service, client, id, why)?;
+        let (backend, because) = self.newcomer(service, client, id, why)?;
         why.backend = Some(host(self, backend));
         let sorry = self
             .identities
@@ -254,123 +241,6 @@ impl Xdp {
             ),
         );
         Some(flow.value)
-    }
-
-    /// Whom the scheduler would choose now.
-    fn scheduled(
-        &self,
-        detail: &ServiceDetail,
-        service: &PlannedService,
-        client: SocketAddr,
-        id: u16,
-        why: &mut Why,
-    ) -> Result<(u16, &'static str), &'static str> {
-        if detail.sticky_ticks != 0
-            && let Some(backend) = self.stuck_to(detail, client.ip(), id)
-        {
-            why.steps.push(format!(
-                "persistence: the client sticks to {}",
-                host(self, backend)
-            ));
-            return Ok((backend, "persistence"));
-        }
-        let at = |turn: u64| {
-            let slot = detail.ring_first + (turn % u64::from(detail.ring_len)) as u32;
-            let chunk = self.rings.load((slot / RING_CHUNK_SLOTS) as usize);
-            chunk.slots[(slot % RING_CHUNK_SLOTS) as usize]
-        };
-        let port = if detail.method & Method::PORT != 0 {
-            client.port()
-        } else {
-            0
-        };
-        let subject = hashing::subject(wire(client.ip()), port);
-        let (backend, because, text) = match detail.method & Method::KIND {
-            Method::SOURCE => {
-                let place = hashing::source_bucket(subject);
-                (
-                    at(u64::from(place)),
-                    "hash",
-                    format!("sh: bucket {place} of 256"),
-                )
-            }
-            Method::MAGLEV => {
-                let place = hashing::maglev(subject, MAGLEV_OFFSET_KEY) % detail.ring_len.max(1);
-                (
-                    at(u64::from(place)),
-                    "hash",
-                    format!("mh: place {place} of {}", detail.ring_len),
-                )
-            }
-            Method::FIRST => (at(0), "first", "fo: the highest weight".to_owned()),
-            Method::LEAST | Method::WEIGHTED_LEAST => {
-                let weighted = detail.method & Method::KIND == Method::WEIGHTED_LEAST;
-                let best = self.least_loaded(service, weighted);
-                (
-                    best.unwrap_or(0),
-                    "least",
-                    format!("{}: the fewest connections", service.scheduler),
-                )
-            }
-            _ => {
-                let turn = self.cursors.load(usize::from(id)).next;
-                let slot = turn % u64::from(detail.ring_len);
-                (
-                    at(turn),
-                    "ring",
-                    format!("ring slot {slot} of {} is next", detail.ring_len),
-                )
-            }
-        };
-        why.steps.push(text);
-        if backend == 0 {
-            why.steps
-                .push("nobody is there: the packet passes to the kernel".to_owned());
-            return Err("no_backend");
-        }
-        let element = self.backends.load(usize::from(backend));
-        if element.flags() & BackendFlags::DRAINING != 0 {
-            let fallback = detail.method & Method::FALLBACK != 0;
-            why.steps
-                .push(format!("{} takes no new connections", host(self, backend)));
-            if !fallback {
-                return Err("no_backend");
-            }
-            why.steps.push("the fallback looks for another".to_owned());
-        }
-        Ok((backend, because))
-    }
-
-    fn stuck_to(&self, detail: &ServiceDetail, client: IpAddr, service: u16) -> Option<u16> {
-        let key = PodStickyKey(StickyKey {
-            client: wire(client).network(detail.sticky_bits as u8),
-            service: u64::from(service),
-        });
-        let value = self
-            .sticky
-            .get(&key, 0)
-            .or_else(|_| self.sticky_new.get(&key, 0))
-            .ok()?;
-        let value = FlowValue(value);
-        (!value.is_free(self.clock.now())).then_some(value.backend())
-    }
-
-    fn least_loaded(&self, service: &PlannedService, weighted: bool) -> Option<u16> {
-        let ids = super::keys(service).map(|key| self.backend_id(&key));
-        let usable = ids.filter(|id| {
-            let flags = self.backends.load(usize::from(*id)).flags();
-            flags & (BackendFlags::ALIVE | BackendFlags::DRAINING) == BackendFlags::ALIVE
-        });
-        usable.min_by(|a, b| {
-            let load = |id: &u16| self.loads.load(usize::from(*id));
-            let (a, b) = (load(a), load(b));
-            let weight = |w: u32| if weighted { u64::from(w) } else { 1 };
-            let all = |l: &lb_common::table::Load| {
-                let (active, inactive) = l.connections();
-                (active << 8).wrapping_add(inactive)
-            };
-            (all(&a).wrapping_mul(weight(b.weight))).cmp(&all(&b).wrapping_mul(weight(a.weight)))
-        })
     }
 
     /// Whether packets can be sent to a backend now.
