@@ -11,6 +11,7 @@ const PURE: [&str; 17] = [
     "lb-user/src/vrrp/fsm.rs",
     "lb-user/src/vrrp/pace.rs",
     "lb-user/src/health/state.rs",
+    "lb-user/src/health/board.rs",
     "lb-user/src/health/plan.rs",
     "lb-user/src/track/state.rs",
     "lb-user/src/net/ndisc.rs",

@@ -230,6 +230,25 @@ pub struct CheckStatus {
     pub since: u64,
     /// Error of the attempt that made it down.
     pub cause: Option<String>,
+    /// Its checks, which must all pass.
+    pub checks: Vec<ProbeStatus>,
+}
+
+/// One check of a real server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProbeStatus {
+    /// Its type in the configuration, such as "http".
+    pub kind: String,
+    /// Address and port asked.
+    pub target: String,
+    /// Whether this check lets the real server be up.
+    pub up: bool,
+    /// Attempts since it began.
+    pub attempts: u64,
+    /// Those that failed.
+    pub failures: u64,
+    /// Why the last attempt failed, if it did.
+    pub trouble: Option<String>,
 }
 
 /// A map's entries.

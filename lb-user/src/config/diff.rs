@@ -1,6 +1,6 @@
 //! What a reload changes, in words for the log.
 
-use crate::model::Config;
+use crate::model::{Config, RealServer};
 
 /// One line per difference between the running and the new configuration.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
@@ -56,12 +56,24 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
                     "{}: weight of {} {} -> {}",
                     service.id, backend.address, b.weight, backend.weight
                 )),
-                Some(b) if b != backend => lines.push(format!(
-                    "{}: thresholds of {} changed",
-                    service.id, backend.address
-                )),
+                Some(b) if (b.upper, b.lower) != (backend.upper, backend.lower) => {
+                    lines.push(format!(
+                        "{}: thresholds of {} changed",
+                        service.id, backend.address
+                    ));
+                }
                 Some(_) => {}
             }
+        }
+        let other_checks = |backend: &RealServer| {
+            let old = before
+                .backends
+                .iter()
+                .find(|b| b.address == backend.address);
+            old.is_some_and(|old| old.checks != backend.checks)
+        };
+        if service.backends.iter().any(other_checks) {
+            lines.push(format!("{}: health checks changed", service.id));
         }
         for backend in &before.backends {
             if !service

@@ -1,9 +1,13 @@
 //! The file as written: every key optional, every value with its place.
 
+mod check;
+
 use std::{ops::Range, time::Duration};
 
 use toml::de::DeTable;
 
+use self::check::check;
+pub use self::check::{RawCheck, RawHttp, RawTls, RawUrl};
 use super::{
     diagnostic::Diagnostic,
     reader::{At, Fields},
@@ -108,20 +112,8 @@ pub struct RawService {
     pub new_connections_burst: Option<At<i64>>,
     pub vrrp: Option<At<String>>,
     pub sorry_server: Option<At<String>>,
-    pub check: Option<At<RawCheck>>,
+    pub checks: Vec<At<RawCheck>>,
     pub backends: Vec<At<RawBackend>>,
-}
-
-pub struct RawCheck {
-    pub kind: Option<At<String>>,
-    pub port: Option<At<i64>>,
-    pub path: Option<At<String>>,
-    pub host: Option<At<String>>,
-    pub status: Option<At<i64>>,
-    pub interval: Option<At<Duration>>,
-    pub connect_timeout: Option<At<Duration>>,
-    pub retries: Option<At<i64>>,
-    pub delay_before_retry: Option<At<Duration>>,
 }
 
 pub struct RawBackend {
@@ -129,6 +121,7 @@ pub struct RawBackend {
     pub weight: Option<At<i64>>,
     pub upper_threshold: Option<At<i64>>,
     pub lower_threshold: Option<At<i64>>,
+    pub checks: Vec<At<RawCheck>>,
 }
 
 /// Reads the file as far as it can be read.
@@ -301,29 +294,11 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         new_connections_burst: fields.integer("new_connections_burst"),
         vrrp: fields.string("vrrp"),
         sorry_server: fields.string("sorry_server"),
-        check: fields.table("check", check),
+        checks: fields.one_or_more("check", check),
         backends: fields.tables("backend", backend),
     };
     if !fields.was_given("address") {
         fields.missing("address", "VIP and port, such as \"10.1.15.50:80\"");
-    }
-    raw
-}
-
-fn check(fields: &mut Fields<'_, '_>) -> RawCheck {
-    let raw = RawCheck {
-        kind: fields.string("type"),
-        port: fields.integer("port"),
-        path: fields.string("path"),
-        host: fields.string("host"),
-        status: fields.integer("status"),
-        interval: fields.duration("interval"),
-        connect_timeout: fields.duration("connect_timeout"),
-        retries: fields.integer("retries"),
-        delay_before_retry: fields.duration("delay_before_retry"),
-    };
-    if !fields.was_given("type") {
-        fields.missing("type", "\"http\" or \"tcp\"");
     }
     raw
 }
@@ -334,6 +309,7 @@ fn backend(fields: &mut Fields<'_, '_>) -> RawBackend {
         weight: fields.integer("weight"),
         upper_threshold: fields.integer("upper_threshold"),
         lower_threshold: fields.integer("lower_threshold"),
+        checks: fields.one_or_more("check", check),
     };
     if !fields.was_given("address") {
         fields.missing(

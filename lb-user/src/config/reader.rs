@@ -86,6 +86,33 @@ impl<'d, 'i> Fields<'d, 'i> {
         })
     }
 
+    /// An integer, a string, or a list of them, all as text.
+    pub fn words(&mut self, key: &'static str) -> Option<At<Vec<At<String>>>> {
+        let word = |item: &Spanned<DeValue<'i>>| {
+            let value = match item.get_ref() {
+                DeValue::Integer(number) => number.as_str().to_owned(),
+                other => other.as_str()?.to_owned(),
+            };
+            let span = item.span();
+            Some(At { value, span })
+        };
+        let value = self.remove(key)?;
+        let words = match value.get_ref().as_array() {
+            Some(items) => items.iter().map(word).collect(),
+            None => word(value).map(|word| vec![word]),
+        };
+        match words {
+            Some(words) => Some(At {
+                value: words,
+                span: value.span(),
+            }),
+            None => {
+                self.wrong_type(key, value, "a number, a string, or a list of them");
+                None
+            }
+        }
+    }
+
     /// A program with its arguments: a list, or one string that is split as a shell would, quotes
     /// and backslashes included, without running one.
     pub fn command(&mut self, key: &'static str) -> Option<At<Vec<String>>> {
@@ -154,6 +181,23 @@ impl<'d, 'i> Fields<'d, 'i> {
             });
         }
         all
+    }
+
+    /// Reads one table (`[key]`) or each of an array of them (`[[key]]`) with `read`.
+    pub fn one_or_more<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&mut Fields<'_, 'i>) -> T,
+    ) -> Vec<At<T>> {
+        let is_table =
+            |(name, value): &(&Spanned<std::borrow::Cow<'i, str>>, &Spanned<DeValue<'i>>)| {
+                name.get_ref() == key && value.get_ref().is_table()
+            };
+        if self.left.iter().any(is_table) {
+            self.table(key, read).into_iter().collect()
+        } else {
+            self.tables(key, read)
+        }
     }
 
     /// Whether the key stood in the table, with a value of the right type or not.

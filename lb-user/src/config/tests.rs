@@ -143,7 +143,7 @@ fn what_is_refused_and_how() {
         (
             "type = \"http\"",
             "type = \"htpp\"",
-            &["`type` cannot be \"htpp\"", "\"http\", \"tcp\""],
+            &["`type` cannot be \"htpp\"", "\"http\", \"https\""],
         ),
         (
             "type = \"http\"",
@@ -422,6 +422,8 @@ fn changes_in_words() {
     );
     assert!(needs_restart(&old, &new).is_empty());
 }
+
+mod checks;
 
 mod properties {
     use proptest::prelude::*;

@@ -1,12 +1,9 @@
 //! What each event leads to.
 
-use std::time::SystemTime;
-
 use tokio::sync::mpsc::Receiver;
 
-use super::{Daemon, HealthRecord};
+use super::Daemon;
 use crate::{
-    health::{driver::Change, state::Health},
     model::VrrpState,
     net::interfaces::{Interfaces, NetEvent},
     vrrp::{driver::Report, fsm::Reason},
@@ -113,36 +110,8 @@ impl Daemon {
         }
     }
 
-    pub(super) fn on_health(&mut self, change: Change) {
-        if !self.checks.is_running(&change.job) {
-            return;
-        }
-        let (service, address) = change.job.subject;
-        let Some(record) = self.health.get_mut(&change.job.subject) else {
-            return;
-        };
-        let lasted = record.since.elapsed().unwrap_or_default().as_secs();
-        *record = HealthRecord {
-            health: change.health,
-            since: SystemTime::now(),
-            cause: change.cause.clone(),
-        };
-        let reason = match change.health {
-            Health::Up => format!("{service}: real server {address} is up after {lasted} s"),
-            Health::Down => format!(
-                "{service}: real server {address} is down after {lasted} s: {}",
-                change.cause.unwrap_or_default()
-            ),
-        };
-        match change.health {
-            Health::Up => tracing::info!("{reason}"),
-            Health::Down => tracing::warn!("{reason}"),
-        }
-        self.apply_or_stay(&reason);
-    }
-
     /// Applies; a data plane that refuses keeps its last state, and the next tick tries again.
-    fn apply_or_stay(&mut self, reason: &str) {
+    pub(super) fn apply_or_stay(&mut self, reason: &str) {
         if let Err(error) = self.apply(reason) {
             tracing::error!(%error, "the data plane keeps its last state for now");
         }

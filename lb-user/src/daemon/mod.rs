@@ -5,6 +5,7 @@ mod addresses;
 mod error;
 mod events;
 mod files;
+mod health;
 mod neighbours;
 mod reload;
 mod roles;
@@ -13,7 +14,7 @@ mod tracking;
 mod views;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -37,8 +38,8 @@ use crate::{
         xdp::Xdp,
     },
     health::{
-        driver::{Change, Checks},
-        plan::Subject,
+        board::{Board, Change},
+        driver::Checks,
         state::Health,
     },
     model::{
@@ -104,13 +105,6 @@ struct Inputs {
     net: Events,
 }
 
-/// What is known of a checked real server.
-struct HealthRecord {
-    health: Health,
-    since: SystemTime,
-    cause: Option<String>,
-}
-
 /// What is known of an instance besides what the VRRP thread knows. One that a reload removes stays
 /// until the thread has reported its end.
 struct InstanceRecord {
@@ -139,7 +133,7 @@ struct Daemon {
     instances: BTreeMap<String, InstanceRecord>,
     checks: Checks,
     tracking: Tracking,
-    health: HashMap<Subject, HealthRecord>,
+    health: Board,
     data_plane: Box<dyn DataPlane>,
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
@@ -192,7 +186,7 @@ impl Daemon {
             instances: BTreeMap::new(),
             checks,
             tracking: Tracking::new(scripts),
-            health: HashMap::new(),
+            health: Board::default(),
             data_plane: Box::new(data_plane),
             switch: Switch {
                 generation: 0,
@@ -315,7 +309,7 @@ impl Daemon {
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
                 Some(event) = inputs.net.next() => self.on_net(event).await,
-                Some(change) = inputs.changes.recv() => self.on_health(change),
+                Some(change) = inputs.changes.recv() => self.on_health(&change),
                 Some(change) = inputs.script_changes.recv() => self.on_script(change),
                 _ = signals.hangup.recv() => self.on_hangup(&mut inputs.reports).await,
                 Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
@@ -414,25 +408,6 @@ impl Daemon {
             let record = self.instances.entry(instance.name.clone()).or_insert(new);
             record.instance = instance.clone();
         }
-    }
-
-    fn start_checks(&mut self) {
-        let jobs = crate::health::plan::jobs(&self.config);
-        self.health
-            .retain(|subject, _| jobs.iter().any(|job| job.subject == *subject));
-        for job in &jobs {
-            self.health
-                .entry(job.subject)
-                .or_insert_with(|| HealthRecord {
-                    health: Health::Up,
-                    since: SystemTime::now(),
-                    cause: None,
-                });
-        }
-        let health = &self.health;
-        self.checks.configure(&jobs, |subject| {
-            health.get(subject).map_or(Health::Up, |r| r.health)
-        });
     }
 
     /// Every instance with the present condition of its interface.

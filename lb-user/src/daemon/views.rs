@@ -7,10 +7,7 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     api::{
-        proto::{
-            CheckStatus, DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status,
-            Watched,
-        },
+        proto::{DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status, Watched},
         server::Request,
     },
     health::state::Health,
@@ -49,18 +46,7 @@ impl Daemon {
             .into_iter()
             .filter_map(|s| self.instance_status(s))
             .collect();
-        let mut checks: Vec<CheckStatus> = self
-            .health
-            .iter()
-            .map(|((service, address), record)| CheckStatus {
-                service: service.to_string(),
-                backend: address.to_string(),
-                up: record.health == Health::Up,
-                since: unix(record.since),
-                cause: record.cause.clone(),
-            })
-            .collect();
-        checks.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));
+        let checks = self.check_statuses();
         let data_plane = self.data_plane.snapshot();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -257,7 +257,6 @@ mod tests {
             rate: None,
             instance: Some("VI_1".into()),
             sorry,
-            check: None,
             backends: (45..)
                 .zip(weights)
                 .map(|(last, weight)| RealServer {
@@ -265,6 +264,7 @@ mod tests {
                     weight: *weight,
                     upper: 0,
                     lower: 0,
+                    checks: Vec::new(),
                 })
                 .collect(),
         }

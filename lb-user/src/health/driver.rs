@@ -1,99 +1,174 @@
 //! Runs one task per check and tells the daemon of changes.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
 use super::{
-    plan::{Job, Subject, difference, first_attempt},
-    probe,
-    state::{CheckState, Health},
+    board::Change,
+    plan::{Job, difference, first_attempt},
+    probe::Probe,
+    state::{Attempt, CheckState, Health},
 };
 
 /// Changes that may wait for the daemon; a check whose change finds no room waits with it.
 const CHANGE_QUEUE: usize = 1024;
 
-/// A real server changed its state.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// The check that noticed.
-    pub job: Job,
-    /// The new state.
-    pub health: Health,
-    /// Why: the last attempt's error, or nothing on success.
-    pub cause: Option<String>,
-}
-
 /// The running checks.
 pub struct Checks {
-    tasks: HashMap<Job, JoinHandle<()>>,
+    tasks: HashMap<Job, Running>,
     changes: mpsc::Sender<Change>,
+}
+
+struct Running {
+    task: JoinHandle<()>,
+    gauge: Arc<Gauge>,
+}
+
+/// What a check has done so far.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    attempts: AtomicU64,
+    failures: AtomicU64,
+    /// Why the last attempt failed, if it did.
+    trouble: Mutex<Option<String>>,
+}
+
+/// A reading of a [`Gauge`].
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Attempts that have ended.
+    pub attempts: u64,
+    /// Those that failed.
+    pub failures: u64,
+    /// Why the last one failed, if it did.
+    pub trouble: Option<String>,
 }
 
 impl Checks {
     /// No checks yet.
     pub fn new() -> (Self, mpsc::Receiver<Change>) {
+        allow_descriptors();
         let (changes, receiver) = mpsc::channel(CHANGE_QUEUE);
-        (
-            Self {
-                tasks: HashMap::new(),
-                changes,
-            },
-            receiver,
-        )
+        let checks = Self {
+            tasks: HashMap::new(),
+            changes,
+        };
+        (checks, receiver)
     }
 
     /// Makes `wanted` the running checks. Unchanged ones are not disturbed; `health` says what is
-    /// known of a subject whose check begins.
-    pub fn configure(&mut self, wanted: &[Job], health: impl Fn(&Subject) -> Health) {
+    /// known of one that begins.
+    pub fn configure(&mut self, wanted: &[Job], health: impl Fn(&Job) -> Health) {
         let running: HashSet<Job> = self.tasks.keys().cloned().collect();
         let (ending, beginning) = difference(&running, wanted);
         for job in ending {
-            if let Some(task) = self.tasks.remove(&job) {
-                task.abort();
+            if let Some(running) = self.tasks.remove(&job) {
+                running.task.abort();
             }
         }
         let count = beginning.len();
         for (index, job) in beginning.into_iter().enumerate() {
-            let state = CheckState::new(health(&job.subject));
-            let delay = first_attempt(index, count, job.check.interval);
-            let task = tokio::spawn(run(job.clone(), state, delay, self.changes.clone()));
-            self.tasks.insert(job, task);
+            let state = CheckState::new(health(&job), seed());
+            let delay = first_attempt(index, count, job.check.timing.warmup);
+            let gauge = Arc::new(Gauge::default());
+            let task = run(
+                job.clone(),
+                state,
+                delay,
+                gauge.clone(),
+                self.changes.clone(),
+            );
+            let task = tokio::spawn(task);
+            self.tasks.insert(job, Running { task, gauge });
         }
     }
-}
 
-impl Checks {
-    /// Whether this check still runs: a change that an ended one left in the queue is stale.
-    pub fn is_running(&self, job: &Job) -> bool {
-        self.tasks.contains_key(job)
+    /// What a check has done so far.
+    pub fn reading(&self, job: &Job) -> Reading {
+        self.tasks
+            .get(job)
+            .map(|running| running.gauge.read())
+            .unwrap_or_default()
     }
 }
 
 impl Drop for Checks {
     fn drop(&mut self) {
-        for task in self.tasks.values() {
-            task.abort();
+        for running in self.tasks.values() {
+            running.task.abort();
         }
     }
+}
+
+impl Gauge {
+    fn note(&self, attempt: Attempt, trouble: Option<&str>) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        if attempt == Attempt::Failed {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Ok(mut last) = self.trouble.lock()
+            && last.as_deref() != trouble
+        {
+            *last = trouble.map(str::to_owned);
+        }
+    }
+
+    fn read(&self) -> Reading {
+        Reading {
+            attempts: self.attempts.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+            trouble: self.trouble.lock().ok().and_then(|last| last.clone()),
+        }
+    }
+}
+
+/// Every attempt needs a descriptor or two, and 1,024 is the usual limit of a process: as many as the
+/// administrator allows at most.
+fn allow_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, "cannot raise the limit of open files; many checks may need more");
+    }
+}
+
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
 }
 
 async fn run(
     job: Job,
     mut state: CheckState,
-    delay: std::time::Duration,
+    delay: Duration,
+    gauge: Arc<Gauge>,
     changes: mpsc::Sender<Change>,
 ) {
     sleep(delay).await;
+    let mut probe = Probe::new(&job);
     loop {
-        let result = probe::attempt(job.target, &job.check).await;
-        let next = state.attempt(result.is_ok(), &job.check);
+        let (attempt, trouble) = match probe.attempt().await {
+            Ok(attempt) => (attempt, None),
+            Err(error) if error.is_local() => (Attempt::Nothing, Some(error.to_string())),
+            Err(error) => (Attempt::Failed, Some(error.to_string())),
+        };
+        gauge.note(attempt, trouble.as_deref());
+        let next = state.attempt(attempt, &job.check.timing);
         if let Some(health) = next.change {
-            let cause = result.err().map(|error| error.to_string());
             let change = Change {
                 job: job.clone(),
                 health,
-                cause,
+                cause: trouble,
             };
             if changes.send(change).await.is_err() {
                 return;

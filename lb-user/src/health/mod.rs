@@ -1,8 +1,9 @@
 //! Health checks: is a real server able to do its work?
 //!
-//! `state` and `plan` are pure; `probe` asks once, and `driver` runs one task per check and tells
-//! the daemon of changes.
+//! `state`, `plan` and `board` are pure; `probe` asks once, and `driver` runs one task per check and
+//! tells the daemon of changes, which `board` sums up for each real server.
 
+pub mod board;
 pub mod driver;
 pub mod plan;
 pub mod probe;

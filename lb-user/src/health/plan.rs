@@ -16,26 +16,33 @@ pub type Subject = (ServiceId, IpAddr);
 pub struct Job {
     /// Service and real server.
     pub subject: Subject,
-    /// Address and port asked.
+    /// Address and port asked; the port is 0 where none is.
     pub target: SocketAddr,
     /// What is asked, and when.
     pub check: Check,
 }
 
-/// The jobs of a configuration.
+/// The jobs of a configuration. Two equal checks of a real server are one job.
 pub fn jobs(config: &Config) -> Vec<Job> {
-    let mut jobs = Vec::new();
+    let mut jobs: Vec<Job> = Vec::new();
     for service in &config.services {
-        let Some(check) = &service.check else {
-            continue;
-        };
         for backend in &service.backends {
-            let port = check.port.unwrap_or(service.id.ports.first);
-            jobs.push(Job {
-                subject: (service.id, backend.address),
-                target: SocketAddr::new(backend.address, port),
-                check: check.clone(),
-            });
+            let begin = jobs.len();
+            for check in &backend.checks {
+                let port = match check.kind.has_port() {
+                    true => check.port.unwrap_or(service.id.ports.first),
+                    false => 0,
+                };
+                let address = check.address.unwrap_or(backend.address);
+                let job = Job {
+                    subject: (service.id, backend.address),
+                    target: SocketAddr::new(address, port),
+                    check: check.clone(),
+                };
+                if !jobs[begin..].contains(&job) {
+                    jobs.push(job);
+                }
+            }
         }
     }
     jobs
@@ -43,9 +50,10 @@ pub fn jobs(config: &Config) -> Vec<Job> {
 
 /// Those of `running` to end, and those of `wanted` to begin.
 pub fn difference(running: &HashSet<Job>, wanted: &[Job]) -> (Vec<Job>, Vec<Job>) {
+    let stay: HashSet<&Job> = wanted.iter().collect();
     let ending = running
         .iter()
-        .filter(|job| !wanted.contains(job))
+        .filter(|job| !stay.contains(job))
         .cloned()
         .collect();
     let beginning = wanted
@@ -56,33 +64,47 @@ pub fn difference(running: &HashSet<Job>, wanted: &[Job]) -> (Vec<Job>, Vec<Job>
     (ending, beginning)
 }
 
-/// When the `index`-th of `count` new jobs makes its first attempt: spread over one interval, or
-/// over two seconds where that is shorter, so that a start is no thunderclap and still soon tells
-/// who is alive.
-pub fn first_attempt(index: usize, count: usize, interval: Duration) -> Duration {
-    let span = interval.min(Duration::from_secs(2));
+/// When the `index`-th of `count` new jobs makes its first attempt: spread over the warm-up, so that a
+/// start is no thunderclap.
+pub fn first_attempt(index: usize, count: usize, warmup: Duration) -> Duration {
     let share = index as f64 / count.max(1) as f64;
-    span.mul_f64(share)
+    warmup.mul_f64(share)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::model::{CheckKind, Protocol};
+    use crate::model::{CheckKind, Limits, Protocol, Timing};
 
-    fn job(last: u8, interval_s: u64) -> Job {
+    pub fn job(last: u8, interval_s: u64) -> Job {
         let address = IpAddr::from([10, 0, 0, last]);
         let vip = SocketAddr::new([192, 0, 2, 1].into(), 80);
+        let (second, interval) = (Duration::from_secs(1), Duration::from_secs(interval_s));
         Job {
             subject: (ServiceId::new(Protocol::Tcp, vip), address),
             target: SocketAddr::new(address, 80),
             check: Check {
                 kind: CheckKind::Tcp,
+                address: None,
                 port: None,
-                interval: Duration::from_secs(interval_s),
-                connect_timeout: Duration::from_secs(1),
-                retries: 0,
-                delay_before_retry: Duration::ZERO,
+                source: None,
+                limits: Limits {
+                    connect: second,
+                    tls: second,
+                    answer: second,
+                    total: None,
+                },
+                timing: Timing {
+                    interval,
+                    rising_interval: interval,
+                    down_interval: interval,
+                    rise: 1,
+                    fall: 1,
+                    retries: 0,
+                    delay_before_retry: Duration::ZERO,
+                    warmup: second,
+                    jitter: 0,
+                },
             },
         }
     }
@@ -98,7 +120,7 @@ mod tests {
 
     #[test]
     fn first_attempts_are_spread() {
-        let at = |index| first_attempt(index, 100, Duration::from_secs(10));
+        let at = |index| first_attempt(index, 100, Duration::from_secs(2));
         assert_eq!(at(0), Duration::ZERO);
         assert_eq!(at(50), Duration::from_secs(1));
         assert!(at(99) < Duration::from_secs(2));

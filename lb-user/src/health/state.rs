@@ -1,13 +1,21 @@
-//! One checked real server: when to ask again, and when it is up or down. Pure.
+//! One check of a real server: when to ask again, and when it is up or down. Pure.
 //!
-//! As keepalived's checkers: a server counts as up until a check fails; one failed attempt and all
-//! its retries make it down; one success makes it up.
+//! ```text
+//!            failure (an attempt and all its retries failed), `fall` of them in a row
+//!       UP ─────────────────────────────────────────────────────────────────────────► DOWN
+//!          ◄─────────────────────────────────────────────────────────────────────────
+//!                                  success, `rise` of them in a row
+//! ```
+//!
+//! With the defaults, `rise` and `fall` of 1, this is what keepalived's checkers do: one failed
+//! attempt and all its retries make a server down, one success makes it up. A server that says
+//! itself what it is, as an agent does, is believed at once.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Check;
+use crate::model::Timing;
 
 /// What is believed of a real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,15 +23,32 @@ use crate::model::Check;
 pub enum Health {
     /// It works, or nobody has asked yet.
     Up,
-    /// It failed an attempt and every retry.
+    /// It failed its check.
     Down,
+}
+
+/// What an attempt showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The answer was the right one.
+    Passed,
+    /// It was not, or none came.
+    Failed,
+    /// The server said of itself what it is.
+    Told(Health),
+    /// Nothing of the server: the director could not ask, or silence means nothing.
+    Nothing,
 }
 
 /// State of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckState {
     health: Health,
-    failures: u32,
+    /// Successes or failures in a row that contradict it.
+    against: u32,
+    /// Retries made since the first failed attempt.
+    retried: u32,
+    random: u64,
 }
 
 /// What follows from an attempt.
@@ -36,116 +61,89 @@ pub struct Next {
 }
 
 impl CheckState {
-    /// A check that begins in `health`.
-    pub fn new(health: Health) -> Self {
+    /// A check that begins in `health`; `seed` makes its jitter.
+    pub fn new(health: Health, seed: u64) -> Self {
         Self {
             health,
-            failures: 0,
+            against: 0,
+            retried: 0,
+            random: seed,
         }
-    }
-
-    /// Present belief.
-    pub fn health(&self) -> Health {
-        self.health
     }
 
     /// Takes the result of one attempt.
-    pub fn attempt(&mut self, succeeded: bool, check: &Check) -> Next {
-        if succeeded {
-            self.failures = 0;
-            return Next {
-                change: self.turn(Health::Up),
-                wait: check.interval,
-            };
-        }
-        if self.health == Health::Down {
-            return Next {
-                change: None,
-                wait: check.interval,
-            };
-        }
-        self.failures += 1;
-        if self.failures <= check.retries {
-            return Next {
-                change: None,
-                wait: check.delay_before_retry,
-            };
-        }
-        self.failures = 0;
+    pub fn attempt(&mut self, attempt: Attempt, timing: &Timing) -> Next {
+        let before = self.health;
+        let wait = match (attempt, self.health) {
+            (Attempt::Nothing, Health::Up) => timing.interval,
+            (Attempt::Nothing, Health::Down) => timing.down_interval,
+            (Attempt::Told(health), _) => {
+                self.turn(health);
+                match health {
+                    Health::Up => timing.interval,
+                    Health::Down => timing.down_interval,
+                }
+            }
+            (Attempt::Passed, Health::Up) => {
+                self.turn(Health::Up);
+                timing.interval
+            }
+            (Attempt::Passed, Health::Down) => {
+                self.against += 1;
+                if self.against < timing.rise {
+                    timing.rising_interval
+                } else {
+                    self.turn(Health::Up);
+                    timing.interval
+                }
+            }
+            (Attempt::Failed, Health::Down) => {
+                self.turn(Health::Down);
+                timing.down_interval
+            }
+            (Attempt::Failed, Health::Up) if self.retried < timing.retries => {
+                self.retried += 1;
+                timing.delay_before_retry
+            }
+            (Attempt::Failed, Health::Up) => {
+                self.retried = 0;
+                self.against += 1;
+                if self.against < timing.fall {
+                    timing.interval
+                } else {
+                    self.turn(Health::Down);
+                    timing.down_interval
+                }
+            }
+        };
         Next {
-            change: self.turn(Health::Down),
-            wait: check.interval,
+            change: (self.health != before).then_some(self.health),
+            wait: self.jittered(wait, timing.jitter),
         }
     }
 
-    fn turn(&mut self, health: Health) -> Option<Health> {
-        (std::mem::replace(&mut self.health, health) != health).then_some(health)
+    fn turn(&mut self, health: Health) {
+        self.health = health;
+        self.against = 0;
+        self.retried = 0;
+    }
+
+    /// `wait`, longer or shorter by `percent` at most.
+    fn jittered(&mut self, wait: Duration, percent: u8) -> Duration {
+        if percent == 0 {
+            return wait;
+        }
+        // SplitMix64 (Steele, Lea, Flood 2014): one addition a step, and every seed is a good one.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.random;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        // Minus one to one, in steps of 2^-31.
+        let share = (word >> 32) as f64 / f64::from(1u32 << 31) - 1.0;
+        wait.mul_f64((1.0 + share * f64::from(percent) / 100.0).max(0.0))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::CheckKind;
-
-    const INTERVAL: Duration = Duration::from_secs(5);
-    const RETRY: Duration = Duration::from_millis(300);
-
-    fn check(retries: u32) -> Check {
-        Check {
-            kind: CheckKind::Tcp,
-            port: None,
-            interval: INTERVAL,
-            connect_timeout: Duration::from_secs(1),
-            retries,
-            delay_before_retry: RETRY,
-        }
-    }
-
-    /// Attempts as `+` and `-`, what each changes (`u`, `d`, `.`), and what it waits for (`r`etry
-    /// or `i`nterval).
-    #[test]
-    fn runs_of_attempts() {
-        let rows = [
-            (0, "-", "d", "i"),
-            (0, "+-+", ".du", "iii"),
-            (2, "---", "..d", "rri"),
-            (2, "--+--", ".....", "rrirr"),
-            (2, "---++", "..du.", "rriii"),
-            (1, "-----", ".d...", "riiii"),
-            (1, "--+--", ".du.d", "riiri"),
-        ];
-        for (retries, attempts, changes, waits) in rows {
-            let check = check(retries);
-            let mut state = CheckState::new(Health::Up);
-            let (mut seen_changes, mut seen_waits) = (String::new(), String::new());
-            for attempt in attempts.chars() {
-                let next = state.attempt(attempt == '+', &check);
-                seen_changes.push(match next.change {
-                    Some(Health::Up) => 'u',
-                    Some(Health::Down) => 'd',
-                    None => '.',
-                });
-                seen_waits.push(if next.wait == RETRY { 'r' } else { 'i' });
-            }
-            assert_eq!(
-                (seen_changes.as_str(), seen_waits.as_str()),
-                (changes, waits),
-                "{attempts} {retries}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_server_known_to_be_down_needs_one_success() {
-        let mut state = CheckState::new(Health::Down);
-        assert_eq!(
-            state.attempt(false, &check(3)),
-            Next {
-                change: None,
-                wait: INTERVAL
-            }
-        );
-        assert_eq!(state.attempt(true, &check(3)).change, Some(Health::Up));
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //! [`Config`], and nothing downstream checks again. No behaviour beyond small accessors.
 
 pub mod address;
+mod check;
 mod track;
 mod vrrp;
 
@@ -14,6 +15,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::check::{
+    BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
+};
 pub use self::track::{TrackScript, Tracked, Verdict, Watch};
 pub use self::vrrp::{
     Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
@@ -273,8 +277,6 @@ pub struct VirtualService {
     pub instance: Option<String>,
     /// Who answers when no real server is alive.
     pub sorry: Option<Target>,
-    /// Health check of each real server; `None` means always up.
-    pub check: Option<Check>,
     /// Real servers, in file order.
     pub backends: Vec<RealServer>,
 }
@@ -366,7 +368,7 @@ impl fmt::Display for Target {
 }
 
 /// A real server of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RealServer {
     /// Its own address; the port is the service's (neither direct return nor a tunnel changes it).
     pub address: IpAddr,
@@ -376,39 +378,8 @@ pub struct RealServer {
     pub upper: u32,
     /// Below this many it gets new ones again; 0 is three quarters of `upper`.
     pub lower: u32,
-}
-
-/// A health check with its timing.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Check {
-    /// What is asked.
-    pub kind: CheckKind,
-    /// Port asked; the service's when absent.
-    pub port: Option<u16>,
-    /// From the end of one round to the start of the next.
-    pub interval: Duration,
-    /// For the TCP connection, and again for the answer.
-    pub connect_timeout: Duration,
-    /// Further attempts after the first failed one before the real server is down.
-    pub retries: u32,
-    /// Before each of those.
-    pub delay_before_retry: Duration,
-}
-
-/// What a health check asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum CheckKind {
-    /// A TCP connection can be made.
-    Tcp,
-    /// `GET path` is answered with this status.
-    Http {
-        /// Absolute path with optional query.
-        path: String,
-        /// `Host` header; the address asked when absent.
-        host: Option<String>,
-        /// Expected status code.
-        status: u16,
-    },
+    /// Health checks that must all pass; without one it is always up.
+    pub checks: Vec<Check>,
 }
 
 /// Where a host is.

@@ -2,6 +2,7 @@
 //! that one run names them all; what a faulty part yields is never used, because any diagnostic
 //! discards the result.
 
+mod check;
 mod service;
 mod track;
 mod traffic;

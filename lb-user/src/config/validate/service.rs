@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
-    time::Duration,
 };
 
 use lb_common::{
@@ -19,14 +18,16 @@ use crate::{
         reader::At,
     },
     model::{
-        Check, CheckKind, Forwarding, Instance, Ports, Protocol, RealServer, Scheduler, ServiceId,
-        Target, VirtualService,
+        Check, Forwarding, Instance, Ports, Protocol, RealServer, Scheduler, ServiceId, Target,
+        VirtualService,
     },
     schedule::ring,
 };
 
 /// As in IPVS, whose weights keepalived limits to 16 bits.
 const MAX_WEIGHT: i64 = 65_535;
+/// Each is a task; nobody needs so many.
+const MAX_CHECKS: usize = 16;
 
 impl Validator<'_> {
     pub(super) fn services(
@@ -161,21 +162,10 @@ impl Validator<'_> {
                 "use wrr, or several services",
             );
         }
-        let check = raw.check.map(|at| (self.health_check(at.value), at.span));
-        if let Some((check, place)) = &check
-            && check.port.is_none()
-            && ports.single().is_none()
-        {
-            self.error(
-                place,
-                "the check needs `port`: the service has several",
-                "name the port that is to be asked",
-            );
-        }
+        let checks = self.checks(raw.checks, ports);
         VirtualService {
             instance: self.instance_of(raw.vrrp, address, instances),
             sorry: raw.sorry_server.and_then(|at| self.sorry(&at, id)),
-            check: check.map(|(check, _)| check),
             hashing: self.hashing(raw.scheduler_flags, scheduler),
             forwarding,
             persistence: self.persistence(raw.persistence_timeout, raw.persistence_prefix, address),
@@ -185,7 +175,7 @@ impl Validator<'_> {
                 "new_connections_per_second",
                 "new_connections_burst",
             ),
-            backends: self.backends(raw.backends, id, forwarding),
+            backends: self.backends(raw.backends, id, forwarding, &checks),
             id,
             scheduler,
         }
@@ -228,6 +218,7 @@ impl Validator<'_> {
         raw: Vec<At<RawBackend>>,
         service: ServiceId,
         forwarding: Forwarding,
+        checks: &[(Check, Range<usize>)],
     ) -> Vec<RealServer> {
         let mut seen = HashSet::new();
         raw.into_iter()
@@ -271,7 +262,10 @@ impl Validator<'_> {
                         "",
                     );
                 }
+                let own = self.checks(raw.checks, service.ports);
+                let checks = if own.is_empty() { checks } else { &own };
                 RealServer {
+                    checks: self.checks_of(address, checks),
                     address,
                     weight: u32::try_from(weight).unwrap_or(1),
                     upper,
@@ -279,6 +273,41 @@ impl Validator<'_> {
                 }
             })
             .collect()
+    }
+
+    fn checks(&mut self, raw: Vec<At<RawCheck>>, ports: Ports) -> Vec<(Check, Range<usize>)> {
+        if let Some(surplus) = raw.get(MAX_CHECKS) {
+            let message = format!("more than {MAX_CHECKS} checks of a real server");
+            self.error(&surplus.span, message, "");
+        }
+        let mut all = Vec::with_capacity(raw.len());
+        for At { value, span } in raw {
+            let check = self.health_check(value, &span);
+            if check.kind.has_port() && check.port.is_none() && ports.single().is_none() {
+                self.error(
+                    &span,
+                    "the check needs `port`: the service has several",
+                    "name the port that is to be asked",
+                );
+            }
+            all.push((check, span));
+        }
+        all
+    }
+
+    /// The checks of the real server at `address`.
+    fn checks_of(&mut self, address: IpAddr, checks: &[(Check, Range<usize>)]) -> Vec<Check> {
+        for (check, span) in checks {
+            let asked = check.address.unwrap_or(address);
+            if let Some(source) = check.source
+                && source.is_ipv4() != asked.is_ipv4()
+                && !asked.is_unspecified()
+            {
+                let message = format!("{asked} cannot be asked from {source}");
+                self.error(span, message, "one is of IPv4, the other of IPv6");
+            }
+        }
+        checks.iter().map(|(check, _)| check.clone()).collect()
     }
 
     fn threshold(&mut self, raw: Option<At<i64>>, key: &str) -> u32 {
@@ -333,77 +362,5 @@ impl Validator<'_> {
             }
         }
         Some(Target::Host(self.host(at, service)))
-    }
-
-    fn health_check(&mut self, raw: RawCheck) -> Check {
-        let kinds = &[("http", true), ("tcp", false)];
-        let http = self.choice(raw.kind, "type", false, kinds);
-        if !http {
-            let keys = [
-                ("path", raw.path.as_ref().map(|a| &a.span)),
-                ("host", raw.host.as_ref().map(|a| &a.span)),
-                ("status", raw.status.as_ref().map(|a| &a.span)),
-            ];
-            for (key, span) in keys {
-                if let Some(span) = span {
-                    self.error(
-                        span,
-                        format!("`{key}` belongs to checks of type \"http\""),
-                        "",
-                    );
-                }
-            }
-        }
-        let path = raw.path.map_or_else(
-            || "/".to_owned(),
-            |at| {
-                if !at.value.starts_with('/')
-                    || at
-                        .value
-                        .chars()
-                        .any(|c| c.is_whitespace() || c.is_control())
-                {
-                    self.error(&at.span, "`path` must begin with / and have no blanks", "");
-                }
-                at.value
-            },
-        );
-        let status = self.number(raw.status, "status", 100..=599, 200, |_, _| {});
-        let port = raw
-            .port
-            .map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
-        let retries = self.number(raw.retries, "retries", 0..=100, 1, |_, _| {});
-        let hour = Duration::from_secs(3_600);
-        Check {
-            kind: if http {
-                CheckKind::Http {
-                    path,
-                    host: raw.host.map(|at| at.value),
-                    status: u16::try_from(status).unwrap_or(200),
-                }
-            } else {
-                CheckKind::Tcp
-            },
-            port: port.and_then(|port| u16::try_from(port).ok()),
-            interval: self.duration(
-                raw.interval,
-                "interval",
-                Duration::from_millis(100)..=hour,
-                Duration::from_secs(5),
-            ),
-            connect_timeout: self.duration(
-                raw.connect_timeout,
-                "connect_timeout",
-                Duration::from_millis(10)..=hour,
-                Duration::from_secs(5),
-            ),
-            retries: u32::try_from(retries).unwrap_or(1),
-            delay_before_retry: self.duration(
-                raw.delay_before_retry,
-                "delay_before_retry",
-                Duration::ZERO..=hour,
-                Duration::from_secs(1),
-            ),
-        }
     }
 }

@@ -1,72 +1,276 @@
-//! `GET` over HTTP/1.1, judged by its status.
+//! Requests over HTTP or HTTPS, judged by status and body.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, Uri,
+    body::Incoming,
+    header,
+    http::{self, Method, uri::Scheme},
+};
+use regex::bytes::Regex;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
 
-use super::ProbeError;
+use super::{
+    Late, Place,
+    exchange::{Conversation, ExchangeError, Transport},
+    tcp::{self, ConnectError},
+    tls::{Connector, TlsError},
+};
+use crate::model::{BodyRule, HttpCheck, HttpRequest, HttpVersion};
 
-/// What is asked and expected.
-pub struct Question<'q> {
-    /// Absolute path.
-    pub path: &'q str,
-    /// `Host` header; the address asked when absent.
-    pub host: Option<&'q str>,
-    /// Expected status.
-    pub status: u16,
+/// Longest body that is looked at, in bytes. A page for checks is small; two thousand checks at once
+/// would need half a gigabyte for answers of this length, and an endless one fills nothing.
+const MAX_BODY: usize = 256 << 10;
+
+/// Why answers are not the right ones.
+#[derive(Debug, Error)]
+pub enum HttpError {
+    /// No TCP connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No TLS session.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No answer.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// No answer in time.
+    #[error(transparent)]
+    Late(#[from] Late),
+    /// The request cannot be written.
+    #[error("cannot ask {target}: {source}")]
+    Request {
+        /// Address asked.
+        target: SocketAddr,
+        /// What is wrong with it.
+        source: http::Error,
+    },
+    /// The regular expression cannot be used.
+    #[error("the expression for the body cannot be used: {0}")]
+    Expression(#[from] regex::Error),
+    /// Another status than expected.
+    #[error("{target} answered with status {status} instead of {expected} to {request}")]
+    Status {
+        /// Address asked.
+        target: SocketAddr,
+        /// Status of the answer.
+        status: u16,
+        /// What was expected.
+        expected: String,
+        /// Method and path.
+        request: String,
+    },
+    /// A body that does not match.
+    #[error("{target} answered with a body that {what} to {request}")]
+    Body {
+        /// Address asked.
+        target: SocketAddr,
+        /// What is wrong with it.
+        what: String,
+        /// Method and path.
+        request: String,
+    },
 }
 
-/// Asks on a connection. The status line and headers decide; the body is not read.
-pub async fn ask(
-    stream: TcpStream,
-    target: SocketAddr,
-    question: &Question<'_>,
-    limit: Duration,
-) -> Result<(), ProbeError> {
-    let host = question
-        .host
-        .map_or_else(|| target.to_string(), str::to_owned);
-    let request = Request::get(question.path)
-        .header(header::HOST, host)
-        .header(
-            header::USER_AGENT,
-            concat!("lbd/", env!("CARGO_PKG_VERSION")),
-        )
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|source| ProbeError::Request { target, source })?;
-    let exchange = async {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let answer = sender.send_request(request);
-        tokio::pin!(answer, connection);
-        tokio::select! {
-            // A finished connection may still have delivered the answer.
-            biased;
-            answer = &mut answer => answer,
-            _ = &mut connection => answer.await,
+/// The requests of one check.
+pub(super) struct Http {
+    check: HttpCheck,
+    connector: Option<Connector>,
+    /// Compiled at the first use, by request.
+    expressions: Vec<Option<Regex>>,
+}
+
+impl Http {
+    pub(super) fn new(check: &HttpCheck) -> Self {
+        let protocol = match check.version {
+            HttpVersion::One => ("http/1.1", false),
+            HttpVersion::Two => ("h2", true),
+        };
+        Self {
+            connector: check
+                .tls
+                .as_ref()
+                .map(|tls| Connector::new(tls, Some(protocol))),
+            expressions: check.requests.iter().map(|_| None).collect(),
+            check: check.clone(),
         }
-    };
-    let answer = timeout(limit, exchange)
-        .await
-        .map_err(|_| ProbeError::TimedOut {
-            target,
-            what: "answer",
-            limit,
-        })?
-        .map_err(|source| ProbeError::Http { target, source })?;
-    let status = answer.status().as_u16();
-    if status == question.status {
+    }
+
+    /// All requests in order, each on a connection of its own.
+    pub(super) async fn attempt(&mut self, place: &Place) -> Result<(), HttpError> {
+        for index in 0..self.check.requests.len() {
+            let transport = self.connect(place, index).await?;
+            let request = self.request(place.target, index)?;
+            place
+                .within(place.limits.answer, "answer", async {
+                    let mut conversation =
+                        Conversation::begin(transport, self.check.version, place.target).await?;
+                    let answer = conversation.ask(request).await?;
+                    self.judge(place.target, index, answer).await
+                })
+                .await??;
+        }
         Ok(())
-    } else {
-        Err(ProbeError::Status {
+    }
+
+    async fn connect(
+        &mut self,
+        place: &Place,
+        index: usize,
+    ) -> Result<Box<dyn Transport>, HttpError> {
+        let stream = tcp::connect(place).await?;
+        let Some(connector) = &mut self.connector else {
+            return Ok(Box::new(stream));
+        };
+        let name = self.check.requests[index].host.as_deref().map(host_name);
+        Ok(Box::new(connector.wrap(stream, place, name).await?))
+    }
+
+    fn request(&self, target: SocketAddr, index: usize) -> Result<Request<Full<Bytes>>, HttpError> {
+        let wanted = &self.check.requests[index];
+        let host = wanted.host.clone().unwrap_or_else(|| target.to_string());
+        let bad = |source| HttpError::Request { target, source };
+        let builder = Request::builder().method(
+            Method::from_bytes(wanted.method.as_bytes()).map_err(|error| bad(error.into()))?,
+        );
+        let builder = match self.check.version {
+            HttpVersion::One => builder
+                .uri(&wanted.path)
+                .header(header::HOST, host)
+                .header(header::CONNECTION, "close"),
+            HttpVersion::Two => {
+                let scheme = match self.check.tls {
+                    Some(_) => Scheme::HTTPS,
+                    None => Scheme::HTTP,
+                };
+                let uri = Uri::builder()
+                    .scheme(scheme)
+                    .authority(host)
+                    .path_and_query(&*wanted.path)
+                    .build()
+                    .map_err(bad)?;
+                builder.uri(uri)
+            }
+        };
+        builder
+            .header(
+                header::USER_AGENT,
+                concat!("lbd/", env!("CARGO_PKG_VERSION")),
+            )
+            .body(Full::default())
+            .map_err(bad)
+    }
+
+    async fn judge(
+        &mut self,
+        target: SocketAddr,
+        index: usize,
+        answer: Response<Incoming>,
+    ) -> Result<(), HttpError> {
+        let wanted = &self.check.requests[index];
+        let request = || format!("{} {}", wanted.method, wanted.path);
+        let status = answer.status().as_u16();
+        if !wanted
+            .status
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&status))
+        {
+            return Err(HttpError::Status {
+                target,
+                status,
+                expected: ranges(wanted),
+                request: request(),
+            });
+        }
+        let Some(rule) = &wanted.body else {
+            return Ok(());
+        };
+        let wrong = |what: String| HttpError::Body {
             target,
-            status,
-            expected: question.status,
-        })
+            what,
+            request: request(),
+        };
+        let body = read(target, answer.into_body())
+            .await?
+            .ok_or_else(|| wrong(format!("is longer than {MAX_BODY} bytes")))?;
+        match rule {
+            BodyRule::Sha256(expected) => {
+                let digest: [u8; 32] = Sha256::digest(&body).into();
+                if digest != *expected {
+                    return Err(wrong(format!("has sha256 {}", hex(&digest))));
+                }
+            }
+            BodyRule::Matches(pattern) => {
+                let expression = &mut self.expressions[index];
+                let expression = match expression {
+                    Some(expression) => expression,
+                    None => expression.insert(Regex::new(pattern)?),
+                };
+                if !expression.is_match(&body) {
+                    return Err(wrong(format!("does not match `{pattern}`")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The whole body, or nothing where it is too long.
+async fn read(target: SocketAddr, mut body: Incoming) -> Result<Option<Vec<u8>>, ExchangeError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|source| ExchangeError { target, source })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + data.len() > MAX_BODY {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Some(bytes))
+}
+
+/// The name of a `Host` header, without its port.
+fn host_name(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+    .trim_matches(['[', ']'])
+}
+
+fn ranges(request: &HttpRequest) -> String {
+    let text = |(first, last): &(u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let all: Vec<String> = request.status.iter().map(text).collect();
+    all.join(", ")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_host_headers() {
+        for (host, name) in [
+            ("www.example.com", "www.example.com"),
+            ("www.example.com:8443", "www.example.com"),
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+        ] {
+            assert_eq!(host_name(host), name, "{host}");
+        }
     }
 }

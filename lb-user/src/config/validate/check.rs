@@ -1,0 +1,338 @@
+//! Health checks: what belongs to which type, and what is in range.
+
+use std::{net::IpAddr, ops::Range, time::Duration};
+
+use super::Validator;
+use crate::{
+    config::{
+        raw::{RawCheck, RawHttp, RawTls, RawUrl},
+        reader::At,
+    },
+    model::{BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls},
+};
+
+/// More would not be a check any more: each request costs a connection.
+const MAX_URLS: usize = 16;
+/// Longest path, host or expression, in bytes: what servers take for a request line.
+const MAX_TEXT: usize = 4_096;
+const HOUR: Duration = Duration::from_secs(3_600);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Checks that begin together are spread over two seconds at most, so that a start soon tells who is
+/// alive.
+const DEFAULT_WARMUP: Duration = Duration::from_secs(2);
+
+/// The types, in the order in which they are listed to the operator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Tcp,
+    Http,
+    Https,
+}
+
+const TYPES: [(&str, Type); 3] = [
+    ("http", Type::Http),
+    ("https", Type::Https),
+    ("tcp", Type::Tcp),
+];
+
+const HTTP: &[Type] = &[Type::Http, Type::Https];
+const STREAMS: &[Type] = &[Type::Http, Type::Https, Type::Tcp];
+
+/// Keys that belong to some types only.
+const PARTICULAR: [(&str, &[Type]); 14] = [
+    ("connect_timeout", STREAMS),
+    ("tls_timeout", &[Type::Https]),
+    ("answer_timeout", HTTP),
+    ("http_version", HTTP),
+    ("url", HTTP),
+    ("method", HTTP),
+    ("path", HTTP),
+    ("host", HTTP),
+    ("status", HTTP),
+    ("body", HTTP),
+    ("body_sha256", HTTP),
+    ("server_name", &[Type::Https]),
+    ("verify", &[Type::Https]),
+    ("ca_file", &[Type::Https]),
+];
+
+impl Validator<'_> {
+    pub(super) fn health_check(&mut self, raw: RawCheck, span: &Range<usize>) -> Check {
+        let kind = self.choice(raw.kind, "type", Type::Tcp, &TYPES);
+        self.only_of(kind, &raw.particular);
+        let limits = self.limits(
+            raw.connect_timeout,
+            raw.tls_timeout,
+            raw.answer_timeout,
+            raw.timeout,
+        );
+        let interval = self.interval(raw.interval, "interval", Duration::from_secs(5));
+        let down_interval = self.interval(raw.down_interval, "down_interval", interval);
+        let retries = self.number(raw.retries, "retries", 0..=100, 1, |_, _| {});
+        let warmup = interval.min(DEFAULT_WARMUP);
+        let range = Duration::ZERO..=HOUR;
+        let timing = Timing {
+            interval,
+            rising_interval: self.interval(raw.rising_interval, "rising_interval", down_interval),
+            down_interval,
+            rise: self.small(raw.rise, "rise", 1..=255, 1).into(),
+            fall: self.small(raw.fall, "fall", 1..=255, 1).into(),
+            retries: u32::try_from(retries).unwrap_or(1),
+            delay_before_retry: self.duration(
+                raw.delay_before_retry,
+                "delay_before_retry",
+                range.clone(),
+                Duration::from_secs(1),
+            ),
+            warmup: self.duration(raw.warmup, "warmup", range, warmup),
+            jitter: self.small(raw.jitter, "jitter", 0..=50, 0),
+        };
+        let port = raw
+            .port
+            .map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
+        let address = self.asked(raw.address, "address");
+        let source = self.asked(raw.source_address, "source_address");
+        let kind = match kind {
+            Type::Tcp => CheckKind::Tcp,
+            Type::Http => CheckKind::Http(self.http(raw.http, None)),
+            Type::Https => {
+                let tls = self.tls(raw.tls);
+                CheckKind::Http(self.http(raw.http, Some(tls)))
+            }
+        };
+        if let (Some(address), Some(source)) = (address, source)
+            && address.is_ipv4() != source.is_ipv4()
+        {
+            let message = "`address` and `source_address` are of different versions of IP";
+            self.error(span, message, "");
+        }
+        Check {
+            kind,
+            address,
+            port: port.and_then(|port| u16::try_from(port).ok()),
+            source,
+            limits,
+            timing,
+        }
+    }
+
+    fn only_of(&mut self, kind: Type, given: &[(&'static str, Range<usize>)]) {
+        for (key, span) in given {
+            let Some((_, types)) = PARTICULAR.iter().find(|(name, _)| name == key) else {
+                continue;
+            };
+            if types.contains(&kind) {
+                continue;
+            }
+            let names: Vec<String> = TYPES
+                .iter()
+                .filter(|(_, kind)| types.contains(kind))
+                .map(|(name, _)| format!("\"{name}\""))
+                .collect();
+            let message = format!("`{key}` belongs to checks of type {}", names.join(", "));
+            self.error(span, message, "");
+        }
+    }
+
+    fn limits(
+        &mut self,
+        connect: Option<At<Duration>>,
+        tls: Option<At<Duration>>,
+        answer: Option<At<Duration>>,
+        total: Option<At<Duration>>,
+    ) -> Limits {
+        let range = Duration::from_millis(10)..=HOUR;
+        let connect = self.duration(connect, "connect_timeout", range.clone(), DEFAULT_TIMEOUT);
+        Limits {
+            connect,
+            tls: self.duration(tls, "tls_timeout", range.clone(), connect),
+            answer: self.duration(answer, "answer_timeout", range.clone(), connect),
+            total: total.map(|at| self.duration(Some(at), "timeout", range, HOUR)),
+        }
+    }
+
+    fn interval(&mut self, raw: Option<At<Duration>>, key: &str, default: Duration) -> Duration {
+        self.duration(raw, key, Duration::from_millis(100)..=HOUR, default)
+    }
+
+    fn asked(&mut self, raw: Option<At<String>>, key: &str) -> Option<IpAddr> {
+        let at = raw?;
+        let address = self.ip(&at, key);
+        if address.is_multicast() {
+            let message = format!("{address} is a multicast address");
+            self.error(&at.span, message, "");
+        }
+        Some(address)
+    }
+
+    fn tls(&mut self, raw: RawTls) -> Tls {
+        let verify = raw.verify.is_none_or(|at| at.value);
+        let ca_file = raw.ca_file.map(|at| {
+            if !verify {
+                let message = "`ca_file` is of no use with `verify = false`";
+                self.error(&at.span, message, "leave one of them out");
+            }
+            self.path(Some(at), "ca_file", "/")
+        });
+        Tls {
+            server_name: self.text(raw.server_name, "server_name"),
+            verify,
+            ca_file,
+        }
+    }
+
+    fn http(&mut self, raw: RawHttp, tls: Option<Tls>) -> HttpCheck {
+        let versions = &[("1.1", HttpVersion::One), ("2", HttpVersion::Two)];
+        let version = self.choice(raw.version, "http_version", HttpVersion::One, versions);
+        let requests = if raw.urls.is_empty() {
+            vec![self.request(raw.url)]
+        } else {
+            if let Some(surplus) = raw.urls.get(MAX_URLS) {
+                let message = format!("more than {MAX_URLS} requests in one check");
+                self.error(&surplus.span, message, "");
+            }
+            self.nothing_beside_urls(&raw.url);
+            raw.urls
+                .into_iter()
+                .map(|at| self.request(at.value))
+                .collect()
+        };
+        HttpCheck {
+            tls,
+            version,
+            requests,
+        }
+    }
+
+    fn nothing_beside_urls(&mut self, url: &RawUrl) {
+        let given = [
+            ("method", url.method.as_ref().map(|at| &at.span)),
+            ("path", url.path.as_ref().map(|at| &at.span)),
+            ("host", url.host.as_ref().map(|at| &at.span)),
+            ("status", url.status.as_ref().map(|at| &at.span)),
+            ("body", url.body.as_ref().map(|at| &at.span)),
+            ("body_sha256", url.body_sha256.as_ref().map(|at| &at.span)),
+        ];
+        for (key, span) in given {
+            if let Some(span) = span {
+                let message = format!("`{key}` beside [[service.check.url]]");
+                self.error(span, message, "put it into the tables of the requests");
+            }
+        }
+    }
+
+    fn request(&mut self, raw: RawUrl) -> HttpRequest {
+        let method = self.text(raw.method, "method");
+        let body_place = raw.body.as_ref().map(|at| at.span.clone());
+        let body = match (raw.body, raw.body_sha256) {
+            (Some(at), Some(_)) => {
+                let message = "`body` and `body_sha256` at once";
+                self.error(&at.span, message, "one of them says all");
+                None
+            }
+            (Some(at), None) => self.expression(&at).map(BodyRule::Matches),
+            (None, Some(at)) => self.sha256(&at).map(BodyRule::Sha256),
+            (None, None) => None,
+        };
+        if let (Some("HEAD"), Some(place)) = (method.as_deref(), body_place) {
+            self.error(&place, "answers to HEAD have no body", "");
+        }
+        HttpRequest {
+            method: method.unwrap_or_else(|| "GET".to_owned()),
+            path: self.url_path(raw.path),
+            host: self.text(raw.host, "host"),
+            status: self.statuses(raw.status),
+            body,
+        }
+    }
+
+    /// Text without blanks, for a line of a protocol.
+    fn text(&mut self, raw: Option<At<String>>, key: &str) -> Option<String> {
+        let at = raw?;
+        let odd = |c: char| !c.is_ascii_graphic();
+        if at.value.is_empty() || at.value.len() > MAX_TEXT || at.value.contains(odd) {
+            let help = format!("1 to {MAX_TEXT} bytes of ASCII without blanks");
+            self.error(&at.span, format!("`{key}` cannot be sent"), &help);
+        }
+        Some(at.value)
+    }
+
+    fn url_path(&mut self, raw: Option<At<String>>) -> String {
+        let Some(at) = raw else {
+            return "/".to_owned();
+        };
+        let odd = |c: char| !c.is_ascii_graphic() || c == '#';
+        if !at.value.starts_with('/') || at.value.len() > MAX_TEXT || at.value.contains(odd) {
+            self.error(
+                &at.span,
+                "`path` must begin with / and have no blanks",
+                "other than ASCII is written with %, as in /caf%C3%A9",
+            );
+        }
+        at.value
+    }
+
+    /// `200`, `"200-299"`, or a list of them.
+    fn statuses(&mut self, raw: Option<At<Vec<At<String>>>>) -> Vec<(u16, u16)> {
+        let Some(list) = raw else {
+            return vec![(200, 200)];
+        };
+        if list.value.is_empty() {
+            self.error(&list.span, "`status` is empty", "leave it out for 200");
+        }
+        let mut ranges = Vec::with_capacity(list.value.len());
+        for at in list.value {
+            let (first, last) = at.value.split_once('-').unwrap_or((&at.value, &at.value));
+            match (first.trim().parse(), last.trim().parse()) {
+                (Ok(first), Ok(last)) if (100..=last).contains(&first) && last <= 599 => {
+                    ranges.push((first, last));
+                }
+                _ => self.error(
+                    &at.span,
+                    format!("`status` cannot be {}", at.value),
+                    "100 to 599, or a range such as \"200-299\"",
+                ),
+            }
+        }
+        ranges
+    }
+
+    fn expression(&mut self, at: &At<String>) -> Option<String> {
+        if at.value.len() > MAX_TEXT {
+            let message = format!("an expression of more than {MAX_TEXT} bytes");
+            self.error(&at.span, message, "");
+        } else if let Err(error) = regex::bytes::Regex::new(&at.value) {
+            // The library draws the place below the expression; the last line says what is wrong.
+            let text = error.to_string();
+            let words = text.lines().last().unwrap_or_default();
+            let message = format!("`body` is not a regular expression: {words}");
+            self.error(
+                &at.span,
+                message,
+                "look-around and back-references do not exist here",
+            );
+        }
+        Some(at.value.clone())
+    }
+
+    fn sha256(&mut self, at: &At<String>) -> Option<[u8; 32]> {
+        let digest = parse_hex(&at.value).and_then(|bytes| bytes.try_into().ok());
+        if digest.is_none() {
+            let help = "64 hexadecimal digits, as sha256sum prints them";
+            self.error(&at.span, "`body_sha256` is no SHA-256", help);
+        }
+        digest
+    }
+}
+
+/// Bytes written as hexadecimal digits.
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    pairs
+        .map(|pair| match pair {
+            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,90 @@
+//! What health checks lead to.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Daemon;
+use crate::{
+    api::proto::{CheckStatus, ProbeStatus},
+    health::{
+        board::{Change, News},
+        plan::Job,
+        probe::Asked,
+        state::Health,
+    },
+};
+
+impl Daemon {
+    /// Makes the configuration's checks the running ones.
+    pub(super) fn start_checks(&mut self) {
+        let jobs = crate::health::plan::jobs(&self.config);
+        let news = self.health.follow(&jobs, now());
+        let health = &self.health;
+        self.checks.configure(&jobs, |job| health.health_of(job));
+        for news in &news {
+            self.on_news(news);
+        }
+    }
+
+    pub(super) fn on_health(&mut self, change: &Change) {
+        if let Some(news) = self.health.take(change, now()) {
+            self.on_news(&news);
+        }
+    }
+
+    /// Checked real servers, in the order of their names.
+    pub(super) fn check_statuses(&self) -> Vec<CheckStatus> {
+        let mut all: Vec<CheckStatus> = self
+            .health
+            .iter()
+            .map(|((service, address), record)| CheckStatus {
+                service: service.to_string(),
+                backend: address.to_string(),
+                up: record.health == Health::Up,
+                since: record.since.as_secs(),
+                cause: record.cause.clone(),
+                checks: record
+                    .checks()
+                    .iter()
+                    .map(|(job, health, _)| self.probe_status(job, *health))
+                    .collect(),
+            })
+            .collect();
+        all.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));
+        all
+    }
+
+    fn probe_status(&self, job: &Job, health: Health) -> ProbeStatus {
+        let reading = self.checks.reading(job);
+        ProbeStatus {
+            kind: job.check.kind.name().to_owned(),
+            target: Asked(job.target).to_string(),
+            up: health == Health::Up,
+            attempts: reading.attempts,
+            failures: reading.failures,
+            trouble: reading.trouble,
+        }
+    }
+
+    fn on_news(&mut self, news: &News) {
+        let (service, address) = news.subject;
+        let lasted = news.lasted.as_secs();
+        let reason = match news.health {
+            Health::Up => format!("{service}: real server {address} is up after {lasted} s"),
+            Health::Down => format!(
+                "{service}: real server {address} is down after {lasted} s: {}",
+                news.cause.as_deref().unwrap_or_default()
+            ),
+        };
+        match news.health {
+            Health::Up => tracing::info!("{reason}"),
+            Health::Down => tracing::warn!("{reason}"),
+        }
+        self.apply_or_stay(&reason);
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}

@@ -1,0 +1,221 @@
+//! What is known of each checked real server: it is up while all of its checks say so. Pure; times are
+//! since 1970.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::{
+    plan::{Job, Subject},
+    state::Health,
+};
+
+/// A check changed what it says.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The check.
+    pub job: Job,
+    /// Its state now.
+    pub health: Health,
+    /// Why: the last attempt's error, or nothing on success.
+    pub cause: Option<String>,
+}
+
+/// What is known of all.
+#[derive(Debug, Default)]
+pub struct Board {
+    records: HashMap<Subject, Record>,
+}
+
+/// What is known of a real server.
+#[derive(Debug)]
+pub struct Record {
+    /// Up while all its checks are.
+    pub health: Health,
+    /// Since when.
+    pub since: Duration,
+    /// Why it is down: of the check that failed first.
+    pub cause: Option<String>,
+    checks: Vec<(Job, Health, Option<String>)>,
+}
+
+/// A real server that changed its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Which.
+    pub subject: Subject,
+    /// What it is now.
+    pub health: Health,
+    /// Why it is down.
+    pub cause: Option<String>,
+    /// How long it was in the state before.
+    pub lasted: Duration,
+}
+
+impl Board {
+    /// Makes these the checks that count. A check that is new of a real server begins in that one's
+    /// state: one that is down needs a success of each new check. What is new altogether is up.
+    /// Returns what changed by the going of checks that were down.
+    pub fn follow(&mut self, jobs: &[Job], now: Duration) -> Vec<News> {
+        let mut old = std::mem::take(&mut self.records);
+        for job in jobs {
+            let before = old.get(&job.subject);
+            let begins = before.map_or(Health::Up, |record| record.health);
+            let known = before.and_then(|record| record.checks.iter().find(|c| c.0 == *job));
+            let (health, cause) = match (known, before) {
+                (Some((_, health, cause)), _) => (*health, cause.clone()),
+                (None, Some(record)) => (begins, record.cause.clone()),
+                (None, None) => (begins, None),
+            };
+            let record = self.records.entry(job.subject).or_insert_with(|| Record {
+                health: begins,
+                since: before.map_or(now, |record| record.since),
+                cause: before.and_then(|record| record.cause.clone()),
+                checks: Vec::new(),
+            });
+            record.checks.push((job.clone(), health, cause));
+        }
+        old.clear();
+        let mut news = Vec::new();
+        for (subject, record) in &mut self.records {
+            news.extend(record.sum_up(*subject, now));
+        }
+        news
+    }
+
+    /// Takes what a check says. Returns what became of its real server, if anything.
+    pub fn take(&mut self, change: &Change, now: Duration) -> Option<News> {
+        let record = self.records.get_mut(&change.job.subject)?;
+        // What an ended check left in the queue is stale.
+        let check = record.checks.iter_mut().find(|c| c.0 == change.job)?;
+        check.1 = change.health;
+        check.2.clone_from(&change.cause);
+        record.sum_up(change.job.subject, now)
+    }
+
+    /// What is known of a real server; nothing of one without checks.
+    pub fn get(&self, subject: &Subject) -> Option<&Record> {
+        self.records.get(subject)
+    }
+
+    /// What is known of all, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Subject, &Record)> {
+        self.records.iter()
+    }
+
+    /// What a check says now.
+    pub fn health_of(&self, job: &Job) -> Health {
+        self.records
+            .get(&job.subject)
+            .and_then(|record| record.checks.iter().find(|c| c.0 == *job))
+            .map_or(Health::Up, |c| c.1)
+    }
+}
+
+impl Record {
+    /// Its checks, what each says, and why it is down.
+    pub fn checks(&self) -> &[(Job, Health, Option<String>)] {
+        &self.checks
+    }
+
+    fn sum_up(&mut self, subject: Subject, now: Duration) -> Option<News> {
+        let failed = |(_, health, _): &&(Job, Health, Option<String>)| *health == Health::Down;
+        let down = self.checks.iter().find(failed);
+        let health = down.map_or(Health::Up, |_| Health::Down);
+        let cause = down.and_then(|(_, _, cause)| cause.clone());
+        if health == self.health {
+            // One of several causes may be gone.
+            let same = self
+                .checks
+                .iter()
+                .filter(failed)
+                .any(|(_, _, c)| *c == self.cause);
+            if !same {
+                self.cause = cause;
+            }
+            return None;
+        }
+        let lasted = now.saturating_sub(self.since);
+        self.health = health;
+        self.since = now;
+        self.cause.clone_from(&cause);
+        Some(News {
+            subject,
+            health,
+            cause,
+            lasted,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::plan::tests::job;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn says(job: &Job, cause: Option<&str>) -> Change {
+        Change {
+            job: job.clone(),
+            health: cause.map_or(Health::Up, |_| Health::Down),
+            cause: cause.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn all_checks_must_pass() {
+        let (one, two) = (job(1, 5), job(1, 6));
+        let mut board = Board::default();
+        assert!(board.follow(&[one.clone(), two.clone()], at(0)).is_empty());
+        let down = board.take(&says(&one, Some("a")), at(10)).unwrap();
+        assert_eq!(
+            (down.health, down.cause.as_deref(), down.lasted),
+            (Health::Down, Some("a"), at(10))
+        );
+        // The second adds nothing but its own cause, which shows when the first is gone.
+        assert_eq!(board.take(&says(&two, Some("b")), at(11)), None);
+        assert_eq!(board.get(&one.subject).unwrap().cause.as_deref(), Some("a"));
+        assert_eq!(board.take(&says(&one, None), at(12)), None);
+        assert_eq!(board.get(&one.subject).unwrap().cause.as_deref(), Some("b"));
+        let up = board.take(&says(&two, None), at(15)).unwrap();
+        assert_eq!((up.health, up.cause, up.lasted), (Health::Up, None, at(5)));
+    }
+
+    #[test]
+    fn a_reload_keeps_what_is_known() {
+        let (one, two, other) = (job(1, 5), job(1, 6), job(2, 5));
+        let mut board = Board::default();
+        board.follow(&[one.clone(), other.clone()], at(0));
+        board.take(&says(&one, Some("a")), at(1));
+        // A new check of a server that is down begins down, with the cause known so far.
+        assert!(
+            board
+                .follow(&[two.clone(), other.clone()], at(5))
+                .is_empty()
+        );
+        assert_eq!(board.health_of(&two), Health::Down);
+        assert_eq!(board.health_of(&other), Health::Up);
+        let record = board.get(&one.subject).unwrap();
+        assert_eq!((record.since, record.cause.as_deref()), (at(1), Some("a")));
+        // The old one is not listened to any more.
+        assert_eq!(board.take(&says(&one, None), at(6)), None);
+        assert_eq!(
+            board.take(&says(&two, None), at(7)).unwrap().health,
+            Health::Up
+        );
+        // One whose checks are gone is not known.
+        board.follow(std::slice::from_ref(&other), at(8));
+        assert!(board.get(&one.subject).is_none());
+    }
+
+    #[test]
+    fn a_failing_check_that_goes_makes_its_server_up() {
+        let (one, two) = (job(1, 5), job(1, 6));
+        let mut board = Board::default();
+        board.follow(&[one.clone(), two.clone()], at(0));
+        board.take(&says(&one, Some("a")), at(1));
+        let news = board.follow(&[two], at(9));
+        assert_eq!((news[0].health, news[0].lasted), (Health::Up, at(8)));
+    }
+}
