@@ -3,7 +3,7 @@
 use crate::source::{code, files, root};
 
 /// Files that hold logic only: time and randomness come in, effects go out.
-const PURE: [&str; 17] = [
+const PURE: &[&str] = &[
     "lb-user/src/model/",
     "lb-user/src/config/",
     "lb-user/src/schedule/",
