@@ -22,6 +22,7 @@ mod packets;
 mod peers;
 mod program;
 mod shapes;
+mod soak;
 mod steering;
 mod sync_groups;
 mod tracking;

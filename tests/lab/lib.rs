@@ -13,6 +13,7 @@ pub mod peer;
 pub mod process;
 pub mod registry;
 pub mod server;
+pub mod soak;
 pub mod steps;
 pub mod wait;
 

@@ -211,6 +211,7 @@ fn crates_depend_as_designed() {
         |crate_name: &str, word: &str| dependencies(crate_name).is_some_and(|d| d.contains(word));
     for name in ["lb-common", "lb-user", "tests", "xtask"] {
         assert!(!names(name, "lb-ebpf"), "{name} must not depend on lb-ebpf");
+        assert!(!names(name, "lb-fuzz"), "{name} must not depend on lb-fuzz");
     }
     for word in ["lb-common", "lb-user", "lb-tests"] {
         assert!(!names("xtask", word), "xtask must not depend on {word}");

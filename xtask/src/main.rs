@@ -4,6 +4,7 @@
 
 mod apt;
 mod ebpf;
+mod fuzz;
 mod guest;
 mod run;
 mod setup;
@@ -42,6 +43,23 @@ enum Command {
     Bench {
         #[command(subcommand)]
         what: Bench,
+    },
+    /// Fuzz what reads bytes of others, guided by coverage: one target, or each in turn.
+    Fuzz {
+        /// A folder of tests/fuzz/corpus.
+        target: Option<String>,
+        /// For each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Run a pair with adverts every 10 ms while every core is busy, and look for false failovers.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// Also write what was seen to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
     /// Boot Debian's kernel under QEMU and run the tests that need it, or those whose name contains CASE.
     Vm {
@@ -83,6 +101,8 @@ fn main() -> ExitCode {
         Command::Bench {
             what: Bench::Failover { json, trials },
         } => bench_failover(json, trials),
+        Command::Fuzz { target, seconds } => fuzz(target.as_deref(), seconds),
+        Command::Soak { minutes, json } => soak(minutes, json),
         Command::Vm { case } => vm(case.as_deref()),
         Command::Ci => test::run(None),
     };
@@ -138,14 +158,31 @@ fn vm(case: Option<&str>) -> Result<()> {
     guest::tests(case, |_| ())
 }
 
-fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
+fn fuzz(target: Option<&str>, seconds: u32) -> Result<()> {
+    // The daemon embeds it, and the readers are the daemon's.
+    ebpf::build()?;
+    fuzz::run(target, seconds)
+}
+
+fn soak(minutes: f64, json: Option<PathBuf>) -> Result<()> {
     if !run::is_root() {
         bail!("network namespaces need root");
     }
     let json = json.map(std::path::absolute).transpose()?;
     setup::everything()?;
     ebpf::build()?;
-    run::stage("building lbd and the benchmark", || {
+    build_release("building lbd and the soak")?;
+    let mut command = std::process::Command::new(run::target().join("release/lbd-soak"));
+    command.args(["--minutes", &minutes.to_string()]);
+    if let Some(json) = json {
+        command.arg("--json").arg(json);
+    }
+    run::through_interrupts(&mut command)
+}
+
+/// Every program of the daemon and of the laboratory, optimized.
+fn build_release(what: &str) -> Result<()> {
+    run::stage(what, || {
         let packages = ["--package", "lb-user", "--package", "lb-tests"];
         run::cargo(
             &[
@@ -155,7 +192,17 @@ fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
             ]
             .concat(),
         )
-    })?;
+    })
+}
+
+fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
+    if !run::is_root() {
+        bail!("network namespaces need root");
+    }
+    let json = json.map(std::path::absolute).transpose()?;
+    setup::everything()?;
+    ebpf::build()?;
+    build_release("building lbd and the benchmark")?;
     let mut command = std::process::Command::new(run::target().join("release/lbd-failover"));
     command.args(["--trials", &trials.to_string()]);
     if let Some(json) = json {

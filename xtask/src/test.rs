@@ -49,6 +49,8 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         "--bins",
         "--test",
         "rules",
+        "--test",
+        "decoders",
     ];
     tally.tests("unit tests and rules", &unit, filter, &[])?;
     // The daemon and lbctl that the system tests start.

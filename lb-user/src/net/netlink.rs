@@ -266,7 +266,8 @@ fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
     move |source| NetlinkError::Request { what, source }
 }
 
-fn event(message: &RouteNetlinkMessage) -> Option<NetEvent> {
+/// What a message of the kernel tells, if it matters here.
+pub fn event(message: &RouteNetlinkMessage) -> Option<NetEvent> {
     match message {
         RouteNetlinkMessage::NewLink(message) => link(message),
         RouteNetlinkMessage::DelLink(message) => {

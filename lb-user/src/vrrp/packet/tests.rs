@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{Auth, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion};
 
+mod golden;
 mod versions;
 
 fn hex(text: &str) -> Vec<u8> {

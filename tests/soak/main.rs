@@ -1,0 +1,63 @@
+//! `cargo xtask soak`: minutes of adverts every 10 ms while every core is busy, without a false failover.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use lab::soak;
+
+#[derive(Parser)]
+#[command(about = "Look for false failovers under load")]
+struct Arguments {
+    /// How long, in minutes.
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Also write what was seen to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Between two lines of progress.
+const REMINDER: Duration = Duration::from_secs(30);
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let time = Duration::try_from_secs_f64(arguments.minutes * 60.0).context("minutes")?;
+    let mut next = REMINDER;
+    let seen = soak::run(time, |elapsed, seen| {
+        if elapsed >= next {
+            next += REMINDER;
+            let transitions: usize = seen.iter().map(|seen| seen.transitions.len()).sum();
+            let late = seen.iter().map(|seen| seen.worst_lateness_us).max();
+            println!(
+                "{:>5} s: {transitions} transitions, {} adverts heard, latest timer {:.2} ms",
+                elapsed.as_secs(),
+                seen[1].received,
+                late.unwrap_or_default() as f64 / 1e3
+            );
+        }
+    })?;
+    for seen in &seen {
+        println!(
+            "{}: {} adverts sent, {} heard, {} not sent, {} not believed; latest timer {:.2} ms; {} transitions",
+            seen.director,
+            seen.sent,
+            seen.received,
+            seen.send_errors,
+            seen.rejected,
+            seen.worst_lateness_us as f64 / 1e3,
+            seen.transitions.len()
+        );
+        for line in &seen.transitions {
+            println!("    {line}");
+        }
+    }
+    if let Some(file) = arguments.json {
+        let text = serde_json::json!({ "seconds": time.as_secs_f64(), "directors": seen });
+        std::fs::write(&file, serde_json::to_string_pretty(&text)? + "\n")
+            .with_context(|| file.display().to_string())?;
+    }
+    let quiet = seen.iter().all(|seen| seen.transitions.is_empty());
+    ensure!(quiet, "there were false failovers");
+    Ok(())
+}
