@@ -33,6 +33,8 @@ pub struct Seen {
     pub rejected: u64,
     /// The longest that one of its timers was late since its start, microseconds.
     pub worst_lateness_us: u64,
+    /// What that was when the load began: what it did at its start has a share in it.
+    pub lateness_before_us: u64,
 }
 
 /// Keeps every core busy until it is dropped.
@@ -128,6 +130,7 @@ impl Before {
             send_errors: now.send_errors - self.status.send_errors,
             rejected: rejected(&now) - rejected(&self.status),
             worst_lateness_us: now.worst_lateness_us,
+            lateness_before_us: self.status.worst_lateness_us,
         })
     }
 }

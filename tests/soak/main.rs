@@ -39,13 +39,14 @@ fn main() -> Result<()> {
     })?;
     for seen in &seen {
         println!(
-            "{}: {} adverts sent, {} heard, {} not sent, {} not believed; latest timer {:.2} ms; {} transitions",
+            "{}: {} adverts sent, {} heard, {} not sent, {} not believed; latest timer {:.2} ms ({:.2} ms before the load); {} transitions",
             seen.director,
             seen.sent,
             seen.received,
             seen.send_errors,
             seen.rejected,
             seen.worst_lateness_us as f64 / 1e3,
+            seen.lateness_before_us as f64 / 1e3,
             seen.transitions.len()
         );
         for line in &seen.transitions {

@@ -171,7 +171,7 @@ pub struct InstanceStatus {
     pub advert_interval_ms: u64,
     /// Interval of the master that was heard last, milliseconds.
     pub master_interval_ms: u64,
-    /// The longest that an advert was late, microseconds.
+    /// The longest that the thread, and with it an advert, was late, microseconds.
     pub worst_lateness_us: u64,
     /// Master-down or advertisement timer: milliseconds until it fires.
     pub timer_ms: Option<u64>,

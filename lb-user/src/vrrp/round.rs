@@ -69,6 +69,7 @@ pub(super) fn hear(outside: &impl Outside, runner: &mut Runner, advert: Event) {
 pub(super) fn wake(outside: &impl Outside, runners: &mut [Runner], late: Duration) {
     if !late.is_zero() {
         for runner in runners {
+            runner.worst_lateness = runner.worst_lateness.max(late);
             feed(outside, runner, Event::Overslept(late));
         }
     }

@@ -42,7 +42,7 @@ pub struct Snapshot {
     pub is_manual: bool,
     /// Interval of the master that was heard last.
     pub master_interval: Duration,
-    /// The longest that an advert was late.
+    /// The longest that the thread, and with it an advert, was late.
     pub worst_lateness: Duration,
     /// Why it was entered.
     pub reason: String,
@@ -98,7 +98,7 @@ pub(super) struct Runner {
     pub(super) verdict: Verdict,
     /// An operator's priority, until reset.
     pub(super) manual: Option<u8>,
-    /// The longest that the thread woke after a deadline.
+    /// The longest that the thread woke after a deadline, or after it should have looked around.
     pub(super) worst_lateness: Duration,
     /// The last sequence number of each peer with authentication headers, and when it was heard.
     pub(super) sequences: BTreeMap<IpAddr, (u32, Instant)>,

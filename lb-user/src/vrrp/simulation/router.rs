@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    model::{Instance, Verdict, VrrpState},
+    model::{Instance, Verdict, VrrpState, VrrpVersion},
     vrrp::{
         driver::{Link, Report, Setup},
         fsm::{Event, Instant},
@@ -327,10 +327,15 @@ impl Router {
 
     /// The shortest time after which it is master if its master falls silent, or stops.
     pub fn patience(&self, segment: usize) -> (Duration, Duration) {
-        let machine = &self.runners[segment].machine;
-        let interval = machine.master_interval();
-        let settings = machine.settings();
-        (settings.master_down(interval), settings.skew(interval))
+        let runner = &self.runners[segment];
+        let interval = runner.machine.master_interval();
+        let whole = match runner.instance.version {
+            VrrpVersion::V2 => Duration::from_secs(1),
+            VrrpVersion::V3 => interval,
+        };
+        // By the RFCs, not by the machine: it is the one that is judged.
+        let skew = whole * (256 - u32::from(runner.priority())) / 256;
+        (3 * interval + skew, skew)
     }
 
     fn link(&self, segment: usize) -> Link {

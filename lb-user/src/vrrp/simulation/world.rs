@@ -42,6 +42,8 @@ pub struct World {
     pub network: Network,
     /// Which part of a partitioned network each router is in.
     pub parts: Vec<usize>,
+    /// The network that carries nothing.
+    pub cut: Option<usize>,
     /// Networks with an instance each, all of one sync group; or one network.
     pub segments: usize,
     /// When each router announced addresses last, by segment.
@@ -133,6 +135,7 @@ impl World {
             routers,
             network: Network::default(),
             parts: vec![0; count],
+            cut: None,
             segments,
             announced: vec![[None; 2]; count],
             spoke: vec![[Duration::ZERO; 2]; count],
@@ -278,7 +281,7 @@ impl World {
     }
 
     fn transmit(&mut self, from: usize, segment: usize, packet: &Packet) {
-        if !self.routers[from].carrier[segment] {
+        if !self.routers[from].carrier[segment] || self.cut == Some(segment) {
             return;
         }
         for to in 0..self.routers.len() {
