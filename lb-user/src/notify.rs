@@ -122,6 +122,7 @@ mod tests {
             excluded: Vec::new(),
             sync_group: None,
             watches: Vec::new(),
+            damping: crate::model::LinkDamping::default(),
             addresses: Vec::new(),
             notify,
         }

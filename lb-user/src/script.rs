@@ -21,7 +21,9 @@ const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// The account named in the configuration does not exist.
 #[derive(Debug, Error)]
-#[error("there is no account `{0}` for scripts; create it or set `script_user` in [runtime]")]
+#[error(
+    "there is no account `{0}` for scripts; create it or name another (`script_user` in [runtime], `user` of a script)"
+)]
 pub struct NoSuchUser(String);
 
 /// User and group that scripts run as; without one, as whoever we are.

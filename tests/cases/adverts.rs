@@ -40,6 +40,7 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
         excluded: Vec::new(),
         sync_group: None,
         watches: Vec::new(),
+        damping: lb_user::model::LinkDamping::default(),
         notify: NotifyScripts::default(),
     };
     change(&mut instance);

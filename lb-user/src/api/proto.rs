@@ -181,6 +181,8 @@ pub struct InstanceStatus {
     pub peer: Option<Peer>,
     /// What it watches besides its interface.
     pub watched: Vec<Watched>,
+    /// Why its link is not used although it is up.
+    pub link_wait: Option<LinkWait>,
     /// Adverts sent.
     pub sent: u64,
     /// Adverts believed.
@@ -196,12 +198,29 @@ pub struct InstanceStatus {
 pub struct Watched {
     /// What, such as "script chk_nginx".
     pub what: String,
-    /// Whether it is up.
+    /// "up", "down", or a file's "value 3".
+    pub state: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Whether it does no harm.
     pub up: bool,
-    /// What it adds to the priority; 0: down means FAULT.
+    /// What it adds to the priority; 0: down means FAULT. A file's value is multiplied by it.
     pub weight: i16,
-    /// Why it is down.
-    pub cause: Option<String>,
+    /// By how much it moves the priority now; none: it is a FAULT.
+    pub effect: Option<i32>,
+    /// The last error, how many processes run, where a route leads.
+    pub detail: Option<String>,
+}
+
+/// A link that is not trusted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LinkWait {
+    /// Whether it was lost too often.
+    pub held: bool,
+    /// How long it must have been up, milliseconds.
+    pub needed_ms: u64,
+    /// How long that still takes; none: it is down.
+    pub left_ms: Option<u64>,
 }
 
 /// Another router of the same VRID.

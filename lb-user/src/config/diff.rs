@@ -37,6 +37,12 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
             lines.push(format!("VRRP instance {} removed", instance.name));
         }
     }
+    let (a, b) = (&old.track_scripts, &new.track_scripts);
+    named("track script", a, b, |script| &script.name, &mut lines);
+    let (a, b) = (&old.track_processes, &new.track_processes);
+    named("track process", a, b, |process| &process.name, &mut lines);
+    let (a, b) = (&old.track_files, &new.track_files);
+    named("track file", a, b, |file| &file.name, &mut lines);
     for service in &new.services {
         let Some(before) = old.services.iter().find(|s| s.id == service.id) else {
             lines.push(format!("service {} added", service.id));
@@ -102,6 +108,30 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Things of one kind that came, changed or went.
+fn named<T: PartialEq>(
+    kind: &str,
+    old: &[T],
+    new: &[T],
+    name: impl Fn(&T) -> &String,
+    lines: &mut Vec<String>,
+) {
+    for thing in new {
+        match old.iter().find(|before| name(before) == name(thing)) {
+            None => lines.push(format!("{kind} {} added", name(thing))),
+            Some(before) if before != thing => {
+                lines.push(format!("{kind} {} changed", name(thing)));
+            }
+            Some(_) => {}
+        }
+    }
+    for thing in old {
+        if !new.iter().any(|after| name(after) == name(thing)) {
+            lines.push(format!("{kind} {} removed", name(thing)));
+        }
+    }
 }
 
 /// The sections whose change a running daemon cannot take over.

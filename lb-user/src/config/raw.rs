@@ -1,6 +1,7 @@
 //! The file as written: every key optional, every value with its place.
 
 mod check;
+mod track;
 
 use std::{ops::Range, time::Duration};
 
@@ -8,6 +9,8 @@ use toml::de::DeTable;
 
 use self::check::check;
 pub use self::check::{RawCheck, RawHttp, RawTls, RawUrl};
+pub use self::track::{RawLinkDamping, RawTrack, RawTrackFile, RawTrackProcess, RawTrackScript};
+
 use super::{
     diagnostic::Diagnostic,
     reader::{At, Fields},
@@ -21,6 +24,8 @@ pub struct Raw {
     pub dataplane: Option<At<RawDataplane>>,
     pub protection: Option<At<RawProtection>>,
     pub track_scripts: Vec<At<RawTrackScript>>,
+    pub track_processes: Vec<At<RawTrackProcess>>,
+    pub track_files: Vec<At<RawTrackFile>>,
     pub instances: Vec<At<RawInstance>>,
     pub services: Vec<At<RawService>>,
 }
@@ -76,28 +81,13 @@ pub struct RawInstance {
     pub excluded_addresses: Option<At<Vec<At<String>>>>,
     pub sync_group: Option<At<String>>,
     pub tracks: Vec<At<RawTrack>>,
+    pub damping: RawLinkDamping,
     pub notify_master: Option<At<Vec<String>>>,
     pub notify_backup: Option<At<Vec<String>>>,
     pub notify_fault: Option<At<Vec<String>>>,
     pub notify_stop: Option<At<Vec<String>>>,
     pub notify: Option<At<Vec<String>>>,
     pub notify_timeout: Option<At<Duration>>,
-}
-
-pub struct RawTrackScript {
-    pub name: Option<At<String>>,
-    pub command: Option<At<Vec<String>>>,
-    pub interval: Option<At<Duration>>,
-    pub timeout: Option<At<Duration>>,
-    pub rise: Option<At<i64>>,
-    pub fall: Option<At<i64>>,
-    pub initial: Option<At<String>>,
-}
-
-pub struct RawTrack {
-    pub script: Option<At<String>>,
-    pub interface: Option<At<String>>,
-    pub weight: Option<At<i64>>,
 }
 
 pub struct RawService {
@@ -138,7 +128,9 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         runtime: fields.table("runtime", runtime),
         dataplane: fields.table("dataplane", dataplane),
         protection: fields.table("protection", protection),
-        track_scripts: fields.tables("track_script", track_script),
+        track_scripts: fields.tables("track_script", track::track_script),
+        track_processes: fields.tables("track_process", track::track_process),
+        track_files: fields.tables("track_file", track::track_file),
         instances: fields.tables("vrrp", instance),
         services: fields.tables("service", service),
     };
@@ -212,7 +204,8 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         addresses: fields.strings("addresses"),
         excluded_addresses: fields.strings("excluded_addresses"),
         sync_group: fields.string("sync_group"),
-        tracks: fields.tables("track", track),
+        tracks: fields.tables("track", track::track),
+        damping: track::link_damping(fields),
         notify_master: fields.command("notify_master"),
         notify_backup: fields.command("notify_backup"),
         notify_fault: fields.command("notify_fault"),
@@ -247,38 +240,6 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         }
     }
     raw
-}
-
-fn track_script(fields: &mut Fields<'_, '_>) -> RawTrackScript {
-    let raw = RawTrackScript {
-        name: fields.string("name"),
-        command: fields.command("command"),
-        interval: fields.duration("interval"),
-        timeout: fields.duration("timeout"),
-        rise: fields.integer("rise"),
-        fall: fields.integer("fall"),
-        initial: fields.string("initial"),
-    };
-    for (key, help) in [
-        ("name", "by which [[vrrp.track]] names it"),
-        (
-            "command",
-            "a program with its arguments, such as \"/usr/bin/pgrep nginx\"",
-        ),
-    ] {
-        if !fields.was_given(key) {
-            fields.missing(key, help);
-        }
-    }
-    raw
-}
-
-fn track(fields: &mut Fields<'_, '_>) -> RawTrack {
-    RawTrack {
-        script: fields.string("script"),
-        interface: fields.string("interface"),
-        weight: fields.integer("weight"),
-    }
 }
 
 fn service(fields: &mut Fields<'_, '_>) -> RawService {

@@ -1,3 +1,5 @@
+mod track;
+
 use super::*;
 use crate::model::{Auth, Protocol, Scheduler, Target};
 
@@ -285,26 +287,6 @@ fn what_is_refused_and_how() {
             "priority = 100",
             "sync_group = \"VG\"",
             &["VI_1 is alone in the sync group `VG`"],
-        ),
-        (
-            "[[service]]",
-            "[[vrrp.track]]\nscript = \"chk\"\n[[service]]",
-            &["there is no [[track_script]] `chk`"],
-        ),
-        (
-            "[[service]]",
-            "[[vrrp.track]]\nweight = 5\n[[service]]",
-            &["names one `script` or one `interface`"],
-        ),
-        (
-            "[[service]]",
-            "[[vrrp.track]]\ninterface = \"eth1\"\nweight = 254\n[[service]]",
-            &["`weight` is 254", "-253 to 253"],
-        ),
-        (
-            "[[service]]",
-            "[[track_script]]\nname = \"chk\"\n[[service]]",
-            &["`command`", "a program with its arguments"],
         ),
         ("interval = \"1s\"", "interval = \"1s", &["not valid TOML"]),
         (

@@ -190,16 +190,6 @@ impl Daemon {
         }
     }
 
-    /// Tells VRRP what became of its interfaces.
-    fn follow_links(&self) {
-        if let Some(vrrp) = &self.vrrp {
-            for instance in &self.config.instances {
-                vrrp.link(&instance.name, self.link_of(instance));
-            }
-        }
-        self.follow_watches();
-    }
-
     async fn find_neighbours_and_apply(&mut self) {
         self.find_neighbours().await;
         self.apply_or_stay("paths to real servers changed");

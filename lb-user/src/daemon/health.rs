@@ -80,6 +80,7 @@ impl Daemon {
             Health::Down => tracing::warn!("{reason}"),
         }
         self.apply_or_stay(&reason);
+        self.follow_watches();
     }
 }
 

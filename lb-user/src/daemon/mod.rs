@@ -6,11 +6,13 @@ mod error;
 mod events;
 mod files;
 mod health;
+mod links;
 mod neighbours;
 mod reload;
 mod roles;
 mod steering;
 mod tracking;
+mod tracking_view;
 mod views;
 
 use std::{
@@ -23,12 +25,18 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 
 pub(crate) use self::error::with_sources;
-use self::{addresses::Addresses, neighbours::Neighbours, roles::Roles, tracking::Tracking};
+use self::{
+    addresses::Addresses,
+    links::Links,
+    neighbours::Neighbours,
+    roles::Roles,
+    tracking::{Accounts, Tracking},
+};
 pub use self::{error::DaemonError, files::load_config};
 use crate::{
     api::server::{Request, Server},
@@ -48,11 +56,12 @@ use crate::{
     net::{
         interfaces::{Interface, Interfaces},
         netlink::{Events, Netlink},
+        routes,
     },
     notify::Notifier,
     script::Account,
-    track::driver::{ScriptChange, Scripts},
-    vrrp::driver::{Driver, Link, Report, Setup},
+    track::{self, Finding},
+    vrrp::driver::{Driver, Report, Setup},
 };
 
 /// Housekeeping: neighbours are looked after, late announcements sent.
@@ -100,7 +109,8 @@ impl Signals {
 struct Inputs {
     reports: mpsc::Receiver<Report>,
     changes: mpsc::Receiver<Change>,
-    script_changes: mpsc::Receiver<ScriptChange>,
+    findings: mpsc::Receiver<Finding>,
+    routes: watch::Receiver<routes::Found>,
     requests: mpsc::Receiver<Request>,
     net: Events,
 }
@@ -133,6 +143,7 @@ struct Daemon {
     instances: BTreeMap<String, InstanceRecord>,
     checks: Checks,
     tracking: Tracking,
+    links: Links,
     health: Board,
     data_plane: Box<dyn DataPlane>,
     switch: Switch,
@@ -153,6 +164,7 @@ impl Daemon {
     /// Checks everything that can be refused before anything is changed, then starts the parts.
     async fn start(path: PathBuf, config: Config) -> Result<(Self, Inputs), DaemonError> {
         let account = Account::of(&config.runtime.script_user)?;
+        let accounts = Accounts::of(&config)?;
         let notifier = Notifier::new(account);
         let (netlink, net) = Netlink::connect()?;
         let mut interfaces = Interfaces::default();
@@ -173,7 +185,8 @@ impl Daemon {
             source,
         })?;
         let (checks, changes) = Checks::new();
-        let (scripts, script_changes) = Scripts::new(account);
+        let (finder, findings) = track::findings();
+        let (tracking, routes) = Tracking::new(&finder);
         let mut daemon = Self {
             path,
             started: Instant::now(),
@@ -185,7 +198,8 @@ impl Daemon {
             vrrp: Some(vrrp),
             instances: BTreeMap::new(),
             checks,
-            tracking: Tracking::new(scripts),
+            tracking,
+            links: Links::new(),
             health: Board::default(),
             data_plane: Box::new(data_plane),
             switch: Switch {
@@ -218,7 +232,7 @@ impl Daemon {
                 );
             }
         }
-        if let Err(error) = daemon.first_configuration().await {
+        if let Err(error) = daemon.first_configuration(&accounts).await {
             let _ = daemon.data_plane.detach();
             return Err(error);
         }
@@ -227,14 +241,15 @@ impl Daemon {
             Inputs {
                 reports,
                 changes,
-                script_changes,
+                findings,
+                routes,
                 requests,
                 net,
             },
         ))
     }
 
-    async fn first_configuration(&mut self) -> Result<(), DaemonError> {
+    async fn first_configuration(&mut self, accounts: &Accounts) -> Result<(), DaemonError> {
         let freed = self.roles.follow(&names(&self.config));
         self.follow_instances(&freed);
         self.follow_own_addresses();
@@ -242,8 +257,9 @@ impl Daemon {
         self.resume().await;
         self.apply("start")?;
         self.serve_only_resumed();
+        // A change of health makes the daemon look at what is watched.
+        self.tracking.configure(&self.config, accounts).await;
         self.start_checks();
-        self.tracking.configure(&self.config.track_scripts);
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
@@ -310,7 +326,9 @@ impl Daemon {
                 _ = signals.interrupt.recv() => break,
                 Some(event) = inputs.net.next() => self.on_net(event).await,
                 Some(change) = inputs.changes.recv() => self.on_health(&change),
-                Some(change) = inputs.script_changes.recv() => self.on_script(change),
+                Some(finding) = inputs.findings.recv() => self.on_finding(finding),
+                Ok(()) = inputs.routes.changed() => self.follow_watches(),
+                () = self.links.due() => self.follow_links(),
                 _ = signals.hangup.recv() => self.on_hangup(&mut inputs.reports).await,
                 Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
                 _ = tick.tick() => self.on_tick(&mut inputs.reports).await,
@@ -410,8 +428,10 @@ impl Daemon {
         }
     }
 
-    /// Every instance with the present condition of its interface.
-    fn setups(&self) -> Vec<Setup> {
+    /// Every instance with the present condition of its interface and of what it watches.
+    fn setups(&mut self) -> Vec<Setup> {
+        self.look_at_links();
+        self.look_at_watched();
         self.config
             .instances
             .iter()
@@ -421,24 +441,6 @@ impl Daemon {
                 verdict: self.verdict_of(instance),
             })
             .collect()
-    }
-
-    fn link_of(&self, instance: &Instance) -> Link {
-        let is_virtual = |address| {
-            self.config
-                .instances
-                .iter()
-                .any(|i| i.priority != 255 && i.held().any(|p| p.address == address))
-        };
-        match self.interfaces.by_name(&instance.interface) {
-            Some(interface) if interface.up => interface
-                .source(instance.source, instance.is_v6(), is_virtual)
-                .map_or(Link::Down, |source| Link::Up {
-                    ifindex: interface.ifindex,
-                    source,
-                }),
-            Some(_) | None => Link::Down,
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc::Receiver;
 
-use super::{Daemon, DaemonError, load_config, names, require_interfaces};
+use super::{Daemon, DaemonError, load_config, names, require_interfaces, tracking::Accounts};
 use crate::{
     api::proto::{Failure, Reload},
     config::{changes, needs_restart},
@@ -89,6 +89,7 @@ impl Daemon {
         let mut config = load_config(&self.path)?;
         require_interfaces(&config, &self.interfaces)?;
         self.require_attached(&config)?;
+        let accounts = Accounts::of(&config)?;
         let waiting = needs_restart(&self.config, &config);
         let answer = Reload {
             changes: changes(&self.config, &config),
@@ -133,8 +134,8 @@ impl Daemon {
         self.config = config;
         self.roles = roles;
         self.follow_instances(&freed);
+        self.tracking.configure(&self.config, &accounts).await;
         self.start_checks();
-        self.tracking.configure(&self.config.track_scripts);
         self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
         self.follow_vrrp(reports).await;

@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::Receiver;
 
-use super::Daemon;
+use super::{Daemon, tracking_view};
 use crate::{
     api::{
-        proto::{DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status, Watched},
+        proto::{DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status},
         server::Request,
     },
     health::state::Health,
@@ -102,16 +102,8 @@ impl Daemon {
                 priority,
                 heard_ms_ago: millis(ago),
             }),
-            watched: self
-                .watched(instance)
-                .into_iter()
-                .map(|(what, weight, up, cause)| Watched {
-                    what,
-                    up,
-                    weight,
-                    cause,
-                })
-                .collect(),
+            watched: self.watched(instance),
+            link_wait: self.link_wait(&instance.name),
             sent: snapshot.sent,
             received: snapshot.received,
             send_errors: snapshot.send_errors,
@@ -140,18 +132,7 @@ impl Daemon {
             ));
         }
         for instance in instances {
-            for watched in instance.watched.iter().filter(|watched| !watched.up) {
-                let effect = match watched.weight {
-                    0 => "FAULT".to_owned(),
-                    weight if weight < 0 => format!("priority {weight}"),
-                    weight => format!("{weight} of priority missing"),
-                };
-                let cause = watched.cause.as_deref().unwrap_or("down");
-                problems.push(format!(
-                    "{}: {} is down ({effect}): {cause}",
-                    instance.name, watched.what
-                ));
-            }
+            tracking_view::problems(instance, &mut problems);
         }
         for section in &self.waiting {
             problems.push(format!(
@@ -248,12 +229,12 @@ fn instance_problems(instance: &InstanceStatus) -> Vec<String> {
     problems
 }
 
-fn unix(time: SystemTime) -> u64 {
+pub(super) fn unix(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+pub(super) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

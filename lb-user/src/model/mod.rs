@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
-pub use self::track::{TrackScript, Tracked, Verdict, Watch};
+pub use self::track::{
+    Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
+    TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
+};
 pub use self::vrrp::{
     Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
 };
@@ -34,6 +37,10 @@ pub struct Config {
     pub dataplane: DataplaneConfig,
     /// Scripts that instances watch.
     pub track_scripts: Vec<TrackScript>,
+    /// Processes that instances watch.
+    pub track_processes: Vec<TrackProcess>,
+    /// Files that instances watch.
+    pub track_files: Vec<TrackFile>,
     /// VRRP instances, in file order.
     pub instances: Vec<Instance>,
     /// Virtual services, in file order.

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Watch;
+use super::{LinkDamping, Watch};
 
 /// A VRRP instance (RFC 3768 and RFC 9568 call it a virtual router).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Instance {
     pub sync_group: Option<String>,
     /// What it watches besides its interface.
     pub watches: Vec<Watch>,
+    /// When its interface is used again after a loss.
+    pub damping: LinkDamping,
     /// Commands run at transitions.
     pub notify: NotifyScripts,
 }

@@ -1,68 +1,53 @@
-//! Runs one task per tracked script and tells the daemon of changes.
+//! Runs one task per tracked script and tells the daemon what it finds.
 
 use std::time::Duration;
 
 use tokio::{
-    sync::mpsc,
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 
-use super::state::ScriptState;
+use super::{Finding, Findings, Source, state::ScriptState};
 use crate::{
-    model::TrackScript,
+    model::{Condition, TrackScript},
     script::{self, Account, Outcome},
 };
 
-/// Changes that may wait for the daemon; a script whose change finds no room waits with it.
-const CHANGE_QUEUE: usize = 256;
-
-/// A script changed its state.
-#[derive(Clone, Debug)]
-pub struct ScriptChange {
-    /// The script, as it ran.
-    pub script: TrackScript,
-    /// Whether it is up now.
-    pub up: bool,
-    /// Why it is down.
-    pub cause: Option<String>,
-}
-
 /// The running scripts.
 pub struct Scripts {
-    account: Account,
     tasks: Vec<(TrackScript, JoinHandle<()>)>,
-    changes: mpsc::Sender<ScriptChange>,
+    findings: Findings,
 }
 
 impl Scripts {
-    /// No scripts yet; they will run as `account`.
-    pub fn new(account: Account) -> (Self, mpsc::Receiver<ScriptChange>) {
-        let (changes, receiver) = mpsc::channel(CHANGE_QUEUE);
-        let scripts = Self {
-            account,
+    /// No scripts yet.
+    pub fn new(findings: Findings) -> Self {
+        Self {
             tasks: Vec::new(),
-            changes,
-        };
-        (scripts, receiver)
+            findings,
+        }
     }
 
-    /// Makes `wanted` the running scripts. Unchanged ones are not disturbed; `is_up` says what is
-    /// known of one that begins.
-    pub fn configure(&mut self, wanted: &[TrackScript], is_up: impl Fn(&TrackScript) -> bool) {
+    /// Makes `wanted` the running scripts, each as its account. Unchanged ones are not disturbed;
+    /// `known` says what is known of one that begins.
+    pub fn configure(
+        &mut self,
+        wanted: &[(TrackScript, Account)],
+        known: impl Fn(&TrackScript) -> Option<bool>,
+    ) {
         self.tasks.retain(|(script, task)| {
-            let kept = wanted.contains(script);
+            let kept = wanted.iter().any(|(wanted, _)| wanted == script);
             if !kept {
                 task.abort();
             }
             kept
         });
-        for script in wanted {
+        for (script, account) in wanted {
             if self.tasks.iter().any(|(running, _)| running == script) {
                 continue;
             }
-            let state = ScriptState::new(is_up(script));
-            let task = run(script.clone(), state, self.account, self.changes.clone());
+            let state = known(script).map_or_else(|| ScriptState::new(script), ScriptState::known);
+            let task = run(script.clone(), state, *account, self.findings.clone());
             self.tasks.push((script.clone(), tokio::spawn(task)));
         }
     }
@@ -76,30 +61,30 @@ impl Drop for Scripts {
     }
 }
 
-async fn run(
-    script: TrackScript,
-    mut state: ScriptState,
-    account: Account,
-    changes: mpsc::Sender<ScriptChange>,
-) {
+async fn run(script: TrackScript, mut state: ScriptState, account: Account, findings: Findings) {
     let mut turns = interval(script.interval);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
     loop {
         turns.tick().await;
-        let cause = attempt(&script.command, script.timeout, account)
+        let error = attempt(&script.command, script.timeout, account)
             .await
             .err();
-        let Some(up) = state.result(cause.is_none(), &script) else {
+        state.result(error.is_none(), &script);
+        // One failure of several that are needed is worth to be seen, too.
+        let new = (state.is_up(), error);
+        if told.as_ref() == Some(&new) {
             continue;
+        }
+        let finding = Finding {
+            of: Source::Script(script.clone()),
+            condition: Condition::of(state.is_up()),
+            detail: new.1.clone(),
         };
-        let change = ScriptChange {
-            script: script.clone(),
-            up,
-            cause,
-        };
-        if changes.send(change).await.is_err() {
+        if findings.send(finding).await.is_err() {
             return;
         }
+        told = Some(new);
     }
 }
 

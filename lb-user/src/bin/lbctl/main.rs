@@ -2,6 +2,7 @@
 
 mod capture;
 mod print;
+mod tracking;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -10,6 +10,8 @@ use lb_user::api::proto::{
     Status, Steered, TableInfo, Why,
 };
 
+use crate::tracking;
+
 /// `lbctl status`.
 pub fn status(status: &Status) -> String {
     let mut out = String::new();
@@ -350,16 +352,11 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
             let list = instance.unicast_peers.join(" ");
             line(&mut out, format!("  speaks to {list} alone"));
         }
+        if let Some(wait) = &instance.link_wait {
+            line(&mut out, format!("  {}", tracking::link_wait(wait)));
+        }
         for watched in &instance.watched {
-            let state = match (watched.up, &watched.cause) {
-                (true, _) => "up".to_owned(),
-                (false, Some(cause)) => format!("down: {cause}"),
-                (false, None) => "down".to_owned(),
-            };
-            line(
-                &mut out,
-                format!("  {} (weight {}): {state}", watched.what, watched.weight),
-            );
+            line(&mut out, format!("  {}", tracking::watched(watched)));
         }
         if let Some(timer) = instance.timer_ms {
             let what = if instance.state.to_string() == "MASTER" {
@@ -492,7 +489,7 @@ fn since(unix: u64) -> String {
     )
 }
 
-fn ago(unix: u64) -> String {
+pub(crate) fn ago(unix: u64) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
@@ -510,7 +507,7 @@ fn span(seconds: u64) -> String {
     }
 }
 
-fn precise(milliseconds: u64) -> String {
+pub(crate) fn precise(milliseconds: u64) -> String {
     format!("{}.{:03} s", milliseconds / 1_000, milliseconds % 1_000)
 }
 

@@ -25,8 +25,9 @@ use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
 pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
     let mut check = Validator { errors };
     let track_scripts = check.track_scripts(raw.track_scripts);
-    let scripts: Vec<String> = track_scripts.iter().map(|s| s.name.clone()).collect();
-    let instances = check.instances(raw.instances, &scripts);
+    let track_processes = check.track_processes(raw.track_processes);
+    let track_files = check.track_files(raw.track_files);
+    let (mut instances, tracks) = check.instances(raw.instances);
     let nowhere = raw.dataplane.is_none()
         || raw
             .dataplane
@@ -40,6 +41,15 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
         check.error(&service.span, "a service, but no interface", help);
     }
     let services = check.services(raw.services, &instances);
+    let known = track::Known {
+        scripts: &track_scripts,
+        processes: &track_processes,
+        files: &track_files,
+        services: &services,
+    };
+    for (instance, tracks) in instances.iter_mut().zip(tracks) {
+        instance.watches = check.watches(tracks, &known);
+    }
     Config {
         router_id: raw
             .router_id
@@ -51,6 +61,8 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
             &instances,
         ),
         track_scripts,
+        track_processes,
+        track_files,
         instances,
         services,
     }

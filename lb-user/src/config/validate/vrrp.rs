@@ -10,7 +10,10 @@ use lb_common::limits;
 
 use super::{Validator, values::DAY};
 use crate::{
-    config::{raw::RawInstance, reader::At},
+    config::{
+        raw::{RawInstance, RawTrack},
+        reader::At,
+    },
     model::{Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
 };
 
@@ -29,11 +32,11 @@ const MAX_PEERS: usize = 64;
 const MAX_ADDRESSES: usize = 255;
 
 impl Validator<'_> {
+    /// Every instance, and what it watches: that may be a service, and services are looked at later.
     pub(super) fn instances(
         &mut self,
         raw: Vec<At<RawInstance>>,
-        scripts: &[String],
-    ) -> Vec<Instance> {
+    ) -> (Vec<Instance>, Vec<Vec<At<RawTrack>>>) {
         let mut names: HashSet<String> = HashSet::new();
         let mut routers: HashMap<(String, bool, u8), String> = HashMap::new();
         let mut vips: HashMap<IpAddr, String> = HashMap::new();
@@ -46,7 +49,13 @@ impl Validator<'_> {
         }
         let mut all: Vec<Instance> = Vec::with_capacity(raw.len());
         let mut groups = Vec::with_capacity(raw.len());
-        for At { value: raw, span } in raw {
+        let mut tracks = Vec::with_capacity(raw.len());
+        for At {
+            value: mut raw,
+            span,
+        } in raw
+        {
+            tracks.push(std::mem::take(&mut raw.tracks));
             let name_span = raw.name.as_ref().map_or(span.clone(), |at| at.span.clone());
             let vrid_span = raw
                 .virtual_router_id
@@ -59,7 +68,7 @@ impl Validator<'_> {
                 .chain(&raw.excluded_addresses)
                 .flat_map(|l| l.value.iter().map(|a| a.span.clone()))
                 .collect();
-            let instance = self.instance(raw, scripts);
+            let instance = self.instance(raw);
             if !instance.name.is_empty() && !names.insert(instance.name.clone()) {
                 self.error(
                     &name_span,
@@ -107,10 +116,10 @@ impl Validator<'_> {
                 self.error(&span, message, "name the group in another instance too");
             }
         }
-        all
+        (all, tracks)
     }
 
-    fn instance(&mut self, raw: RawInstance, scripts: &[String]) -> Instance {
+    fn instance(&mut self, raw: RawInstance) -> Instance {
         if let Some(name) = &raw.name
             && (name.value.is_empty() || name.value.contains(char::is_whitespace))
         {
@@ -193,7 +202,8 @@ impl Validator<'_> {
             addresses,
             excluded,
             sync_group: raw.sync_group.map(|at| at.value),
-            watches: self.watches(raw.tracks, scripts),
+            watches: Vec::new(),
+            damping: self.link_damping(raw.damping),
             notify: NotifyScripts {
                 master: raw.notify_master.map(|at| at.value),
                 backup: raw.notify_backup.map(|at| at.value),

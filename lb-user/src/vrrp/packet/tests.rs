@@ -42,6 +42,7 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
         excluded: Vec::new(),
         sync_group: None,
         watches: Vec::new(),
+        damping: crate::model::LinkDamping::default(),
         notify: NotifyScripts::default(),
     }
 }

@@ -1,0 +1,112 @@
+//! The links of instances: the kernel's word, and whether it is to be trusted yet.
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+
+use super::Daemon;
+use crate::{
+    model::Instance,
+    track::damping::{Damper, Waiting},
+    vrrp::driver::Link,
+};
+
+/// A damper for each instance.
+pub(super) struct Links {
+    epoch: Instant,
+    dampers: BTreeMap<String, Damper>,
+}
+
+impl Links {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: Instant::now(),
+            dampers: BTreeMap::new(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Ends when a link may be used that was not yet.
+    pub(super) async fn due(&self) {
+        let now = self.now();
+        let due = self.dampers.values().filter_map(|d| d.due(now)).min();
+        match due {
+            Some(due) => sleep(due - now).await,
+            None => pending().await,
+        }
+    }
+
+    /// Why an instance's link that is up is not used yet.
+    pub(super) fn waiting(&self, instance: &str) -> Option<Waiting> {
+        self.dampers.get(instance)?.waiting(self.now())
+    }
+}
+
+impl Daemon {
+    /// Takes the present condition of every instance's interface.
+    pub(super) fn look_at_links(&mut self) {
+        let instances = &self.config.instances;
+        let dampers = &mut self.links.dampers;
+        dampers.retain(|name, _| instances.iter().any(|i| i.name == *name));
+        let now = self.links.epoch.elapsed();
+        for instance in instances {
+            let interface = self.interfaces.by_name(&instance.interface);
+            let up = interface.is_some_and(|interface| interface.up);
+            let damper = dampers
+                .entry(instance.name.clone())
+                .or_insert_with(|| Damper::new(instance.damping, up));
+            damper.configure(instance.damping);
+            if damper.observe(up, now) {
+                let needed = damper.waiting(now).map_or(Duration::ZERO, |w| w.needed);
+                tracing::warn!(
+                    instance = instance.name,
+                    interface = instance.interface,
+                    "the link was lost more than {} times within {}; it is used again once it was up for {}",
+                    instance.damping.flaps,
+                    humantime::format_duration(instance.damping.window),
+                    humantime::format_duration(needed)
+                );
+            }
+        }
+    }
+
+    pub(super) fn link_of(&self, instance: &Instance) -> Link {
+        let is_virtual = |address| {
+            self.config
+                .instances
+                .iter()
+                .any(|i| i.priority != 255 && i.held().any(|p| p.address == address))
+        };
+        let damper = self.links.dampers.get(&instance.name);
+        if damper.is_some_and(|damper| !damper.is_usable(self.links.now())) {
+            return Link::Down;
+        }
+        match self.interfaces.by_name(&instance.interface) {
+            Some(interface) if interface.up => interface
+                .source(instance.source, instance.is_v6(), is_virtual)
+                .map_or(Link::Down, |source| Link::Up {
+                    ifindex: interface.ifindex,
+                    source,
+                }),
+            Some(_) | None => Link::Down,
+        }
+    }
+
+    /// Tells VRRP what became of its interfaces.
+    pub(super) fn follow_links(&mut self) {
+        self.look_at_links();
+        if let Some(vrrp) = &self.vrrp {
+            for instance in &self.config.instances {
+                vrrp.link(&instance.name, self.link_of(instance));
+            }
+        }
+        self.follow_watches();
+    }
+}
