@@ -26,6 +26,7 @@ mod soak;
 mod steering;
 mod sync_groups;
 mod tracking;
+mod tracking_more;
 mod traffic;
 mod tunnels;
 mod why;

@@ -70,10 +70,14 @@ fn a_script_moves_the_priority_and_an_interface_is_a_fault() {
     );
     let shown = node1.ctl(&["vrrp"]).unwrap();
     assert!(
-        shown.contains("script chk (weight -5): down: exit status: 7"),
+        shown.contains("script chk (weight -5): down for ")
+            && shown.contains("priority -5: exit status: 7: the flag is there"),
         "{shown}"
     );
-    assert!(shown.contains("interface eth1 (weight 0): up"), "{shown}");
+    assert!(
+        shown.contains("interface eth1 (weight 0): up for "),
+        "{shown}"
+    );
     fs::remove_file(&flag).unwrap();
     node1.wait_for("VI_1", VrrpState::Master).unwrap();
     node2.wait_for("VI_1", VrrpState::Backup).unwrap();
