@@ -126,3 +126,40 @@ fn unfit_from_the_start() {
     guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
     guide.node2.wait_for("VI_1", VrrpState::Backup).unwrap();
 }
+
+/// Each script may have an account of its own, which must exist.
+#[test]
+fn a_script_runs_as_its_own_user() {
+    let mut guide = Guide::prepare().unwrap();
+    let seen = guide.lab.directory().join("who");
+    fs::write(&seen, "").unwrap();
+    for (path, mode) in [(guide.lab.directory(), 0o755), (&seen, 0o666)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let base = guide::config(&Settings::of(100));
+    let configure = |guide: &Guide, user: &str| {
+        let command = format!("/bin/sh -c 'id -un > {}'", seen.display());
+        let table = format!("[[track_script]]\nname = \"who\"\ncommand = \"{command}\"\n{user}");
+        guide.node1.configure(&format!("{table}\n{base}")).unwrap();
+    };
+    let is = |wanted: &str| {
+        wait::until_true(wanted, Duration::from_secs(5), || {
+            Ok(fs::read_to_string(&seen)?.trim() == wanted)
+        })
+        .unwrap();
+    };
+    configure(&guide, "user = \"daemon\"");
+    guide.node1.start(&guide.lab).unwrap();
+    is("daemon");
+    configure(&guide, "");
+    guide.node1.ctl(&["reload"]).unwrap();
+    is("nobody");
+    configure(&guide, "user = \"no-such-user\"");
+    let output = guide.node1.lbctl(&["reload"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("there is no account `no-such-user`"),
+        "{said}"
+    );
+    is("nobody");
+}

@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct Links {
     epoch: Instant,
     dampers: BTreeMap<String, Damper>,
+    /// When VRRP was told of them last.
+    told: Duration,
 }
 
 impl Links {
@@ -26,6 +28,7 @@ impl Links {
         Self {
             epoch: Instant::now(),
             dampers: BTreeMap::new(),
+            told: Duration::ZERO,
         }
     }
 
@@ -33,12 +36,11 @@ impl Links {
         self.epoch.elapsed()
     }
 
-    /// Ends when a link may be used that was not yet.
+    /// Ends when a link may be used that could not be when VRRP was told of it.
     pub(super) async fn due(&self) {
-        let now = self.now();
-        let due = self.dampers.values().filter_map(|d| d.due(now)).min();
+        let due = self.dampers.values().filter_map(|d| d.due(self.told)).min();
         match due {
-            Some(due) => sleep(due - now).await,
+            Some(due) => sleep(due.saturating_sub(self.now())).await,
             None => pending().await,
         }
     }
@@ -56,6 +58,7 @@ impl Daemon {
         let dampers = &mut self.links.dampers;
         dampers.retain(|name, _| instances.iter().any(|i| i.name == *name));
         let now = self.links.epoch.elapsed();
+        self.links.told = now;
         for instance in instances {
             let interface = self.interfaces.by_name(&instance.interface);
             let up = interface.is_some_and(|interface| interface.up);
