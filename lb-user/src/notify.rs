@@ -119,6 +119,7 @@ mod tests {
             unicast_ttl: crate::model::UnicastTtl::default(),
             checksum: crate::model::ChecksumForm::Auto,
             auth: crate::model::Auth::None,
+            announce: crate::model::AnnounceTiming::default(),
             excluded: Vec::new(),
             sync_group: None,
             watches: Vec::new(),

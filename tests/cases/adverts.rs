@@ -8,7 +8,8 @@ use std::{
 use lab::{Guide, guide::VIP, network::INTERFACE, wait};
 use lb_user::{
     model::{
-        Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
+        AnnounceTiming, Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState,
+        VrrpVersion,
     },
     vrrp::packet::AdvertPacket,
 };
@@ -17,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 15, 15, 15);
 const FORGER: Ipv4Addr = Ipv4Addr::new(10, 1, 15, 1);
 
-fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
+pub fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
     let mut instance = Instance {
         name: "VI_1".into(),
         interface: INTERFACE.into(),
@@ -33,6 +34,7 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
         unicast_ttl: UnicastTtl::default(),
         checksum: ChecksumForm::Auto,
         auth: Auth::Pass(*b"6b8a916c"),
+        announce: AnnounceTiming::default(),
         addresses: vec![Prefix {
             address: VIP.into(),
             length: 16,
@@ -50,7 +52,7 @@ fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
 /// An advert of priority 250, which would make node1 yield if it were believed.
 fn advert(change: impl FnOnce(&mut Instance)) -> Vec<u8> {
     let mut packet = AdvertPacket::new(&instance(change), FORGER.into());
-    packet.next(250);
+    packet.next(250, Duration::ZERO);
     packet.to(GROUP.into(), ChecksumForm::Auto).to_vec()
 }
 
@@ -130,10 +132,15 @@ fn forged_adverts_are_counted_and_change_nothing() {
 }
 
 fn send(packet: &[u8]) {
+    send_to(packet, GROUP);
+}
+
+/// Sends a whole IP packet to a group.
+pub fn send_to(packet: &[u8], group: Ipv4Addr) {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112))).unwrap();
     socket.set_header_included_v4(true).unwrap();
     socket.bind_device(Some(INTERFACE.as_bytes())).unwrap();
     socket
-        .send_to(packet, &SocketAddrV4::new(GROUP, 0).into())
+        .send_to(packet, &SocketAddrV4::new(group, 0).into())
         .unwrap();
 }

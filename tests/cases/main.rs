@@ -7,6 +7,7 @@
 )]
 
 mod adverts;
+mod announcements;
 mod bad_input;
 mod choosing;
 mod flows;
@@ -28,5 +29,6 @@ mod sync_groups;
 mod tracking;
 mod tracking_more;
 mod traffic;
+mod trailers;
 mod tunnels;
 mod why;

@@ -14,6 +14,7 @@ pub mod process;
 pub mod registry;
 pub mod server;
 pub mod soak;
+pub mod sniffer;
 pub mod steps;
 pub mod wait;
 

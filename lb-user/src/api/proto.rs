@@ -189,6 +189,9 @@ pub struct InstanceStatus {
     pub received: u64,
     /// Adverts that could not be sent.
     pub send_errors: u64,
+    /// Gratuitous ARP and unsolicited neighbour advertisements sent.
+    #[serde(default)]
+    pub announcements: u64,
     /// Adverts not believed, by reason.
     pub rejected: Vec<(String, u64)>,
 }

@@ -5,6 +5,7 @@
 
 mod diagnostic;
 mod diff;
+pub mod keys;
 mod raw;
 mod reader;
 pub mod sources;

@@ -2,6 +2,7 @@
 
 mod check;
 mod track;
+pub mod vrrp;
 
 use std::{ops::Range, time::Duration};
 
@@ -77,6 +78,8 @@ pub struct RawInstance {
     pub checksum: Option<At<String>>,
     pub authentication: Option<At<String>>,
     pub password: Option<At<String>>,
+    pub auth_hmac: Option<At<vrrp::RawHmac>>,
+    pub announce: vrrp::RawAnnounce,
     pub addresses: Option<At<Vec<At<String>>>>,
     pub excluded_addresses: Option<At<Vec<At<String>>>>,
     pub sync_group: Option<At<String>>,
@@ -201,6 +204,8 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         checksum: fields.string("checksum"),
         authentication: fields.string("authentication"),
         password: fields.string("password"),
+        auth_hmac: fields.table("auth_hmac", vrrp::hmac),
+        announce: vrrp::announce(fields),
         addresses: fields.strings("addresses"),
         excluded_addresses: fields.strings("excluded_addresses"),
         sync_group: fields.string("sync_group"),

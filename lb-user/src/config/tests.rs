@@ -3,6 +3,8 @@ mod track;
 use super::*;
 use crate::model::{Auth, Protocol, Scheduler, Target};
 
+mod instances;
+
 const GUIDE: &str = r#"
 [[vrrp]]
 name = "VI_1"
@@ -238,7 +240,7 @@ fn what_is_refused_and_how() {
         (
             "priority = 100",
             "version = 3",
-            &["version 3 has no authentication", "use `version = 2`"],
+            &["version 3 has no password", "use [vrrp.auth_hmac]"],
         ),
         (
             "password = \"6b8a916c\"",

@@ -1,30 +1,16 @@
 //! Virtual addresses on interfaces and their announcement.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, io, time::Instant};
 
 use crate::{
     model::{Instance, Prefix},
     net::{
         announce::Announcer,
-        interfaces::{Interface, Interfaces},
+        announcing::{Announcing, Occasion},
+        interfaces::Interfaces,
         netlink::Netlink,
     },
 };
-
-/// After becoming master, addresses are announced at once and again after these times: an
-/// announcement can be lost, and switches may still be learning.
-const REPEATS: [Duration; 4] = [
-    Duration::from_millis(0),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-];
-/// A master announces its addresses this often: whoever missed the others learns it from this.
-const REFRESH: Duration = Duration::from_secs(60);
 
 /// What a master holds.
 #[derive(Clone)]
@@ -35,15 +21,15 @@ struct Held {
     /// Those that an owner (priority 255) had on its interface already: its real addresses, which
     /// are announced but never taken away.
     own: Vec<Prefix>,
-    /// When to announce next, and how many of the repeats are done.
-    next: Instant,
-    repeats: usize,
 }
 
 /// Virtual addresses that are on interfaces because of us.
 pub struct Addresses {
     netlink: Netlink,
     announcer: Announcer,
+    announcing: Announcing,
+    /// Announcements sent, by instance.
+    sent: BTreeMap<String, u64>,
     held: BTreeMap<String, Held>,
 }
 
@@ -53,6 +39,8 @@ impl Addresses {
         Ok(Self {
             netlink,
             announcer: Announcer::open()?,
+            announcing: Announcing::default(),
+            sent: BTreeMap::new(),
             held: BTreeMap::new(),
         })
     }
@@ -91,9 +79,8 @@ impl Addresses {
             ifindex: interface.ifindex,
             prefixes: instance.held().copied().collect(),
             own: Vec::new(),
-            next: Instant::now() + REFRESH,
-            repeats: REPEATS.len(),
         };
+        self.watch(instance, &held);
         self.held.insert(instance.name.clone(), held);
     }
 
@@ -123,22 +110,35 @@ impl Addresses {
             ifindex: interface.ifindex,
             prefixes,
             own,
-            next: Instant::now() + REPEATS[1],
-            repeats: 1,
         };
-        self.send(&held, interface);
+        self.watch(instance, &held);
         self.held.insert(instance.name.clone(), held);
+        self.announce(&instance.name, Occasion::Promotion, interfaces);
+    }
+
+    fn watch(&mut self, instance: &Instance, held: &Held) {
+        let addresses = held.prefixes.iter().map(|prefix| prefix.address).collect();
+        self.announcing.hold(
+            &instance.name,
+            held.ifindex,
+            addresses,
+            instance.announce,
+            Instant::now(),
+        );
     }
 
     /// Takes addresses away that an instance held, except those that another holds by now.
     pub async fn release(&mut self, name: &str) {
+        self.announcing.forget(name);
         if let Some(held) = self.held.remove(name) {
             self.delete_unless_held(&held).await;
         }
     }
 
-    /// Follows a changed address list of an instance that stays master.
+    /// Follows a changed address list, or other timing, of an instance that stays master.
     pub async fn update(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        self.announcing
+            .retime(&instance.name, instance.announce, Instant::now());
         let Some(held) = self.held.get(&instance.name) else {
             return;
         };
@@ -183,42 +183,47 @@ impl Addresses {
         }
     }
 
-    /// Announces an instance's addresses now. Says whether it holds any.
-    pub fn announce(&mut self, name: &str, interfaces: &Interfaces) -> bool {
-        if let Some(held) = self.held.get_mut(name) {
-            held.repeats = 1;
-            held.next = Instant::now() + REPEATS[1];
-        }
-        let Some(held) = self.held.get(name) else {
-            return false;
-        };
-        if let Some(interface) = interfaces.by_name(&held.interface) {
-            self.send(held, interface);
-        }
-        true
+    /// Announces an instance's addresses now, and again as configured. Says whether it holds any.
+    pub fn announce(&mut self, name: &str, occasion: Occasion, interfaces: &Interfaces) -> bool {
+        let holds = self.announcing.begin(name, occasion, Instant::now());
+        self.announce_due(interfaces);
+        holds
+    }
+
+    /// When announcements are due next.
+    pub fn next_announcement(&self) -> Option<Instant> {
+        self.announcing.next()
     }
 
     /// Sends the announcements that are due.
-    pub fn tick(&mut self, interfaces: &Interfaces) {
-        let now = Instant::now();
-        let mut due = Vec::new();
-        for (name, held) in &mut self.held {
-            if held.next > now {
+    pub fn announce_due(&mut self, interfaces: &Interfaces) {
+        for due in self.announcing.due(Instant::now()) {
+            let Some(held) = self.held.get(&*due.instance) else {
                 continue;
-            }
-            held.repeats += 1;
-            let wait = match REPEATS.get(held.repeats) {
-                Some(next) => *next - REPEATS[held.repeats - 1],
-                None => REFRESH,
             };
-            held.next = now + wait;
-            due.push(name.clone());
-        }
-        for held in due.iter().filter_map(|name| self.held.get(name)) {
-            if let Some(interface) = interfaces.by_name(&held.interface) {
-                self.send(held, interface);
+            let Some(interface) = interfaces.by_name(&held.interface) else {
+                continue;
+            };
+            let router = due.address.is_ipv6() && forwards_v6(&held.interface);
+            let (ifindex, mac) = (held.ifindex, interface.mac);
+            match self.announcer.announce(ifindex, mac, due.address, router) {
+                Ok(()) => *self.sent.entry(due.instance.to_string()).or_default() += 1,
+                Err(error) => {
+                    tracing::warn!(address = %due.address, interface = held.interface, %error, "cannot announce an address");
+                }
             }
         }
+    }
+
+    /// Announcements sent for an instance since it is configured.
+    pub fn announced(&self, name: &str) -> u64 {
+        self.sent.get(name).copied().unwrap_or(0)
+    }
+
+    /// Forgets the counts of instances that are no more.
+    pub fn count_only(&mut self, instances: &[Instance]) {
+        self.sent
+            .retain(|name, _| instances.iter().any(|instance| instance.name == *name));
     }
 
     /// Puts back every held address that is not there.
@@ -242,19 +247,6 @@ impl Addresses {
         if self.holds(ifindex, &prefix) {
             tracing::warn!(address = %prefix, "a virtual address was removed by somebody else; putting it back");
             self.add(ifindex, prefix).await;
-        }
-    }
-
-    fn send(&self, held: &Held, interface: &Interface) {
-        let router = forwards_v6(&held.interface);
-        for prefix in &held.prefixes {
-            let (ifindex, mac) = (held.ifindex, interface.mac);
-            if let Err(error) = self
-                .announcer
-                .announce(ifindex, mac, prefix.address, router)
-            {
-                tracing::warn!(address = %prefix.address, interface = held.interface, %error, "cannot announce an address");
-            }
         }
     }
 

@@ -5,8 +5,11 @@ use std::{io, net::IpAddr};
 use thiserror::Error;
 
 use crate::{
-    api::server::SocketError, config::ConfigError, dataplane::DataPlaneError,
-    net::netlink::NetlinkError, script::NoSuchUser,
+    api::server::SocketError,
+    config::{ConfigError, keys::BadKey},
+    dataplane::DataPlaneError,
+    net::netlink::NetlinkError,
+    script::NoSuchUser,
 };
 
 /// Why the daemon cannot run.
@@ -31,6 +34,14 @@ pub enum DaemonError {
         line: usize,
         /// What stands there.
         text: String,
+    },
+    /// A file is no key.
+    #[error("{path}: {why}; `openssl rand -hex 32` makes one, to be put behind `hex:`")]
+    BadKey {
+        /// The file.
+        path: String,
+        /// What is wrong with what stands there.
+        why: BadKey,
     },
     /// More prefixes than the maps hold.
     #[error(

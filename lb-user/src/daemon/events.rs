@@ -5,7 +5,10 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     model::VrrpState,
-    net::interfaces::{Interfaces, NetEvent},
+    net::{
+        announcing::Occasion,
+        interfaces::{Interfaces, NetEvent},
+    },
     vrrp::{driver::Report, fsm::Reason},
 };
 
@@ -40,7 +43,8 @@ impl Daemon {
                     instance,
                     "heard a lower priority; announcing the addresses again"
                 );
-                self.addresses.announce(&instance, &self.interfaces);
+                self.addresses
+                    .announce(&instance, Occasion::LowerPriority, &self.interfaces);
             }
             Report::NotRealtime(error) => tracing::warn!(
                 error,
@@ -206,7 +210,6 @@ impl Daemon {
     }
 
     pub(super) async fn on_tick(&mut self, reports: &mut Receiver<Report>) {
-        self.addresses.tick(&self.interfaces);
         if self.neighbours.is_due() {
             // Routes change without telling.
             self.find_neighbours_and_apply().await;

@@ -1,11 +1,11 @@
 //! The configuration file, and the files that it names.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, os::unix::fs::PermissionsExt, path::Path};
 
 use super::DaemonError;
 use crate::{
     config,
-    model::{Config, SourceRule},
+    model::{Auth, Config, Secret, SourceRule},
 };
 
 /// Reads and validates a configuration file.
@@ -21,7 +21,39 @@ pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
         .into_owned();
     let mut config = config::parse(&name, &text, &host)?;
     read_sources(&mut config)?;
+    read_keys(&mut config)?;
     Ok(config)
+}
+
+/// Fills in the keys that stand in files of their own.
+fn read_keys(config: &mut Config) -> Result<(), DaemonError> {
+    for instance in &mut config.instances {
+        let Auth::Hmac(hmac) = &mut instance.auth else {
+            continue;
+        };
+        for key in &mut hmac.keys {
+            let Some(path) = &key.file else { continue };
+            let name = path.display().to_string();
+            let read = || -> std::io::Result<(String, u32)> {
+                let mode = std::fs::metadata(path)?.permissions().mode();
+                Ok((std::fs::read_to_string(path)?, mode))
+            };
+            let (text, mode) = read().map_err(|source| DaemonError::ReadConfig {
+                path: name.clone(),
+                source,
+            })?;
+            if mode & 0o077 != 0 {
+                tracing::warn!(
+                    file = name,
+                    "others than its owner may read this key: `chmod 600` it"
+                );
+            }
+            let bytes = config::keys::parse(text.trim_end_matches(['\n', '\r']))
+                .map_err(|why| DaemonError::BadKey { path: name, why })?;
+            key.secret = Secret::new(bytes);
+        }
+    }
+    Ok(())
 }
 
 /// Adds what files list to the sources of the configuration. What the configuration itself says of a

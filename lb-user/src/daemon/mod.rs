@@ -64,7 +64,7 @@ use crate::{
     vrrp::driver::{Driver, Report, Setup},
 };
 
-/// Housekeeping: neighbours are looked after, late announcements sent.
+/// Housekeeping: neighbours are looked after.
 const TICK: Duration = Duration::from_secs(1);
 /// Expired flows are swept this often. Their slots count as free before that; the sweep is for
 /// counting, for tables that must grow, and for slots whose writer was lost.
@@ -312,6 +312,7 @@ impl Daemon {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let announcement = self.addresses.next_announcement();
             tokio::select! {
                 // A transition waits for nothing else.
                 biased;
@@ -324,6 +325,7 @@ impl Daemon {
                 },
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
+                () = reached(announcement) => self.addresses.announce_due(&self.interfaces),
                 Some(event) = inputs.net.next() => self.on_net(event).await,
                 Some(change) = inputs.changes.recv() => self.on_health(&change),
                 Some(finding) = inputs.findings.recv() => self.on_finding(finding),
@@ -441,6 +443,14 @@ impl Daemon {
                 verdict: self.verdict_of(instance),
             })
             .collect()
+    }
+}
+
+/// Ends at a time, or never.
+async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) fn warn_of_weak_authentication(config: &Config) {
     let weak: Vec<&str> = config
         .instances
         .iter()
-        .filter(|instance| instance.auth != Auth::None)
+        .filter(|instance| matches!(instance.auth, Auth::Pass(_) | Auth::Ah(_)))
         .map(|instance| instance.name.as_str())
         .collect();
     if !weak.is_empty() {
@@ -52,6 +52,7 @@ impl Daemon {
                     error,
                     DaemonError::Config(_)
                         | DaemonError::BadSource { .. }
+                        | DaemonError::BadKey { .. }
                         | DaemonError::TooManySources { .. }
                 ),
                 error: error.to_string(),
@@ -152,6 +153,7 @@ impl Daemon {
         while let Ok(report) = reports.try_recv() {
             self.on_report(report).await;
         }
+        self.addresses.count_only(&self.config.instances);
         for instance in self.config.instances.clone() {
             self.addresses.update(&instance, &self.interfaces).await;
         }

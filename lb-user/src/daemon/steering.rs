@@ -8,6 +8,7 @@ use crate::{
     api::proto::{Failure, Steer, SteerAction, Steered, VrrpAction, VrrpOrder},
     dataplane::plan::Steering,
     model::ServiceId,
+    net::announcing::Occasion,
     vrrp::runner::Order,
 };
 
@@ -101,7 +102,10 @@ impl Daemon {
         };
         let (order, change) = match request.action {
             VrrpAction::Announce => {
-                if !self.addresses.announce(name, &self.interfaces) {
+                if !self
+                    .addresses
+                    .announce(name, Occasion::Promotion, &self.interfaces)
+                {
                     return Err(refuse(format!(
                         "{name} is not MASTER here: nothing to announce"
                     )));

@@ -107,6 +107,7 @@ impl Daemon {
             sent: snapshot.sent,
             received: snapshot.received,
             send_errors: snapshot.send_errors,
+            announcements: self.addresses.announced(&snapshot.name),
             rejected: snapshot
                 .rejected
                 .iter()

@@ -3,6 +3,8 @@
 
 pub mod address;
 mod check;
+mod announce;
+mod auth;
 mod track;
 mod vrrp;
 
@@ -18,12 +20,14 @@ use serde::{Deserialize, Serialize};
 pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
+pub use self::announce::AnnounceTiming;
+pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
 };
 pub use self::vrrp::{
-    Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
+    ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
 };
 
 /// A whole, validated configuration.

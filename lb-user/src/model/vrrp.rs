@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinkDamping, Watch};
+use super::{AnnounceTiming, Auth, LinkDamping, Watch};
 
 /// A VRRP instance (RFC 3768 and RFC 9568 call it a virtual router).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,10 @@ pub struct Instance {
     pub unicast_ttl: UnicastTtl,
     /// Over what version 3's checksum is computed, for IPv4.
     pub checksum: ChecksumForm,
-    /// Proof of origin, version 2 only.
+    /// Proof of origin.
     pub auth: Auth,
+    /// When it announces its addresses as master.
+    pub announce: AnnounceTiming,
     /// Virtual addresses, in advert order, all of one family.
     pub addresses: Vec<Prefix>,
     /// Addresses that come and go with the others and are not in the adverts.
@@ -112,18 +114,6 @@ pub enum ChecksumForm {
     Message,
     /// A pseudo-header and the message, as keepalived and FRR do.
     PseudoHeader,
-}
-
-/// How a version 2 advert proves where it comes from. Neither protects against anybody who can
-/// read the segment's packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Auth {
-    /// Not at all.
-    None,
-    /// A password in clear (RFC 2338), up to eight bytes.
-    Pass([u8; 8]),
-    /// HMAC-MD5 in an authentication header, as keepalived computes it. A key of up to eight bytes.
-    Ah([u8; 8]),
 }
 
 /// An address with its prefix length.

@@ -1,8 +1,10 @@
 //! Everything the daemon asks of the kernel's network stack.
 //!
-//! `arp` and `ndisc` are pure codecs; `interfaces` a pure table; `netlink`, `routes` and `announce` do the I/O.
+//! `arp` and `ndisc` are pure codecs; `interfaces` is a pure table, `announcing` says purely what is announced when;
+//! `netlink`, `routes` and `announce` do the I/O.
 
 pub mod announce;
+pub mod announcing;
 pub mod arp;
 pub mod interfaces;
 pub mod ndisc;

@@ -197,6 +197,13 @@ impl Driver {
     }
 }
 
+/// Time since 1970.
+fn wall() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
 struct Loop {
     inbox: mpsc::Receiver<Command>,
     reports: async_mpsc::Sender<Report>,
@@ -471,7 +478,7 @@ impl Outside for Loop {
             return;
         };
         let form = runner.checksum_form();
-        runner.packet.next(priority);
+        runner.packet.next(priority, wall());
         let group = [runner.instance.group];
         let (destinations, hop_limit) = match runner.instance.peers.as_slice() {
             [] => (&group[..], TTL),

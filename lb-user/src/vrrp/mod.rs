@@ -12,6 +12,7 @@ mod groups;
 mod pace;
 pub mod packet;
 mod realtime;
+pub mod replay;
 mod round;
 pub mod runner;
 pub mod socket;

@@ -17,10 +17,12 @@
 //! authentication data is there even when nobody authenticates. In version 3 (RFC 9568 section 5.1)
 //! four reserved bits and twelve bits of interval, in hundredths of a second, take the place of
 //! authentication type and interval, addresses may be IPv6's, and there is no authentication data.
+//! Behind either may come keepalived's trailer of 28 bytes (`trailer`).
 
 mod ah;
 mod decode;
 mod encode;
+pub mod trailer;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -33,6 +35,7 @@ use thiserror::Error;
 pub use self::{
     decode::{Received, decode, decode_v6},
     encode::AdvertPacket,
+    trailer::Stamp,
 };
 use crate::model::ChecksumForm;
 
@@ -70,6 +73,8 @@ pub struct Advert {
     pub checksum: ChecksumForm,
     /// Sequence number of the authentication header.
     pub sequence: Option<u32>,
+    /// Stamp of the trailer, whose HMAC is right.
+    pub stamp: Option<Stamp>,
 }
 
 /// Why an advert was not believed.
@@ -114,9 +119,24 @@ pub enum Rejection {
     /// An authentication header of another key, or for another packet.
     #[error("wrong_icv")]
     WrongIcv,
-    /// An authentication header that was heard before.
+    /// An authentication header or a trailer that was heard before.
     #[error("replayed")]
     Replayed,
+    /// No trailer, where one is demanded.
+    #[error("unsigned")]
+    Unsigned,
+    /// A trailer of another scheme, or with reserved bits set.
+    #[error("malformed_trailer")]
+    MalformedTrailer,
+    /// A trailer of a key that is not configured.
+    #[error("unknown_key")]
+    UnknownKey,
+    /// A trailer of another key, or for another message or sender.
+    #[error("wrong_hmac")]
+    WrongHmac,
+    /// A trailer whose time is outside the window: an old advert, or clocks that disagree.
+    #[error("stale")]
+    Stale,
     /// From an address that is not among the unicast peers.
     #[error("unknown_peer")]
     UnknownPeer,

@@ -9,10 +9,11 @@ use std::{
 use super::{
     driver::{Link, Setup},
     fsm::{Event, Machine, Reason, Settings},
-    packet::{AdvertPacket, Rejection},
+    packet::{AdvertPacket, Rejection, Stamp},
+    replay::Marks,
     socket::Kind,
 };
-use crate::model::{ChecksumForm, Instance, Verdict, VrrpState};
+use crate::model::{Auth, ChecksumForm, HmacAuth, Instance, Verdict, VrrpState};
 
 /// What an operator may ask of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,8 @@ pub(super) struct Runner {
     pub(super) worst_lateness: Duration,
     /// The last sequence number of each peer with authentication headers, and when it was heard.
     pub(super) sequences: BTreeMap<IpAddr, (u32, Instant)>,
+    /// The last stamp of each peer with trailers.
+    pub(super) marks: Marks,
 }
 
 impl Runner {
@@ -136,6 +139,7 @@ impl Runner {
             manual: None,
             worst_lateness: Duration::ZERO,
             sequences: BTreeMap::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -193,6 +197,26 @@ impl Runner {
             self.packet.count_on_from(sequence);
         }
         is_new
+    }
+
+    /// Whether a stamp may be believed by its time, before anything is computed.
+    pub(super) fn is_timely(&self, stamp: Stamp, wall: Duration) -> bool {
+        match &self.instance.auth {
+            Auth::Hmac(HmacAuth {
+                window: Some(window),
+                ..
+            }) => stamp.is_within(*window, wall),
+            Auth::Hmac(_) | Auth::None | Auth::Pass(_) | Auth::Ah(_) => true,
+        }
+    }
+
+    /// Whether a stamp, whose HMAC is right, was not heard before.
+    pub(super) fn is_new_stamp(&mut self, source: IpAddr, stamp: Stamp, wall: Duration) -> bool {
+        let window = match &self.instance.auth {
+            Auth::Hmac(hmac) => hmac.window,
+            Auth::None | Auth::Pass(_) | Auth::Ah(_) => None,
+        };
+        self.marks.accept(source, stamp, window, wall)
     }
 
     pub(super) fn source(&self) -> Option<IpAddr> {

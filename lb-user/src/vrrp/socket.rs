@@ -38,10 +38,10 @@ pub enum Kind {
 impl Kind {
     /// What an instance needs.
     pub fn of(instance: &Instance) -> Self {
-        match (instance.is_v6(), instance.auth) {
+        match (instance.is_v6(), &instance.auth) {
             (true, _) => Kind::V6,
             (false, Auth::Ah(_)) => Kind::Ah,
-            (false, Auth::None | Auth::Pass(_)) => Kind::V4,
+            (false, Auth::None | Auth::Pass(_) | Auth::Hmac(_)) => Kind::V4,
         }
     }
 

@@ -388,6 +388,13 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
                 instance.worst_lateness_us as f64 / 1e3
             ),
         );
+        line(
+            &mut out,
+            format!(
+                "  gratuitous ARP and neighbour advertisements: {} sent",
+                instance.announcements
+            ),
+        );
         for (reason, count) in &instance.rejected {
             line(&mut out, format!("  ignored {count} adverts: {reason}"));
         }

@@ -3,6 +3,8 @@
 //! discards the result.
 
 mod check;
+mod announce;
+mod auth;
 mod service;
 mod track;
 mod traffic;

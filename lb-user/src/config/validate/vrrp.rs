@@ -8,13 +8,13 @@ use std::{
 
 use lb_common::limits;
 
-use super::{Validator, values::DAY};
+use super::{Validator, auth::RawAuth, values::DAY};
 use crate::{
     config::{
         raw::{RawInstance, RawTrack},
         reader::At,
     },
-    model::{Auth, ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
+    model::{ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
 };
 
 /// VRRP's own group (RFC 3768 section 5.2.2).
@@ -147,15 +147,6 @@ impl Validator<'_> {
             }
         }
         let version = self.version(raw.version, is_v6);
-        if version == VrrpVersion::V3
-            && let Some(at) = raw.password.as_ref().or(raw.authentication.as_ref())
-        {
-            self.error(
-                &at.span,
-                "VRRP version 3 has no authentication",
-                "leave it out, or use `version = 2`",
-            );
-        }
         if let Some(at) = &raw.checksum
             && (version == VrrpVersion::V2 || is_v6)
         {
@@ -177,13 +168,19 @@ impl Validator<'_> {
                 "no advert would be believed",
             );
         }
+        let advert_interval = self.advert_interval(raw.advert_interval, version);
+        let auth = RawAuth {
+            kind: raw.authentication,
+            password: raw.password,
+            hmac: raw.auth_hmac,
+        };
         Instance {
             name: raw.name.map(|at| at.value).unwrap_or_default(),
             interface: raw.interface.map(|at| at.value).unwrap_or_default(),
             version,
             vrid: self.small(raw.virtual_router_id, "virtual_router_id", 1..=255, 0),
             priority: self.small(raw.priority, "priority", 1..=255, 100),
-            advert_interval: self.advert_interval(raw.advert_interval, version),
+            advert_interval,
             preempt: raw.preempt.is_none_or(|at| at.value),
             preempt_delay: self.duration(
                 raw.preempt_delay,
@@ -198,7 +195,8 @@ impl Validator<'_> {
             peers: self.peers(raw.unicast_peers, is_v6),
             unicast_ttl,
             checksum: self.choice(raw.checksum, "checksum", ChecksumForm::Auto, &CHECKSUMS),
-            auth: self.auth(raw.authentication, raw.password),
+            auth: self.auth(auth, version, advert_interval),
+            announce: self.announce(raw.announce),
             addresses,
             excluded,
             sync_group: raw.sync_group.map(|at| at.value),
@@ -321,35 +319,5 @@ impl Validator<'_> {
             self.error(&at.span, message, help);
         }
         at.value
-    }
-
-    fn auth(&mut self, kind: Option<At<String>>, password: Option<At<String>>) -> Auth {
-        let Some(at) = password else {
-            if let Some(kind) = kind {
-                self.error(&kind.span, "`authentication` without `password`", "");
-            }
-            return Auth::None;
-        };
-        let is_ah = self.choice(
-            kind,
-            "authentication",
-            false,
-            &[("pass", false), ("ah", true)],
-        );
-        let bytes = at.value.as_bytes();
-        if bytes.is_empty() || bytes.len() > 8 {
-            self.error(
-                &at.span,
-                "`password` must have 1 to 8 bytes",
-                "VRRP carries eight bytes; keepalived uses the first eight of a longer one",
-            );
-            return Auth::None;
-        }
-        let mut padded = [0; 8];
-        padded[..bytes.len()].copy_from_slice(bytes);
-        match is_ah {
-            true => Auth::Ah(padded),
-            false => Auth::Pass(padded),
-        }
     }
 }

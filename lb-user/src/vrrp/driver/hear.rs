@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{Loop, RECEIVE_BURST, Report};
+use super::{Loop, RECEIVE_BURST, Report, wall};
 use crate::vrrp::{
     fsm::Event,
     packet::{Received, Rejection},
@@ -51,12 +51,23 @@ impl Loop {
             return;
         };
         let runner = &mut runners[index];
+        let wall = wall();
+        if let Some(stamp) = received.claimed_stamp()
+            && !runner.is_timely(stamp, wall)
+        {
+            return self.reject(runner, Rejection::Stale, Some(received.source));
+        }
         let advert = match received.check(&runner.instance) {
             Ok(advert) => advert,
             Err(rejection) => return self.reject(runner, rejection, Some(received.source)),
         };
         if let Some(sequence) = advert.sequence
             && !runner.is_new(advert.source, sequence)
+        {
+            return self.reject(runner, Rejection::Replayed, Some(advert.source));
+        }
+        if let Some(stamp) = advert.stamp
+            && !runner.is_new_stamp(advert.source, stamp, wall)
         {
             return self.reject(runner, Rejection::Replayed, Some(advert.source));
         }

@@ -10,9 +10,10 @@ use lb_common::checksum;
 
 use super::{
     ADVERTISEMENT, AUTH_AH, AUTH_DATA, AUTH_NONE, AUTH_PASS, Advert, FIXED, GROUP_V4, IP_HEADER,
-    PROTOCOL, PROTOCOL_AH, Rejection, TTL, ah, pseudo_header,
+    PROTOCOL, PROTOCOL_AH, Rejection, Stamp, TTL, ah, pseudo_header,
+    trailer::{self, Sender, Trailer},
 };
-use crate::model::{Auth, ChecksumForm, Instance, VrrpVersion};
+use crate::model::{Auth, ChecksumForm, HmacAuth, Instance, VrrpVersion};
 
 /// A packet whose own structure is sound, not yet held against an instance.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +33,8 @@ pub struct Received<'p> {
     checksum: ChecksumForm,
     /// The whole packet and the sequence number, where there is an authentication header.
     authenticated: Option<(&'p [u8], u32)>,
+    /// The message with its trailer, where there is one.
+    signed: Option<(&'p [u8], Trailer)>,
 }
 
 /// Checks a packet as a raw IPv4 socket delivers it, IP header first (RFC 3768 section 7.1).
@@ -114,16 +117,26 @@ fn read<'p>(
         VrrpVersion::V2 => AUTH_DATA,
         VrrpVersion::V3 => 0,
     };
-    match body.len().cmp(&(address_bytes + auth_bytes)) {
+    let expected = address_bytes + auth_bytes;
+    let signed = match body.len().cmp(&expected) {
         Ordering::Less => return Err(Rejection::Truncated),
-        Ordering::Greater => return Err(Rejection::Oversized),
-        Ordering::Equal => {}
-    }
-    let checksum = checksum_form(&envelope, version, message).ok_or(Rejection::WrongChecksum)?;
+        Ordering::Equal => None,
+        Ordering::Greater => {
+            let behind = body.get(expected..).and_then(|rest| rest.try_into().ok());
+            let bytes: &[u8; trailer::LENGTH] = behind.ok_or(Rejection::Oversized)?;
+            Some((message, Trailer::read(bytes)))
+        }
+    };
+    let summed = match (&signed, is_v6) {
+        (Some(_), false) => &message[..FIXED + expected],
+        (Some(_), true) | (None, _) => message,
+    };
+    let checksum = checksum_form(&envelope, version, summed).ok_or(Rejection::WrongChecksum)?;
     if address_bytes == 0 {
         return Err(Rejection::NoAddress);
     }
-    let (addresses, auth_data) = body.split_at(address_bytes);
+    let (addresses, rest) = body.split_at(address_bytes);
+    let auth_data = &rest[..auth_bytes];
     let (auth_type, interval) = match version {
         VrrpVersion::V2 => (fixed[4], Duration::from_secs(fixed[5].into())),
         VrrpVersion::V3 => {
@@ -144,6 +157,7 @@ fn read<'p>(
         auth_data,
         checksum,
         authenticated,
+        signed,
     })
 }
 
@@ -172,8 +186,14 @@ fn checksum_form(
 }
 
 impl Received<'_> {
-    /// Holds the packet against the instance of its VRID. Whether a sequence number was heard before
-    /// only the caller knows.
+    /// The stamp of the trailer, whose HMAC nobody has checked yet: good for throwing a packet away
+    /// before that is computed, and for nothing else.
+    pub fn claimed_stamp(&self) -> Option<Stamp> {
+        self.signed.as_ref().map(|(_, trailer)| trailer.stamp)
+    }
+
+    /// Holds the packet against the instance of its VRID. Whether a sequence number or stamp was heard
+    /// before only the caller knows.
     pub fn check(&self, instance: &Instance) -> Result<Advert, Rejection> {
         if self.version != instance.version {
             return Err(Rejection::WrongVersion);
@@ -196,7 +216,7 @@ impl Received<'_> {
                 return Err(Rejection::WrongTtl);
             }
         }
-        self.authenticate(instance)?;
+        let stamp = self.authenticate(instance)?;
         let wrong = match self.version {
             VrrpVersion::V2 => self.interval != instance.advert_interval,
             VrrpVersion::V3 => self.interval.is_zero(),
@@ -211,25 +231,56 @@ impl Received<'_> {
             same_addresses: self.lists_exactly(instance),
             checksum: self.checksum,
             sequence: self.authenticated.map(|(_, sequence)| sequence),
+            stamp,
         })
     }
 
-    fn authenticate(&self, instance: &Instance) -> Result<(), Rejection> {
-        match (instance.auth, self.authenticated) {
-            (Auth::None, None) if self.auth_type == AUTH_NONE => Ok(()),
-            (Auth::Pass(password), None) if self.auth_type == AUTH_PASS => {
+    /// The stamp of a trailer that proves the origin; none where something else does, or nothing.
+    fn authenticate(&self, instance: &Instance) -> Result<Option<Stamp>, Rejection> {
+        match (&instance.auth, self.authenticated, &self.signed) {
+            (Auth::None, None, None) if self.auth_type == AUTH_NONE => Ok(None),
+            (Auth::Pass(password), None, None) if self.auth_type == AUTH_PASS => {
                 match self.auth_data == password {
-                    true => Ok(()),
+                    true => Ok(None),
                     false => Err(Rejection::WrongPassword),
                 }
             }
-            (Auth::Ah(key), Some((packet, _))) if self.auth_type == AUTH_AH => {
-                match ah::is_right(packet, &key) {
-                    true => Ok(()),
+            (Auth::Ah(key), Some((packet, _)), None) if self.auth_type == AUTH_AH => {
+                match ah::is_right(packet, key) {
+                    true => Ok(None),
                     false => Err(Rejection::WrongIcv),
                 }
             }
-            (Auth::None | Auth::Pass(_) | Auth::Ah(_), _) => Err(Rejection::WrongAuthType),
+            (Auth::Hmac(hmac), None, Some((message, trailer))) if self.auth_type == AUTH_NONE => {
+                self.verify(instance, hmac, message, trailer).map(Some)
+            }
+            (Auth::Hmac(hmac), None, None) if self.auth_type == AUTH_NONE => {
+                match hmac.mode.believes_unsigned() {
+                    true => Ok(None),
+                    false => Err(Rejection::Unsigned),
+                }
+            }
+            (Auth::None | Auth::Pass(_) | Auth::Ah(_) | Auth::Hmac(_), ..) => {
+                Err(Rejection::WrongAuthType)
+            }
+        }
+    }
+
+    fn verify(
+        &self,
+        instance: &Instance,
+        hmac: &HmacAuth,
+        message: &[u8],
+        trailer: &Trailer,
+    ) -> Result<Stamp, Rejection> {
+        if !trailer.is_well_formed() {
+            return Err(Rejection::MalformedTrailer);
+        }
+        let key = hmac.key(trailer.key_id).ok_or(Rejection::UnknownKey)?;
+        let sender = Sender::new(self.source, self.version, instance.vrid);
+        match trailer::is_right(message, key, &sender) {
+            true => Ok(trailer.stamp),
+            false => Err(Rejection::WrongHmac),
         }
     }
 

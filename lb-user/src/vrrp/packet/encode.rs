@@ -1,14 +1,15 @@
 //! Adverts out.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use lb_common::checksum;
 
 use super::{
     ADVERTISEMENT, AUTH_AH, AUTH_DATA, AUTH_NONE, AUTH_PASS, FIXED, IP_HEADER, PROTOCOL,
     PROTOCOL_AH, TOS, TTL, ah, pseudo_header,
+    trailer::{self, Sender, Stamp},
 };
-use crate::model::{Auth, ChecksumForm, Instance, VrrpVersion};
+use crate::model::{Auth, ChecksumForm, HmacKey, Instance, VrrpVersion};
 
 /// A complete advert, for IPv4 with IP header, ready for a socket with IP_HDRINCL. Built once per
 /// instance; [`AdvertPacket::next`] and [`AdvertPacket::to`] patch what changes and allocate
@@ -23,14 +24,34 @@ pub struct AdvertPacket {
     key: Option<[u8; 8]>,
     ip_id: u16,
     sequence: u32,
+    signed: Option<Signed>,
+    /// Of the last advert with a trailer, whether the present ones have one or not.
+    stamp: Stamp,
+}
+
+/// What an advert with a trailer needs.
+#[derive(Clone, Debug)]
+struct Signed {
+    key: HmacKey,
+    sender: Sender,
+    /// How far the stamp may run ahead of the clock.
+    window: Option<Duration>,
 }
 
 impl AdvertPacket {
     /// The packet of `instance` from `source`, which is of the same family.
     pub fn new(instance: &Instance, source: IpAddr) -> Self {
-        let key = match instance.auth {
-            Auth::Ah(key) => Some(key),
-            Auth::None | Auth::Pass(_) => None,
+        let (key, signed) = match &instance.auth {
+            Auth::Ah(key) => (Some(*key), None),
+            Auth::Hmac(hmac) => {
+                let signed = hmac.sending().map(|key| Signed {
+                    key: key.clone(),
+                    sender: Sender::new(source, instance.version, instance.vrid),
+                    window: hmac.window,
+                });
+                (None, signed)
+            }
+            Auth::None | Auth::Pass(_) => (None, None),
         };
         let message = match (source, key) {
             (IpAddr::V6(_), _) => 0,
@@ -39,6 +60,9 @@ impl AdvertPacket {
         };
         let mut bytes = vec![0; message];
         push_message(&mut bytes, instance);
+        if signed.is_some() {
+            bytes.extend_from_slice(&[0; trailer::LENGTH]);
+        }
         if let IpAddr::V4(source) = source {
             let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
             let protocol = if key.is_some() { PROTOCOL_AH } else { PROTOCOL };
@@ -59,6 +83,8 @@ impl AdvertPacket {
             key,
             ip_id: 0,
             sequence: 0,
+            signed,
+            stamp: Stamp::default(),
         }
     }
 
@@ -67,6 +93,7 @@ impl AdvertPacket {
     pub fn continuing(mut self, before: &Self) -> Self {
         self.ip_id = before.ip_id;
         self.sequence = before.sequence;
+        self.stamp = before.stamp;
         self
     }
 
@@ -75,10 +102,20 @@ impl AdvertPacket {
         self.sequence = self.sequence.max(sequence);
     }
 
-    /// Begins the next advert, with this priority. All its copies have one sequence number.
-    pub fn next(&mut self, priority: u8) {
+    /// Begins the next advert, with this priority, at this time since 1970. All its copies have one
+    /// sequence number, and one trailer.
+    pub fn next(&mut self, priority: u8, wall: Duration) {
         self.sequence = self.sequence.wrapping_add(1);
         self.bytes[self.message + 2] = priority;
+        if let Some(signed) = &self.signed {
+            self.stamp = self.stamp.next(wall, signed.window);
+            trailer::sign(
+                &mut self.bytes[self.message..],
+                &signed.key,
+                &signed.sender,
+                self.stamp,
+            );
+        }
     }
 
     /// The advert as it goes to `destination`. The IP identification counts from 1 and skips 0,
@@ -99,9 +136,15 @@ impl AdvertPacket {
         &self.bytes
     }
 
-    /// The message's own checksum.
+    /// The message's own checksum. The trailer counts with IPv6, where it is part of the payload that
+    /// the checksum of RFC 8200 is over, and not with IPv4: the HMAC does not cover the checksum, so
+    /// the order of both does not matter.
     fn seal(&mut self, destination: IpAddr, form: ChecksumForm) {
-        let message = &mut self.bytes[self.message..];
+        let end = match (&self.signed, self.source) {
+            (Some(_), IpAddr::V4(_)) => self.bytes.len() - trailer::LENGTH,
+            (Some(_), IpAddr::V6(_)) | (None, _) => self.bytes.len(),
+        };
+        let message = &mut self.bytes[self.message..end];
         message[6..8].fill(0);
         let with_pseudo_header = match (self.source, self.version) {
             (IpAddr::V6(_), _) => true,
@@ -127,7 +170,7 @@ fn push_message(bytes: &mut Vec<u8>, instance: &Instance) {
     let fields = match instance.version {
         VrrpVersion::V2 => {
             let auth_type = match instance.auth {
-                Auth::None => AUTH_NONE,
+                Auth::None | Auth::Hmac(_) => AUTH_NONE,
                 Auth::Pass(_) => AUTH_PASS,
                 Auth::Ah(_) => AUTH_AH,
             };
@@ -153,7 +196,7 @@ fn push_message(bytes: &mut Vec<u8>, instance: &Instance) {
     if instance.version == VrrpVersion::V2 {
         let data = match instance.auth {
             Auth::Pass(password) => password,
-            Auth::None | Auth::Ah(_) => [0; AUTH_DATA],
+            Auth::None | Auth::Ah(_) | Auth::Hmac(_) => [0; AUTH_DATA],
         };
         bytes.extend_from_slice(&data);
     }

@@ -3,9 +3,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Auth, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion};
+use crate::model::{
+    AnnounceTiming, Auth, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion,
+};
 
 mod golden;
+mod trailers;
 mod versions;
 
 fn hex(text: &str) -> Vec<u8> {
@@ -32,6 +35,7 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
         unicast_ttl: UnicastTtl::default(),
         checksum: ChecksumForm::Auto,
         auth: password.map_or(Auth::None, |text| Auth::Pass(padded(text))),
+        announce: AnnounceTiming::default(),
         addresses: addresses
             .iter()
             .map(|a| Prefix {
@@ -55,7 +59,7 @@ fn padded(text: &str) -> [u8; 8] {
 
 /// The packet as it goes to the instance's group.
 fn sent(packet: &mut AdvertPacket, instance: &Instance, priority: u8) -> Vec<u8> {
-    packet.next(priority);
+    packet.next(priority, Duration::ZERO);
     packet.to(instance.group, instance.checksum).to_vec()
 }
 
@@ -93,6 +97,7 @@ fn golden_bytes_in() {
             same_addresses: true,
             checksum: ChecksumForm::Message,
             sequence: None,
+            stamp: None,
         }
     );
     assert_eq!(received.vrid, 11);

@@ -57,7 +57,7 @@ fn three_forms_of_checksum() {
         ..third(14, &[[198, 51, 100, 14]])
     };
     let mut packet = AdvertPacket::new(&unicast, SOURCE);
-    packet.next(100);
+    packet.next(100, Duration::ZERO);
     for form in [ChecksumForm::Message, ChecksumForm::PseudoHeader] {
         let advert = decode(packet.to(peer, form)).unwrap().check(&unicast);
         assert_eq!(advert.unwrap().checksum, form);
@@ -133,7 +133,7 @@ fn peers_only() {
     let own = IpAddr::from([192, 0, 2, 2]);
     let from = |source: [u8; 4], to: IpAddr, ttl: Option<u8>| {
         let mut packet = AdvertPacket::new(&ours, source.into());
-        packet.next(100);
+        packet.next(100, Duration::ZERO);
         let mut bytes = packet.to(to, ChecksumForm::Message).to_vec();
         bytes[8] = ttl.unwrap_or(bytes[8]);
         decode(&bytes).unwrap().check(&ours).map(|_| ())
