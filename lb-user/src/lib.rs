@@ -5,6 +5,7 @@ pub mod api;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
+pub mod events;
 pub mod health;
 pub mod model;
 pub mod net;

@@ -50,14 +50,14 @@ pub fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
 }
 
 /// An advert of priority 250, which would make node1 yield if it were believed.
-fn advert(change: impl FnOnce(&mut Instance)) -> Vec<u8> {
+pub fn advert(change: impl FnOnce(&mut Instance)) -> Vec<u8> {
     let mut packet = AdvertPacket::new(&instance(change), FORGER.into());
     packet.next(250, Duration::ZERO);
     packet.to(GROUP.into(), ChecksumForm::Auto).to_vec()
 }
 
 /// Gives the message a right checksum and the packet a right length again.
-fn sealed(mut packet: Vec<u8>) -> Vec<u8> {
+pub fn sealed(mut packet: Vec<u8>) -> Vec<u8> {
     packet[26..28].fill(0);
     let sum = lb_common::checksum::of(&packet[20..]);
     packet[26..28].copy_from_slice(&sum.to_be_bytes());
@@ -131,7 +131,7 @@ fn forged_adverts_are_counted_and_change_nothing() {
     guide.node1.wait_for("VI_1", VrrpState::Backup).unwrap();
 }
 
-fn send(packet: &[u8]) {
+pub fn send(packet: &[u8]) {
     send_to(packet, GROUP);
 }
 

@@ -10,6 +10,7 @@ mod adverts;
 mod announcements;
 mod bad_input;
 mod choosing;
+mod events;
 mod flows;
 mod fuzz;
 mod guide;

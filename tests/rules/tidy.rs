@@ -9,6 +9,8 @@ const PURE: &[&str] = &[
     "lb-user/src/schedule/",
     "lb-user/src/vrrp/packet",
     "lb-user/src/vrrp/replay.rs",
+    "lb-user/src/vrrp/oddities.rs",
+    "lb-user/src/events.rs",
     "lb-user/src/vrrp/fsm.rs",
     "lb-user/src/vrrp/pace.rs",
     "lb-user/src/health/state.rs",

@@ -6,6 +6,7 @@ pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Why, WhyQuery,
 };
+pub use crate::events::{Event, EventPage};
 use crate::model::{VrrpState, VrrpVersion};
 
 /// `GET`: a [`Status`].
@@ -28,6 +29,9 @@ pub const WHY: &str = "/v1/why";
 
 /// `GET`: a pcapng file that grows while packets come; the query is a [`CaptureQuery`].
 pub const CAPTURE: &str = "/v1/capture";
+
+/// `GET`: an [`EventPage`]; with `?since=ID` those after it.
+pub const EVENTS: &str = "/v1/events";
 
 /// What an operator tells of a real server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,8 +125,20 @@ pub struct Status {
     pub data_plane: DataPlaneSnapshot,
     /// What operators told of real servers since the last reload.
     pub steered: Vec<String>,
+    /// Reloads by their result.
+    #[serde(default)]
+    pub reloads: Reloads,
     /// What needs an operator's attention, most important first.
     pub problems: Vec<String>,
+}
+
+/// Reloads since the start, dry runs left out.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Reloads {
+    /// Those that were applied.
+    pub applied: u64,
+    /// Those that were refused.
+    pub refused: u64,
 }
 
 /// A switch of the data plane's configuration.
@@ -194,6 +210,25 @@ pub struct InstanceStatus {
     pub announcements: u64,
     /// Adverts not believed, by reason.
     pub rejected: Vec<(String, u64)>,
+    /// What was heard that should not be, by sender.
+    #[serde(default)]
+    pub disagreements: Vec<Disagreement>,
+    /// How often each state was entered.
+    #[serde(default)]
+    pub entered: Vec<(VrrpState, u64)>,
+}
+
+/// Something that an instance heard and should not have.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Disagreement {
+    /// Reason of a rejected advert, `other_addresses` or `second_master`.
+    pub what: String,
+    /// The same as the end of a sentence that begins with the peer.
+    pub advice: String,
+    /// The sender; none where it is not known, or too many did the same.
+    pub peer: Option<String>,
+    /// How often.
+    pub count: u64,
 }
 
 /// Something that a VRRP instance watches.

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::proto::{
-    self, CaptureQuery, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer, Steered,
-    TableInfo, VrrpOrder, Why, WhyQuery,
+    self, CaptureQuery, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer,
+    Steered, TableInfo, VrrpOrder, Why, WhyQuery,
 };
 
 /// Requests that may wait for the daemon; more are refused with 503.
@@ -35,6 +35,8 @@ const QUEUE: usize = 64;
 pub enum Request {
     /// Everything.
     Status(oneshot::Sender<Status>),
+    /// Events after an id.
+    Events(u64, oneshot::Sender<EventPage>),
     /// The kernel tables.
     Maps(oneshot::Sender<Vec<TableInfo>>),
     /// One kernel table.
@@ -117,6 +119,7 @@ impl Server {
             .route(proto::STATUS, get(status))
             .route(proto::MAPS, get(maps))
             .route(proto::MAP, get(map))
+            .route(proto::EVENTS, get(events))
             .route(proto::STEER, post(steer))
             .route(proto::VRRP, post(vrrp))
             .route(proto::FLOWS, get(flows))
@@ -151,6 +154,19 @@ type Daemon = State<mpsc::Sender<Request>>;
 async fn status(State(daemon): Daemon) -> Response {
     match ask(&daemon, Request::Status).await {
         Some(status) => Json(status).into_response(),
+        None => busy(),
+    }
+}
+
+#[derive(Deserialize)]
+struct EventsQuery {
+    #[serde(default)]
+    since: u64,
+}
+
+async fn events(State(daemon): Daemon, Query(query): Query<EventsQuery>) -> Response {
+    match ask(&daemon, |answer| Request::Events(query.since, answer)).await {
+        Some(page) => Json(page).into_response(),
         None => busy(),
     }
 }

@@ -1,9 +1,12 @@
 //! What each event leads to.
 
+use std::net::IpAddr;
+
 use tokio::sync::mpsc::Receiver;
 
 use super::Daemon;
 use crate::{
+    events::Kind,
     model::VrrpState,
     net::{
         announcing::Occasion,
@@ -22,7 +25,7 @@ impl Daemon {
                 priority,
             } if self.resumed.contains(&instance) => {
                 let reason = "started, still serving";
-                self.note_transition(&instance, VrrpState::Backup, reason, priority);
+                self.note_transition(&instance, VrrpState::Backup, reason, None, priority);
             }
             Report::Entered {
                 instance,
@@ -30,7 +33,8 @@ impl Daemon {
                 reason,
                 priority,
             } => {
-                self.on_transition(&instance, state, &reason.to_string(), priority)
+                let peer = reason.peer();
+                self.on_transition(&instance, state, &reason.to_string(), peer, priority)
                     .await;
                 if reason == Reason::Stopped
                     && !self.config.instances.iter().any(|i| i.name == instance)
@@ -39,7 +43,8 @@ impl Daemon {
                 }
             }
             Report::Announce { instance } => {
-                tracing::info!(
+                // One that does not yield speaks up every 10 ms; the events tell of it.
+                tracing::debug!(
                     instance,
                     "heard a lower priority; announcing the addresses again"
                 );
@@ -50,15 +55,24 @@ impl Daemon {
                 error,
                 "VRRP runs without real-time priority and locked memory; adverts may be late when this machine is busy"
             ),
-            Report::Odd { interface, what } => tracing::warn!(interface, "{what}"),
-            Report::Trouble { instance, error } => tracing::error!(instance, "{error}"),
+            Report::Trouble { instance, error } => {
+                tracing::error!(instance, "{error}");
+                self.event(Kind::Vrrp, &instance, error);
+            }
         }
     }
 
     /// A new master's data plane is ready before its addresses are announced. One that yields gives
     /// its addresses up first: while it had them without forwarding, its own stack would answer and
     /// reset connections. A daemon that stops goes silent in the order of its parts.
-    async fn on_transition(&mut self, name: &str, state: VrrpState, reason: &str, priority: u8) {
+    async fn on_transition(
+        &mut self,
+        name: &str,
+        state: VrrpState,
+        reason: &str,
+        peer: Option<IpAddr>,
+        priority: u8,
+    ) {
         self.resumed.remove(name);
         let role = self.roles.of(name);
         let instance = self
@@ -79,11 +93,18 @@ impl Daemon {
                 self.addresses.release(name).await;
             }
         }
-        self.note_transition(name, state, reason, priority);
+        self.note_transition(name, state, reason, peer, priority);
     }
 
-    /// Log, record and scripts.
-    fn note_transition(&mut self, name: &str, state: VrrpState, reason: &str, priority: u8) {
+    /// Log, record, event and scripts.
+    fn note_transition(
+        &mut self,
+        name: &str,
+        state: VrrpState,
+        reason: &str,
+        peer: Option<IpAddr>,
+        priority: u8,
+    ) {
         let instance = self
             .instances
             .get(name)
@@ -98,6 +119,12 @@ impl Daemon {
             generation = self.switch.generation,
             data_plane = if serving { "serving" } else { "passing" },
             "{before} -> {state}: {reason}"
+        );
+        self.event_with_peer(
+            Kind::Vrrp,
+            name,
+            format!("{before} -> {state}: {reason}"),
+            peer,
         );
         if let Some(record) = self.instances.get_mut(name) {
             record.state = state;
@@ -231,6 +258,7 @@ impl Daemon {
         }
         let Some(vrrp) = &self.vrrp else { return };
         let snapshots = vrrp.snapshot().await;
+        self.note_oddities(&snapshots);
         if !reports.is_empty() {
             // Something happened in between and will be handled as it was reported.
             return;
@@ -260,8 +288,14 @@ impl Daemon {
                     "a transition was not reported; following it now"
                 );
                 let priority = snapshot.priority;
-                self.on_transition(&snapshot.name, snapshot.state, &snapshot.reason, priority)
-                    .await;
+                self.on_transition(
+                    &snapshot.name,
+                    snapshot.state,
+                    &snapshot.reason,
+                    None,
+                    priority,
+                )
+                .await;
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::Daemon;
 use crate::{
     api::proto::{CheckStatus, ProbeStatus},
+    events::Kind,
     health::{
         board::{Change, News},
         plan::Job,
@@ -68,17 +69,19 @@ impl Daemon {
     fn on_news(&mut self, news: &News) {
         let (service, address) = news.subject;
         let lasted = news.lasted.as_secs();
-        let reason = match news.health {
-            Health::Up => format!("{service}: real server {address} is up after {lasted} s"),
+        let text = match news.health {
+            Health::Up => format!("real server {address} is up after {lasted} s"),
             Health::Down => format!(
-                "{service}: real server {address} is down after {lasted} s: {}",
+                "real server {address} is down after {lasted} s: {}",
                 news.cause.as_deref().unwrap_or_default()
             ),
         };
+        let reason = format!("{service}: {text}");
         match news.health {
             Health::Up => tracing::info!("{reason}"),
             Health::Down => tracing::warn!("{reason}"),
         }
+        self.event(Kind::Health, &service.to_string(), text);
         self.apply_or_stay(&reason);
         self.follow_watches();
     }

@@ -6,6 +6,7 @@ mod error;
 mod events;
 mod files;
 mod health;
+mod journal;
 mod links;
 mod neighbours;
 mod reload;
@@ -45,6 +46,7 @@ use crate::{
         plan::{self, Condition, Steering},
         xdp::Xdp,
     },
+    events::Kind,
     health::{
         board::{Board, Change},
         driver::Checks,
@@ -80,6 +82,11 @@ pub async fn run(path: &Path) -> Result<(), DaemonError> {
         source,
     })?;
     let (mut daemon, inputs) = Daemon::start(path.to_owned(), config).await?;
+    daemon.event(
+        Kind::Daemon,
+        "",
+        format!("lbd {} has started", env!("CARGO_PKG_VERSION")),
+    );
     tracing::info!(
         router_id = daemon.config.router_id,
         config = %path.display(),
@@ -157,6 +164,8 @@ struct Daemon {
     /// The data plane refused its last plan; the next tick tries again.
     behind: bool,
     notifier: Option<Notifier>,
+    journal: crate::events::Events,
+    reloads: journal::Reloads,
     server: Option<Server>,
 }
 
@@ -213,6 +222,8 @@ impl Daemon {
             waiting: Vec::new(),
             behind: false,
             notifier: Some(notifier),
+            journal: crate::events::Events::new(journal::now_ms()),
+            reloads: journal::Reloads::default(),
             server: Some(server),
             config,
         };
@@ -404,6 +415,11 @@ impl Daemon {
                 generation,
                 reason,
                 "data plane switched to a new generation"
+            );
+            self.event(
+                Kind::DataPlane,
+                "",
+                format!("generation {generation}: {reason}"),
             );
             self.switch = Switch {
                 generation,

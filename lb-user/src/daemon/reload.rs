@@ -66,6 +66,7 @@ impl Daemon {
     ) -> Result<Reload, DaemonError> {
         let result = self.try_reload(dry_run, reports).await;
         if !dry_run {
+            self.count_reload(&result);
             self.refused = result.as_ref().err().map(|error| {
                 error
                     .to_string()

@@ -7,6 +7,7 @@ use super::Daemon;
 use crate::{
     api::proto::{Failure, Steer, SteerAction, Steered, VrrpAction, VrrpOrder},
     dataplane::plan::Steering,
+    events::Kind,
     model::ServiceId,
     net::announcing::Occasion,
     vrrp::runner::Order,
@@ -78,6 +79,10 @@ impl Daemon {
             return Err(refuse(error.to_string()));
         }
         tracing::info!("{reason}");
+        for change in &changes {
+            let (service, text) = change.split_once(": ").unwrap_or(("", change));
+            self.event(Kind::Operator, service, text);
+        }
         Ok(Steered { changes })
     }
 
@@ -110,6 +115,7 @@ impl Daemon {
                         "{name} is not MASTER here: nothing to announce"
                     )));
                 }
+                self.event(Kind::Operator, name, "addresses announced");
                 let changes = vec![format!("{name}: addresses announced")];
                 return Ok(Steered { changes });
             }
@@ -139,6 +145,7 @@ impl Daemon {
         if !done {
             return Err(refuse(format!("{name} does not run")));
         }
+        self.event(Kind::Operator, name, change.clone());
         let change = format!("{name}: {change}");
         tracing::info!("operator: {change}");
         Ok(Steered {

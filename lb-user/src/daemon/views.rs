@@ -1,18 +1,25 @@
 //! What the API shows.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use tokio::sync::mpsc::Receiver;
 
 use super::{Daemon, tracking_view};
 use crate::{
     api::{
-        proto::{DataPlaneSnapshot, Generation, InstanceStatus, MapDump, Peer, Status},
+        proto::{
+            DataPlaneSnapshot, Disagreement, Generation, InstanceStatus, MapDump, Peer, Reloads,
+            Status,
+        },
         server::Request,
     },
     health::state::Health,
     model::VrrpState,
-    vrrp::{driver::Report, runner},
+    vrrp::{driver::Report, oddities::Oddity, packet::Rejection, runner},
 };
 
 impl Daemon {
@@ -25,6 +32,7 @@ impl Daemon {
                 let entries = self.data_plane.dump(&name);
                 drop(answer.send(entries.map(|entries| MapDump { name, entries })));
             }
+            Request::Events(since, answer) => drop(answer.send(self.journal.since(since))),
             Request::Steer(steer, answer) => drop(answer.send(self.steer(&steer))),
             Request::Vrrp(order, answer) => drop(answer.send(self.order(&order).await)),
             Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
@@ -61,6 +69,10 @@ impl Daemon {
             },
             problems: self.problems(&instances, &data_plane),
             steered: self.steered_lines(),
+            reloads: Reloads {
+                applied: self.reloads.applied,
+                refused: self.reloads.refused,
+            },
             instances,
             checks,
             data_plane,
@@ -108,11 +120,18 @@ impl Daemon {
             received: snapshot.received,
             send_errors: snapshot.send_errors,
             announcements: self.addresses.announced(&snapshot.name),
-            rejected: snapshot
-                .rejected
+            rejected: rejected(&snapshot.oddities),
+            disagreements: snapshot
+                .oddities
                 .iter()
-                .map(|(reason, count)| (reason.to_string(), *count))
+                .map(|(oddity, sender, count)| Disagreement {
+                    what: oddity.to_string(),
+                    advice: oddity.advice().to_owned(),
+                    peer: sender.map(|sender| sender.to_string()),
+                    count: *count,
+                })
                 .collect(),
+            entered: VrrpState::ALL.into_iter().zip(snapshot.entered).collect(),
             name: snapshot.name,
         })
     }
@@ -187,6 +206,19 @@ impl Daemon {
         }
         problems
     }
+}
+
+/// Adverts that were not believed, by reason.
+fn rejected(oddities: &[(Oddity, Option<IpAddr>, u64)]) -> Vec<(String, u64)> {
+    let mut sums: BTreeMap<Rejection, u64> = BTreeMap::new();
+    for (oddity, _, count) in oddities {
+        if let Oddity::Rejected(reason) = oddity {
+            *sums.entry(*reason).or_default() += count;
+        }
+    }
+    sums.into_iter()
+        .map(|(reason, count)| (reason.to_string(), count))
+        .collect()
 }
 
 fn instance_problems(instance: &InstanceStatus) -> Vec<String> {

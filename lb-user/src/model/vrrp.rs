@@ -163,6 +163,16 @@ pub enum VrrpState {
     Fault,
 }
 
+impl VrrpState {
+    /// Every state, in the order of its number.
+    pub const ALL: [VrrpState; 4] = [
+        VrrpState::Init,
+        VrrpState::Backup,
+        VrrpState::Master,
+        VrrpState::Fault,
+    ];
+}
+
 impl fmt::Display for VrrpState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

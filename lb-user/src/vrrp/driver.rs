@@ -85,13 +85,6 @@ pub enum Report {
         /// Instance name.
         instance: String,
     },
-    /// Something odd was heard for the first time.
-    Odd {
-        /// Interface it was heard on.
-        interface: String,
-        /// Description with the peer's address.
-        what: String,
-    },
     /// The thread runs like any other.
     NotRealtime(String),
     /// Adverts cannot be sent or received.

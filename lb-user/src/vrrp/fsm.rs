@@ -132,6 +132,27 @@ pub enum Reason {
     Stopped,
 }
 
+impl Reason {
+    /// The other router that it is about.
+    pub fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Reason::HigherPriority { source, .. } => Some(*source),
+            Reason::Started
+            | Reason::Owner
+            | Reason::MasterSilent
+            | Reason::MasterStopped
+            | Reason::Preempted
+            | Reason::LinkDown
+            | Reason::LinkUp
+            | Reason::TrackDown
+            | Reason::TrackUp
+            | Reason::Group
+            | Reason::Asked
+            | Reason::Stopped => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -42,6 +42,7 @@ pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
                     runner.changed = outside.count_change();
                 }
                 runner.wants_to_be_master = false;
+                runner.entered[state as usize] += 1;
                 runner.reason = reason;
                 runner.since = SystemTime::now();
                 outside.report(Report::Entered {

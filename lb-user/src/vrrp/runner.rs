@@ -9,7 +9,8 @@ use std::{
 use super::{
     driver::{Link, Setup},
     fsm::{Event, Machine, Reason, Settings},
-    packet::{AdvertPacket, Rejection, Stamp},
+    oddities::{Oddities, Oddity},
+    packet::{AdvertPacket, Stamp},
     replay::Marks,
     socket::Kind,
 };
@@ -57,15 +58,17 @@ pub struct Snapshot {
     pub peer: Option<(IpAddr, u8, Duration)>,
     /// Whether the peer's last advert listed other addresses than ours.
     pub addresses_differ: bool,
+    /// How often each state was entered, in the order of [`VrrpState::ALL`].
+    pub entered: [u64; 4],
     /// Adverts sent.
     pub sent: u64,
     /// Adverts believed.
     pub received: u64,
     /// Adverts that could not be sent.
     pub send_errors: u64,
-    /// Adverts not believed, by reason; those that no instance could be named for are counted at
+    /// What was heard that should not be, by sender; what no instance could be named for is counted at
     /// every instance of the interface.
-    pub rejected: Vec<(Rejection, u64)>,
+    pub oddities: Vec<(Oddity, Option<IpAddr>, u64)>,
 }
 
 /// One instance in the thread: its machine, its packet, its counters.
@@ -82,11 +85,13 @@ pub(super) struct Runner {
     pub(super) sent: u64,
     pub(super) received: u64,
     pub(super) send_errors: u64,
-    pub(super) noted_addresses: bool,
     pub(super) addresses_differ: bool,
     /// Whether the last attempt to open the socket failed.
     pub(super) deaf: bool,
-    pub(super) rejected: BTreeMap<Rejection, u64>,
+    pub(super) oddities: Oddities,
+    pub(super) entered: [u64; 4],
+    /// The last one who was master too, and when that was heard.
+    pub(super) rival: Option<(IpAddr, Instant)>,
     /// How the last peer computed its checksum.
     pub(super) heard_checksum: Option<ChecksumForm>,
     /// Grows with every change of state, over all instances.
@@ -127,10 +132,11 @@ impl Runner {
             sent: 0,
             received: 0,
             send_errors: 0,
-            noted_addresses: false,
             addresses_differ: false,
             deaf: false,
-            rejected: BTreeMap::new(),
+            oddities: Oddities::default(),
+            entered: [0; 4],
+            rival: None,
             heard_checksum: None,
             changed: 0,
             wants_to_be_master: false,
@@ -166,11 +172,8 @@ impl Runner {
             sent: self.sent,
             received: self.received,
             send_errors: self.send_errors,
-            rejected: self
-                .rejected
-                .iter()
-                .map(|(reason, count)| (*reason, *count))
-                .collect(),
+            entered: self.entered,
+            oddities: self.oddities.all(),
         }
     }
 
@@ -197,6 +200,18 @@ impl Runner {
             self.packet.count_on_from(sequence);
         }
         is_new
+    }
+
+    /// Whether an advert that found this one master, and left it so, is one of a master that goes on: the
+    /// last word of one that yields comes alone.
+    pub(super) fn is_second_master(&mut self, source: IpAddr) -> bool {
+        let now = Instant::now();
+        let patience = 3 * self
+            .machine
+            .master_interval()
+            .max(self.instance.advert_interval);
+        let before = self.rival.replace((source, now));
+        before.is_some_and(|(rival, at)| rival == source && now.duration_since(at) <= patience)
     }
 
     /// Whether a stamp may be believed by its time, before anything is computed.
@@ -248,7 +263,6 @@ impl Runner {
         if self.instance != instance {
             self.socket = (instance.interface.clone(), Kind::of(&instance));
             self.instance = instance;
-            self.noted_addresses = false;
             self.refresh(now);
         }
     }

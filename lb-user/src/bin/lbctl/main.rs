@@ -1,6 +1,7 @@
 //! Shows and steers a running lbd. Knows only the API.
 
 mod capture;
+mod events;
 mod print;
 mod tracking;
 
@@ -49,6 +50,16 @@ enum Command {
     Vrrp {
         #[command(subcommand)]
         command: Option<VrrpCommand>,
+    },
+    /// What happened since lbd started, oldest first: transitions, disagreements with other routers,
+    /// health, reloads, orders.
+    Events {
+        /// Go on until interrupted. With --json, an event a line.
+        #[arg(short, long)]
+        follow: bool,
+        /// Only events after this id.
+        #[arg(long, default_value_t = 0)]
+        since: u64,
     },
     /// BPF maps.
     Map {
@@ -257,6 +268,13 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             Ok(show(arguments, &status.instances, |instances| {
                 print::vrrp(instances)
             }))
+        }
+        Command::Events { follow, since } => {
+            if *follow {
+                return events::follow(&arguments.socket, arguments.json, *since).await;
+            }
+            let page = events::page(&arguments.socket, *since).await?;
+            Ok(show(arguments, &page, events::print))
         }
         Command::Map {
             command: MapCommand::List,

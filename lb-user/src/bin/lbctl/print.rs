@@ -398,6 +398,11 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         for (reason, count) in &instance.rejected {
             line(&mut out, format!("  ignored {count} adverts: {reason}"));
         }
+        for disagreement in &instance.disagreements {
+            let peer = disagreement.peer.as_deref().unwrap_or("somebody");
+            let (count, advice) = (disagreement.count, &disagreement.advice);
+            line(&mut out, format!("  {peer} {advice} ({count} times)"));
+        }
     }
     out
 }

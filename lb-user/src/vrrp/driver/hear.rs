@@ -2,13 +2,17 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use super::{Loop, RECEIVE_BURST, Report, wall};
-use crate::vrrp::{
-    fsm::Event,
-    packet::{Received, Rejection},
-    round::{self, Outside},
-    runner::Runner,
-    socket::{Buffer, Kind},
+use super::{Loop, RECEIVE_BURST, wall};
+use crate::{
+    model::VrrpState,
+    vrrp::{
+        fsm::Event,
+        oddities::Oddity,
+        packet::{Received, Rejection},
+        round::{self, Outside},
+        runner::Runner,
+        socket::{Buffer, Kind},
+    },
 };
 
 impl Loop {
@@ -27,7 +31,7 @@ impl Loop {
                     Ok(received) => self.heard(&received, &mut runners, here),
                     Err(rejection) => {
                         for runner in runners.iter_mut().filter(|r| here(r)) {
-                            self.reject(runner, rejection, source);
+                            reject(runner, rejection, source);
                         }
                     }
                 }
@@ -46,7 +50,8 @@ impl Loop {
         let Some(index) = runners.iter().position(of_router) else {
             // Other routers of the segment are no news.
             for runner in runners.iter_mut().filter(|r| here(r)) {
-                *runner.rejected.entry(Rejection::WrongVrid).or_default() += 1;
+                let oddity = Oddity::Rejected(Rejection::WrongVrid);
+                runner.oddities.count(oddity, Some(received.source));
             }
             return;
         };
@@ -55,58 +60,49 @@ impl Loop {
         if let Some(stamp) = received.claimed_stamp()
             && !runner.is_timely(stamp, wall)
         {
-            return self.reject(runner, Rejection::Stale, Some(received.source));
+            return reject(runner, Rejection::Stale, Some(received.source));
         }
         let advert = match received.check(&runner.instance) {
             Ok(advert) => advert,
-            Err(rejection) => return self.reject(runner, rejection, Some(received.source)),
+            Err(rejection) => return reject(runner, rejection, Some(received.source)),
         };
         if let Some(sequence) = advert.sequence
             && !runner.is_new(advert.source, sequence)
         {
-            return self.reject(runner, Rejection::Replayed, Some(advert.source));
+            return reject(runner, Rejection::Replayed, Some(advert.source));
         }
         if let Some(stamp) = advert.stamp
             && !runner.is_new_stamp(advert.source, stamp, wall)
         {
-            return self.reject(runner, Rejection::Replayed, Some(advert.source));
+            return reject(runner, Rejection::Replayed, Some(advert.source));
         }
         runner.received += 1;
         runner.peer = Some((advert.source, advert.priority, Instant::now()));
         runner.heard_checksum = Some(advert.checksum);
         runner.addresses_differ = !advert.same_addresses;
-        if !advert.same_addresses && !std::mem::replace(&mut runner.noted_addresses, true) {
-            let what = format!(
-                "{}: {} advertises other virtual addresses than are configured here",
-                runner.instance.name, advert.source
-            );
-            self.report(Report::Odd {
-                interface: runner.instance.interface.clone(),
-                what,
-            });
+        if !advert.same_addresses {
+            runner
+                .oddities
+                .count(Oddity::OtherAddresses, Some(advert.source));
         }
+        let was_master = runner.machine.state() == VrrpState::Master;
         let event = Event::Advert {
             priority: advert.priority,
             source: advert.source,
             interval: advert.interval,
         };
         round::hear(self, runner, event);
-    }
-
-    /// Counts; tells the daemon only the first time.
-    fn reject(&self, runner: &mut Runner, rejection: Rejection, source: Option<IpAddr>) {
-        let count = runner.rejected.entry(rejection).or_default();
-        *count += 1;
-        if *count == 1 {
-            let source = source.map_or_else(|| "an unknown sender".to_owned(), |s| s.to_string());
-            let what = format!(
-                "{}: ignoring an advert from {source}: {rejection}; further ones are only counted",
-                runner.instance.name
-            );
-            self.report(Report::Odd {
-                interface: runner.instance.interface.clone(),
-                what,
-            });
+        let is_master = runner.machine.state() == VrrpState::Master;
+        if was_master && is_master && advert.priority != 0 && runner.is_second_master(advert.source)
+        {
+            runner
+                .oddities
+                .count(Oddity::SecondMaster, Some(advert.source));
         }
     }
+}
+
+/// Only counted: the daemon looks at the counts, and tells of those that are new.
+fn reject(runner: &mut Runner, rejection: Rejection, source: Option<IpAddr>) {
+    runner.oddities.count(Oddity::Rejected(rejection), source);
 }
