@@ -69,7 +69,7 @@ fn events_tell_what_happened() {
         guide
             .client
             .within(|| {
-                let mut advert = adverts::advert(|i| i.priority = 50);
+                let mut advert = adverts::advert(|_| {});
                 advert[22] = 50;
                 adverts::send(&adverts::sealed(advert));
             })
@@ -81,8 +81,10 @@ fn events_tell_what_happened() {
     });
     assert_eq!(rival.peer.as_deref(), Some("10.1.15.1"));
 
-    let backend = guide.rs1.node.address.to_string();
-    guide.node1.ctl(&["backend", "drain", &backend]).unwrap();
+    guide
+        .node1
+        .ctl(&["backend", "drain", "10.1.15.45"])
+        .unwrap();
     wait_for(&guide, Kind::Operator, "an order", |event| {
         event.subject == format!("TCP {VIP}:80") && event.text.contains("drained")
     });

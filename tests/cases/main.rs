@@ -18,6 +18,8 @@ mod hammer;
 mod health;
 mod ipv6;
 mod life;
+mod many;
+mod metrics;
 mod model;
 mod orders;
 mod packets;

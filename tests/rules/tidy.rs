@@ -30,6 +30,8 @@ const PURE: &[&str] = &[
     "lb-user/src/net/arp.rs",
     "lb-user/src/net/interfaces.rs",
     "lb-user/src/api/proto.rs",
+    "lb-user/src/api/metrics.rs",
+    "lb-user/src/api/page.rs",
 ];
 
 /// What such a file never touches.

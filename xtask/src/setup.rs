@@ -1,5 +1,7 @@
 //! What a fresh machine lacks.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::{apt, ebpf, run};
@@ -21,6 +23,15 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("git", "git"),
 ];
 
+/// What is no program: where it lies, and the Debian packages that have it.
+const LIBRARIES: [(&str, &str); 1] = [
+    // Prometheus's own parser, which reads the metrics in a test.
+    (
+        "/usr/lib/python3/dist-packages/prometheus_client",
+        "python3-prometheus-client",
+    ),
+];
+
 /// Everything that `demo` and `test` need.
 pub fn everything() -> Result<()> {
     laboratory()?;
@@ -34,6 +45,10 @@ fn laboratory() -> Result<()> {
         .filter(|(program, _)| run::find_program(program).is_none())
         .map(|(_, package)| (*package).to_owned())
         .collect();
+    let libraries = LIBRARIES
+        .iter()
+        .filter(|(path, _)| !Path::new(path).exists());
+    missing.extend(libraries.map(|(_, package)| (*package).to_owned()));
     missing.dedup();
     if missing.is_empty() {
         Ok(())

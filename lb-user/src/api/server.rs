@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -23,9 +24,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::proto::{
-    self, CaptureQuery, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload, Status, Steer,
-    Steered, TableInfo, VrrpOrder, Why, WhyQuery,
+use super::{
+    proto::{
+        self, CaptureQuery, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload, Status,
+        Steer, Steered, TableInfo, VrrpOrder, Why, WhyQuery,
+    },
+    web::show_metrics,
 };
 
 /// Requests that may wait for the daemon; more are refused with 503.
@@ -69,6 +73,16 @@ pub enum SocketError {
     /// Somebody listens on it.
     #[error("another lbd answers on {0}; stop it, or give this one its own `socket` in [runtime]")]
     InUse(String),
+    /// The address of the metrics cannot be used.
+    #[error(
+        "cannot listen on {address} for metrics: {source}; choose another `listen` in [metrics]"
+    )]
+    Web {
+        /// As configured.
+        address: SocketAddr,
+        /// What failed.
+        source: io::Error,
+    },
     /// Anything else.
     #[error(
         "cannot listen on {path}: {source}; remove what is there, or set `socket` in [runtime]"
@@ -84,6 +98,7 @@ pub enum SocketError {
 /// The listening socket; its file goes with it.
 pub struct Server {
     path: PathBuf,
+    requests: mpsc::Sender<Request>,
     task: JoinHandle<()>,
 }
 
@@ -126,7 +141,8 @@ impl Server {
             .route(proto::WHY, get(why))
             .route(proto::CAPTURE, get(capture))
             .route(proto::RELOAD, post(reload))
-            .with_state(requests);
+            .route(super::metrics::PATH, get(show_metrics))
+            .with_state(requests.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the API has stopped");
@@ -135,10 +151,18 @@ impl Server {
         Ok((
             Self {
                 path: path.to_owned(),
+                requests,
                 task,
             },
             inbox,
         ))
+    }
+}
+
+impl Server {
+    /// Where others put their requests.
+    pub fn requests(&self) -> mpsc::Sender<Request> {
+        self.requests.clone()
     }
 }
 
@@ -259,7 +283,7 @@ async fn reload(State(daemon): Daemon, Query(query): Query<ReloadQuery>) -> Resp
     }
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<T>) -> Request,
 ) -> Option<T> {
@@ -268,7 +292,7 @@ async fn ask<T>(
     answered.await.ok()
 }
 
-fn busy() -> Response {
+pub(super) fn busy() -> Response {
     failure(
         StatusCode::SERVICE_UNAVAILABLE,
         "lbd is busy or shutting down".to_owned(),

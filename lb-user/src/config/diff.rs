@@ -140,6 +140,9 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     if old.runtime != new.runtime {
         sections.push("runtime");
     }
+    if old.metrics != new.metrics {
+        sections.push("metrics");
+    }
     if old.dataplane.interfaces != new.dataplane.interfaces
         || old.dataplane.allow_generic != new.dataplane.allow_generic
         || old.dataplane.flow_slots != new.dataplane.flow_slots

@@ -24,6 +24,7 @@ pub struct Raw {
     pub runtime: Option<At<RawRuntime>>,
     pub dataplane: Option<At<RawDataplane>>,
     pub protection: Option<At<RawProtection>>,
+    pub metrics: Option<At<RawMetrics>>,
     pub track_scripts: Vec<At<RawTrackScript>>,
     pub track_processes: Vec<At<RawTrackProcess>>,
     pub track_files: Vec<At<RawTrackFile>>,
@@ -58,6 +59,11 @@ pub struct RawProtection {
     pub allow_file: Option<At<String>>,
     pub new_connections_per_source: Option<At<i64>>,
     pub new_connections_per_source_burst: Option<At<i64>>,
+}
+
+#[derive(Default)]
+pub struct RawMetrics {
+    pub listen: Option<At<String>>,
 }
 
 pub struct RawInstance {
@@ -131,6 +137,7 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         runtime: fields.table("runtime", runtime),
         dataplane: fields.table("dataplane", dataplane),
         protection: fields.table("protection", protection),
+        metrics: fields.table("metrics", metrics),
         track_scripts: fields.tables("track_script", track::track_script),
         track_processes: fields.tables("track_process", track::track_process),
         track_files: fields.tables("track_file", track::track_file),
@@ -182,6 +189,12 @@ fn protection(fields: &mut Fields<'_, '_>) -> RawProtection {
         allow_file: fields.string("allow_file"),
         new_connections_per_source: fields.integer("new_connections_per_source"),
         new_connections_per_source_burst: fields.integer("new_connections_per_source_burst"),
+    }
+}
+
+fn metrics(fields: &mut Fields<'_, '_>) -> RawMetrics {
+    RawMetrics {
+        listen: fields.string("listen"),
     }
 }
 

@@ -40,7 +40,10 @@ use self::{
 };
 pub use self::{error::DaemonError, files::load_config};
 use crate::{
-    api::server::{Request, Server},
+    api::{
+        server::{Request, Server},
+        web::Web,
+    },
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         plan::{self, Condition, Steering},
@@ -167,6 +170,7 @@ struct Daemon {
     journal: crate::events::Events,
     reloads: journal::Reloads,
     server: Option<Server>,
+    web: Option<Web>,
 }
 
 impl Daemon {
@@ -188,6 +192,10 @@ impl Daemon {
             source,
         })?;
         let (server, requests) = Server::start(&config.runtime.socket).await?;
+        let web = match config.metrics {
+            Some(address) => Some(Web::start(address, server.requests()).await?),
+            None => None,
+        };
         let data_plane = Xdp::start(&config.dataplane, &config.runtime)?;
         let (vrrp, reports) = Driver::start().map_err(|source| DaemonError::System {
             what: "start the VRRP thread",
@@ -225,6 +233,7 @@ impl Daemon {
             journal: crate::events::Events::new(journal::now_ms()),
             reloads: journal::Reloads::default(),
             server: Some(server),
+            web,
             config,
         };
         reload::warn_of_weak_authentication(&daemon.config);
@@ -362,6 +371,7 @@ impl Daemon {
         }
         self.addresses.remove_all().await;
         let detached = self.data_plane.detach();
+        self.web = None;
         self.server = None;
         if let Some(notifier) = self.notifier.take() {
             notifier.finish(SCRIPTS_AT_STOP).await;

@@ -104,6 +104,7 @@ impl Daemon {
             tracing::warn!("changes of [{section}] wait for a restart");
         }
         config.runtime = self.config.runtime.clone();
+        config.metrics = self.config.metrics;
         let timeouts = config.dataplane.timeouts;
         let protection = std::mem::take(&mut config.dataplane.protection);
         config.dataplane = self.config.dataplane.clone();

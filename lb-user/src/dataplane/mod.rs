@@ -141,10 +141,24 @@ pub struct Snapshot {
     pub generation: u64,
     /// Slots of each table of promoted flows.
     pub flow_slots: u32,
+    /// Every flow table and how full it is.
+    #[serde(default)]
+    pub flow_tables: Vec<FlowTableSnapshot>,
     /// Live services.
     pub services: Vec<ServiceSnapshot>,
     /// Packets that were not forwarded, by reason, over all services.
     pub passed: Vec<(String, u64)>,
+}
+
+/// A flow table and how full it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowTableSnapshot {
+    /// Its name: "tcp", "wide-udp-half-open" and so on.
+    pub name: String,
+    /// Its room; tables of promoted flows grow when half of it is used.
+    pub slots: u32,
+    /// Flows in it at the last sweep.
+    pub used: u32,
 }
 
 /// An interface that runs the program.

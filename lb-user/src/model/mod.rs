@@ -37,6 +37,8 @@ pub struct Config {
     pub router_id: String,
     /// Paths and identities of the daemon itself.
     pub runtime: Runtime,
+    /// Where metrics and the status page are shown over TCP, if anywhere. Changing it needs a restart.
+    pub metrics: Option<SocketAddr>,
     /// Where and how the XDP program runs.
     pub dataplane: DataplaneConfig,
     /// Scripts that instances watch.

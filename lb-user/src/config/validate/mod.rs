@@ -11,14 +11,14 @@ mod traffic;
 mod values;
 mod vrrp;
 
-use std::{collections::HashSet, ops::Range, path::PathBuf, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, ops::Range, path::PathBuf, time::Duration};
 
 use lb_common::limits;
 
 use self::values::DAY;
 use super::{
     diagnostic::Diagnostic,
-    raw::{Raw, RawDataplane, RawProtection, RawRuntime},
+    raw::{Raw, RawDataplane, RawMetrics, RawProtection, RawRuntime},
     reader::At,
 };
 use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
@@ -56,6 +56,7 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
         router_id: raw
             .router_id
             .map_or_else(|| host_name.to_owned(), |at| at.value),
+        metrics: check.metrics(raw.metrics.map(|at| at.value).unwrap_or_default()),
         runtime: check.runtime(raw.runtime.map(|at| at.value).unwrap_or_default()),
         dataplane: check.dataplane(
             raw.dataplane.map(|at| at.value).unwrap_or_default(),
@@ -93,6 +94,21 @@ impl Validator<'_> {
             script_user: raw
                 .script_user
                 .map_or_else(|| "nobody".to_owned(), |at| at.value),
+        }
+    }
+
+    fn metrics(&mut self, raw: RawMetrics) -> Option<SocketAddr> {
+        let at = raw.listen?;
+        match at.value.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Some(address),
+            Ok(_) | Err(_) => {
+                self.error(
+                    &at.span,
+                    format!("`listen` cannot be \"{}\"", at.value),
+                    "an address of this host with a port, such as \"127.0.0.1:9112\" or \"[::1]:9112\"",
+                );
+                None
+            }
         }
     }
 

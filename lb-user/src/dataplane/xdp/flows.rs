@@ -38,6 +38,8 @@ pub struct Flows {
     wide: Directory,
     growth: Option<Growth>,
     max_slots: u32,
+    /// Flows that the last sweep left in each table.
+    live: [u32; FlowTable::ALL.len()],
 }
 
 /// One live flow.
@@ -144,6 +146,7 @@ impl Flows {
             wide,
             growth,
             max_slots: config.max_flow_slots,
+            live: [0; FlowTable::ALL.len()],
         })
     }
 
@@ -162,6 +165,11 @@ impl Flows {
                 .sum();
             (buckets * BUCKET_WAYS) as u32
         })
+    }
+
+    /// Flows that the last sweep left in each table.
+    pub fn live(&self) -> [u32; FlowTable::ALL.len()] {
+        self.live
     }
 
     /// Frees expired slots, calls `visit` for every live flow, and lets tables grow that are more
@@ -183,6 +191,7 @@ impl Flows {
         if let Some(previous) = self.growth.as_ref().and_then(Growth::previous) {
             previous.sweep(now, &mut visit);
         }
+        self.live = live;
         self.grow(control, &live, now, spill)
     }
 

@@ -446,6 +446,7 @@ impl DataPlane for Xdp {
             interfaces: self.object.attachments(),
             generation: self.generation,
             flow_slots: self.flows.slots()[0],
+            flow_tables: self.flow_tables(),
             services: self
                 .plan
                 .services

@@ -1,14 +1,26 @@
 //! What is live, with counters.
 
-use lb_common::{BackendCounters, BackendFlags, Reason, reason::REASON_SLOTS};
+use lb_common::{BackendCounters, BackendFlags, Reason, flow::FlowTable, reason::REASON_SLOTS};
 
 use super::{Xdp, dump, keys, maps::PodCounters};
 use crate::{
-    dataplane::{BackendSnapshot, ServiceSnapshot, plan::PlannedService},
+    dataplane::{BackendSnapshot, FlowTableSnapshot, ServiceSnapshot, plan::PlannedService},
     model::{Forwarding, Target},
 };
 
 impl Xdp {
+    pub(super) fn flow_tables(&self) -> Vec<FlowTableSnapshot> {
+        let (slots, live) = (self.flows.slots(), self.flows.live());
+        FlowTable::ALL
+            .iter()
+            .map(|table| FlowTableSnapshot {
+                name: table.label().to_owned(),
+                slots: slots[*table as usize],
+                used: live[*table as usize],
+            })
+            .collect()
+    }
+
     pub(super) fn counters(&self, id: u16) -> BackendCounters {
         let Ok(values) = self.stats.get(&u32::from(id), 0) else {
             return BackendCounters::default();

@@ -9,7 +9,7 @@ use crate::{
         fsm::Event,
         oddities::Oddity,
         packet::{Received, Rejection},
-        round::{self, Outside},
+        round,
         runner::Runner,
         socket::{Buffer, Kind},
     },
