@@ -15,7 +15,7 @@ use std::{
     os::fd::OwnedFd,
     sync::mpsc,
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::event::{EventfdFlags, eventfd};

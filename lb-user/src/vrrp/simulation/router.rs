@@ -65,7 +65,7 @@ impl Outside for Outbox {
         };
         let packet = if self.as_bytes {
             let form = runner.checksum_form();
-            runner.packet.next(priority);
+            runner.packet.next(priority, self.now());
             Packet::Bytes(runner.packet.to(runner.instance.group, form).into())
         } else {
             Packet::Event(Event::Advert {
