@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 const KEPT: usize = 1024;
 /// A disagreement that was quiet for this long is news again: ten minutes.
 const QUIET_MS: u64 = 600_000;
-/// Disagreements whose counts are remembered. Each instance has about a hundred at most, and they need not all
-/// be at odds with everybody; the ones that are forgotten are reported once more.
-const REMEMBERED: usize = 4096;
+/// Disagreements whose counts are remembered: more than 255 instances have that are all at odds with everybody.
+/// Beyond that all are forgotten, and reported once more if they go on.
+const REMEMBERED: usize = 65_536;
 
 /// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

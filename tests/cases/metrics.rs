@@ -83,7 +83,7 @@ fn prometheus_reads_what_lbctl_shows() {
         .unwrap();
     guide
         .node1
-        .wait_for_backends(&["up", "up", "down"])
+        .wait_for_backends(&["up", "up", "draining"])
         .unwrap();
     http::get_many(&guide.client, guide::VIP, 10).unwrap();
     guide

@@ -123,7 +123,7 @@ fn advert(bytes: &[u8]) {
 /// What is believed can be said again, and is understood as before.
 fn comes_back(instance: &Instance, advert: &Advert) {
     let mut packet = AdvertPacket::new(instance, advert.source);
-    packet.next(advert.priority);
+    packet.next(advert.priority, Duration::ZERO);
     let to = match instance.peers.is_empty() {
         true => instance.group,
         false => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)),
@@ -150,10 +150,16 @@ fn seal(message: &mut [u8], start: u32) {
     message[6..8].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// The key of the published examples.
+const TRAILER: &str = "[vrrp.auth_hmac]\nactive_key = 1\nanti_replay = \"monotonic\"\n[[vrrp.auth_hmac.key]]\nid = 1\n\
+     value = \"hex:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\"\n";
+
 /// One instance of each kind that reads adverts in its own way, in the order of the corpus.
 fn instances() -> &'static [Instance] {
     static INSTANCES: OnceLock<Vec<Instance>> = OnceLock::new();
     INSTANCES.get_or_init(|| {
+        let signed_v4 = format!("addresses = [\"192.0.2.100\"]\nversion = 3\n{TRAILER}");
+        let signed_v6 = format!("addresses = [\"fe80::100\"]\nversion = 3\n{TRAILER}");
         let kinds = [
             (11, "addresses = [\"198.51.100.11\"]"),
             (20, "addresses = [\"198.51.100.20\"]\npassword = \"secret12\""),
@@ -167,6 +173,8 @@ fn instances() -> &'static [Instance] {
                 15,
                 "addresses = [\"198.51.100.15\"]\nversion = 3\nunicast_peers = [\"192.0.2.1\"]\nunicast_min_ttl = 60",
             ),
+            (51, signed_v4.as_str()),
+            (52, signed_v6.as_str()),
         ];
         let instance = |(vrid, rest): &(u8, &str)| {
             format!(

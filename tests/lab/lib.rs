@@ -13,8 +13,8 @@ pub mod peer;
 pub mod process;
 pub mod registry;
 pub mod server;
-pub mod soak;
 pub mod sniffer;
+pub mod soak;
 pub mod steps;
 pub mod wait;
 

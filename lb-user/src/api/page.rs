@@ -19,10 +19,10 @@ const STYLE: &str = "body{font:16px/1.5 monospace;margin:1.5em;background:#111;c
 pub fn render(status: &Status, events: &EventPage) -> String {
     let mut out = String::from("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     // Writing to a string does not fail.
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<meta http-equiv=\"refresh\" content=\"5\"><title>{} - lbd</title><style>{STYLE}</style></head><body>\
-         <h1>lbd {} on {}, up {} s</h1>\n",
+         <h1>lbd {} on {}, up {} s</h1>",
         escaped(&status.router_id),
         escaped(&status.version),
         escaped(&status.router_id),

@@ -213,6 +213,9 @@ pub struct InstanceStatus {
     /// What was heard that should not be, by sender.
     #[serde(default)]
     pub disagreements: Vec<Disagreement>,
+    /// How adverts prove their origin: "none", "pass", "ah", or "hmac" with the key's id.
+    #[serde(default)]
+    pub authentication: String,
     /// How often each state was entered.
     #[serde(default)]
     pub entered: Vec<(VrrpState, u64)>,

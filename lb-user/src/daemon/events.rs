@@ -7,7 +7,7 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     events::Kind,
-    model::VrrpState,
+    model::{Instance, VrrpState},
     net::{
         announcing::Occasion,
         interfaces::{Interfaces, NetEvent},
@@ -172,13 +172,18 @@ impl Daemon {
                 if !present {
                     self.addresses.restore(*ifindex, *prefix).await;
                 }
-                let ours = self
-                    .config
-                    .instances
-                    .iter()
-                    .any(|i| i.held().any(|held| held == prefix));
-                if changed.is_some() {
+                let holders = || {
+                    let holds = |i: &&Instance| i.held().any(|held| held == prefix);
+                    self.config.instances.iter().filter(holds)
+                };
+                let ours = holders().next().is_some();
+                // Adverts come from no virtual address, but those of an owner are its own. With 255
+                // instances a failover brings 255 of these events.
+                let is_source = !ours || holders().any(|i| i.priority == 255);
+                if changed.is_some() && is_source {
                     self.follow_links();
+                }
+                if changed.is_some() {
                     // Our own addresses lead to no new place.
                     if !ours {
                         self.find_neighbours_and_apply().await;

@@ -60,7 +60,7 @@ impl Daemon {
 
     /// Tells of what instances heard that they should not, once for each kind and sender.
     pub(super) fn note_oddities(&mut self, snapshots: &[Snapshot]) {
-        let mut totals: BTreeMap<(&str, Oddity, Option<IpAddr>), u64> = BTreeMap::new();
+        let mut totals = Totals::new();
         for snapshot in snapshots {
             let Some(record) = self.instances.get(&snapshot.name) else {
                 continue;
@@ -76,7 +76,7 @@ impl Daemon {
             }
         }
         let now = now_ms();
-        for ((subject, oddity, sender), total) in totals {
+        for ((subject, oddity, sender), total) in few_senders(totals) {
             let peer = sender.map(|sender| sender.to_string());
             let text = format!("{oddity}: {}", oddity.advice());
             let is_news = self
@@ -94,8 +94,47 @@ impl Daemon {
     }
 }
 
+/// Senders of one kind of disagreement that are told of apart. More than that are forged, or one fault of all
+/// of them.
+const SENDERS_TOLD: usize = 8;
+
+type Totals<'a> = BTreeMap<(&'a str, Oddity, Option<IpAddr>), u64>;
+
+/// The same with all senders beyond the first few as one.
+fn few_senders(totals: Totals<'_>) -> Totals<'_> {
+    let mut few = Totals::new();
+    let mut told: BTreeMap<(&str, Oddity), usize> = BTreeMap::new();
+    for ((subject, oddity, sender), total) in totals {
+        let told = told.entry((subject, oddity)).or_default();
+        *told += usize::from(sender.is_some());
+        let sender = sender.filter(|_| *told <= SENDERS_TOLD);
+        *few.entry((subject, oddity, sender)).or_default() += total;
+    }
+    few
+}
+
 /// Milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_senders_are_told_of_as_one() {
+        let oddity = Oddity::Rejected(Rejection::WrongPassword);
+        let mut totals = Totals::new();
+        totals.insert(("VI_1", oddity, None), 5);
+        for sender in 1..=20_u32 {
+            totals.insert(("VI_1", oddity, Some(IpAddr::V4(sender.into()))), 1);
+        }
+        totals.insert(("VI_2", oddity, Some(IpAddr::V4(99.into()))), 1);
+        let few = few_senders(totals);
+        assert_eq!(few.len(), 1 + SENDERS_TOLD + 1);
+        let rest = 5 + 20 - SENDERS_TOLD as u64;
+        assert_eq!(few[&("VI_1", oddity, None)], rest);
+    }
 }

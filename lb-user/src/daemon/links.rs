@@ -1,8 +1,9 @@
 //! The links of instances: the kernel's word, and whether it is to be trusted yet.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     future::pending,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -80,13 +81,18 @@ impl Daemon {
         }
     }
 
-    pub(super) fn link_of(&self, instance: &Instance) -> Link {
-        let is_virtual = |address| {
-            self.config
-                .instances
-                .iter()
-                .any(|i| i.priority != 255 && i.held().any(|p| p.address == address))
-        };
+    /// Addresses that no advert comes from: the virtual ones, but for those of owners.
+    pub(super) fn virtual_addresses(&self) -> HashSet<IpAddr> {
+        let instances = self.config.instances.iter();
+        instances
+            .filter(|instance| instance.priority != 255)
+            .flat_map(|instance| instance.held().map(|prefix| prefix.address))
+            .collect()
+    }
+
+    /// The link of an instance; `taken` are all virtual addresses.
+    pub(super) fn link_of(&self, instance: &Instance, taken: &HashSet<IpAddr>) -> Link {
+        let is_virtual = |address| taken.contains(&address);
         let damper = self.links.dampers.get(&instance.name);
         if damper.is_some_and(|damper| !damper.is_usable(self.links.now())) {
             return Link::Down;
@@ -106,8 +112,9 @@ impl Daemon {
     pub(super) fn follow_links(&mut self) {
         self.look_at_links();
         if let Some(vrrp) = &self.vrrp {
+            let taken = self.virtual_addresses();
             for instance in &self.config.instances {
-                vrrp.link(&instance.name, self.link_of(instance));
+                vrrp.link(&instance.name, self.link_of(instance, &taken));
             }
         }
         self.follow_watches();

@@ -460,12 +460,13 @@ impl Daemon {
     fn setups(&mut self) -> Vec<Setup> {
         self.look_at_links();
         self.look_at_watched();
+        let taken = self.virtual_addresses();
         self.config
             .instances
             .iter()
             .map(|instance| Setup {
                 instance: instance.clone(),
-                link: self.link_of(instance),
+                link: self.link_of(instance, &taken),
                 verdict: self.verdict_of(instance),
             })
             .collect()

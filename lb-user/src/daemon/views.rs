@@ -18,7 +18,7 @@ use crate::{
         server::Request,
     },
     health::state::Health,
-    model::VrrpState,
+    model::{Auth, HmacMode, VrrpState},
     vrrp::{driver::Report, oddities::Oddity, packet::Rejection, runner},
 };
 
@@ -131,6 +131,7 @@ impl Daemon {
                     count: *count,
                 })
                 .collect(),
+            authentication: authentication(&instance.auth),
             entered: VrrpState::ALL.into_iter().zip(snapshot.entered).collect(),
             name: snapshot.name,
         })
@@ -205,6 +206,22 @@ impl Daemon {
             }
         }
         problems
+    }
+}
+
+fn authentication(auth: &Auth) -> String {
+    match auth {
+        Auth::None => "none".to_owned(),
+        Auth::Pass(_) => "pass".to_owned(),
+        Auth::Ah(_) => "ah".to_owned(),
+        Auth::Hmac(hmac) => {
+            let mode = match hmac.mode {
+                HmacMode::Enforce => "",
+                HmacMode::Permissive => ", permissive",
+                HmacMode::ReceiveOnly => ", receive-only",
+            };
+            format!("hmac with key {} of {}{mode}", hmac.active, hmac.keys.len())
+        }
     }
 }
 

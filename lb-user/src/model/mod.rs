@@ -2,9 +2,9 @@
 //! [`Config`], and nothing downstream checks again. No behaviour beyond small accessors.
 
 pub mod address;
-mod check;
 mod announce;
 mod auth;
+mod check;
 mod track;
 mod vrrp;
 
@@ -17,11 +17,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::announce::AnnounceTiming;
+pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
-pub use self::announce::AnnounceTiming;
-pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,

@@ -18,6 +18,9 @@ use crate::model::{Auth, Instance};
 
 /// Linux's TC_PRIO_CONTROL: adverts overtake bulk traffic in the queue.
 const PRIORITY_CONTROL: u32 = 7;
+/// Room for the adverts of 255 instances that all speak at the same moment, as after a start: about 1300
+/// bytes each, as the kernel counts. Its default holds 160.
+const RECEIVE_BUFFER: usize = 1 << 20;
 /// Longer than any advert over Ethernet; what does not fit is judged truncated.
 const BUFFER: usize = 8192;
 
@@ -84,6 +87,10 @@ impl VrrpSocket {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
                 setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
             }
+        }
+        // Without the right to force it, as much as anybody may have.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         }
         socket.set_priority(PRIORITY_CONTROL)?;
         socket.set_nonblocking(true)?;

@@ -395,6 +395,20 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
                 instance.announcements
             ),
         );
+        let entered: Vec<String> = instance
+            .entered
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(state, count)| format!("{state} {count}"))
+            .collect();
+        line(
+            &mut out,
+            format!(
+                "  states entered: {}; authentication: {}",
+                entered.join(", "),
+                instance.authentication
+            ),
+        );
         for (reason, count) in &instance.rejected {
             line(&mut out, format!("  ignored {count} adverts: {reason}"));
         }

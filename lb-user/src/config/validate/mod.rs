@@ -2,9 +2,9 @@
 //! that one run names them all; what a faulty part yields is never used, because any diagnostic
 //! discards the result.
 
-mod check;
 mod announce;
 mod auth;
+mod check;
 mod service;
 mod track;
 mod traffic;

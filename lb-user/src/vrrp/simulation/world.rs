@@ -121,7 +121,7 @@ impl World {
                     advert_interval: interval,
                     preempt,
                     preempt_delay,
-                    auth,
+                    auth: auth.clone(),
                     sync_group: (segments == 2).then(|| "VG".to_owned()),
                     ..template.clone()
                 };

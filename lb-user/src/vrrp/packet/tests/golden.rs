@@ -190,7 +190,7 @@ fn read(form: &Form, bytes: &[u8]) -> Result<Advert, Rejection> {
 fn every_form_out() {
     for form in forms() {
         let mut packet = AdvertPacket::new(&form.instance, form.source);
-        packet.next(form.priority);
+        packet.next(form.priority, Duration::ZERO);
         let bytes = packet.to(form.to, form.instance.checksum);
         assert_eq!(bytes, hex(form.bytes), "{}", form.name);
     }
