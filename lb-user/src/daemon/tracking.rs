@@ -8,8 +8,9 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::Daemon;
+use super::{Daemon, journal::now_ms};
 use crate::{
+    events::Kind,
     health::state::Health,
     model::{Condition, Config, Instance, ServiceId, Tracked, Verdict},
     net::routes::{Found, Routes},
@@ -180,6 +181,16 @@ impl Daemon {
                     // What begins well is no news.
                     Condition::Up | Condition::Value(0) if before.is_none() => {}
                     condition => tracing::info!(%what, detail, "{condition}"),
+                }
+                let begins_well =
+                    before.is_none() && matches!(condition, Condition::Up | Condition::Value(0));
+                if !begins_well {
+                    let text = match detail {
+                        "" => condition.to_string(),
+                        detail => format!("{condition}: {detail}"),
+                    };
+                    let what = what.to_string();
+                    self.journal.note(now_ms(), Kind::Track, &what, text, None);
                 }
             }
             let since = match before {
