@@ -6,8 +6,6 @@ use super::proto::{EventPage, Status};
 
 /// `GET`: the page.
 pub const PATH: &str = "/";
-/// What the browser is told: nothing may be loaded, or run, or shown inside of something else.
-pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 /// The latest events shown.
 const EVENTS: usize = 50;
 const STYLE: &str = "body{font:16px/1.5 monospace;margin:1.5em;background:#111;color:#ddd}\

@@ -40,6 +40,9 @@ const LIFETIME: Duration = Duration::from_secs(120);
 /// After an error to accept (no file descriptors are left, say).
 const REST: Duration = Duration::from_millis(100);
 
+/// What a browser is told of the page: nothing may be loaded, or run, or shown inside of something else.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
 /// The listening socket.
 pub struct Web {
     task: JoinHandle<()>,
@@ -97,7 +100,7 @@ async fn show_page(State(daemon): Daemon) -> Response {
     match (status, events) {
         (Some(status), Some(events)) => (
             [
-                (header::CONTENT_SECURITY_POLICY, page::POLICY),
+                (header::CONTENT_SECURITY_POLICY, POLICY),
                 (header::CACHE_CONTROL, "no-store"),
             ],
             Html(page::render(&status, &events)),
