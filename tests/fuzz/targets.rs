@@ -293,7 +293,7 @@ fn configuration(bytes: &[u8]) {
                     IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
                     IpAddr::V6(_) => IpAddr::V6(V6_SOURCE),
                 };
-                AdvertPacket::new(instance, source).next(instance.priority);
+                AdvertPacket::new(instance, source).next(instance.priority, Duration::ZERO);
             }
         }
         Err(error) => {
