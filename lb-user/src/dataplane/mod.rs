@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::model::{FlowTimeouts, Neighbour, Protection, Scheduler, ServiceId, Target};
 
+pub mod ipvs;
 pub mod plan;
 pub mod xdp;
 

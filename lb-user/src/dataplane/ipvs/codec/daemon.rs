@@ -1,0 +1,137 @@
+//! Sync daemons and time-outs in attributes. Pure.
+
+use std::net::IpAddr;
+
+use super::{
+    address::exact,
+    attribute::{CodecError, Writer, attributes},
+};
+
+/// IPVS_DAEMON_ATTR_*.
+mod daemon {
+    pub const STATE: u16 = 1;
+    pub const INTERFACE: u16 = 2;
+    pub const ID: u16 = 3;
+    pub const LENGTH: u16 = 4;
+    pub const GROUP: u16 = 5;
+    pub const GROUP6: u16 = 6;
+    pub const PORT: u16 = 7;
+    pub const TTL: u16 = 8;
+}
+
+/// Which end of the kernel's connection synchronisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SyncState {
+    /// Tells others of its connections.
+    Master,
+    /// Learns theirs.
+    Backup,
+}
+
+impl SyncState {
+    /// IP_VS_STATE_MASTER, IP_VS_STATE_BACKUP.
+    pub const fn number(self) -> u32 {
+        match self {
+            SyncState::Master => 1,
+            SyncState::Backup => 2,
+        }
+    }
+}
+
+/// A thread of the kernel's that synchronises connections. What is `None` is the kernel's default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncDaemon {
+    /// Which end.
+    pub state: SyncState,
+    /// Interface of its packets.
+    pub interface: String,
+    /// 0 to 255; a backup believes only those of its own, but 0 believes all.
+    pub id: u32,
+    /// Longest message, bytes.
+    pub length: Option<u16>,
+    /// Multicast group.
+    pub group: Option<IpAddr>,
+    /// UDP port.
+    pub port: Option<u16>,
+    /// TTL.
+    pub ttl: Option<u8>,
+}
+
+impl SyncDaemon {
+    /// Writes the attributes in ipvsadm's order.
+    pub fn write(&self, out: &mut Writer) {
+        out.put_u32(daemon::STATE, self.state.number());
+        out.put_text(daemon::INTERFACE, &self.interface);
+        out.put_u32(daemon::ID, self.id);
+        if let Some(length) = self.length {
+            out.put_u16(daemon::LENGTH, length);
+        }
+        if let Some(port) = self.port {
+            out.put_u16(daemon::PORT, port);
+        }
+        if let Some(ttl) = self.ttl {
+            out.put_u8(daemon::TTL, ttl);
+        }
+        match self.group {
+            Some(IpAddr::V4(group)) => out.put(daemon::GROUP, &group.octets()),
+            Some(IpAddr::V6(group)) => out.put(daemon::GROUP6, &group.octets()),
+            None => {}
+        }
+    }
+
+    /// Reads the attributes of a daemon.
+    pub fn read(bytes: &[u8]) -> Result<Self, CodecError> {
+        let mut state = None;
+        let mut read = Self {
+            state: SyncState::Master,
+            interface: String::new(),
+            id: 0,
+            length: None,
+            group: None,
+            port: None,
+            ttl: None,
+        };
+        for attribute in attributes(bytes) {
+            let attribute = attribute?;
+            match attribute.kind {
+                daemon::STATE => state = Some(attribute.u32()?),
+                daemon::INTERFACE => read.interface = attribute.text(),
+                daemon::ID => read.id = attribute.u32()?,
+                daemon::LENGTH => read.length = Some(attribute.u16()?),
+                daemon::PORT => read.port = Some(attribute.u16()?),
+                daemon::TTL => read.ttl = Some(attribute.u8()?),
+                daemon::GROUP => {
+                    let octets: [u8; 4] = exact(&attribute)?;
+                    read.group = Some(IpAddr::from(octets));
+                }
+                daemon::GROUP6 => {
+                    let octets: [u8; 16] = exact(&attribute)?;
+                    read.group = Some(IpAddr::from(octets));
+                }
+                _ => {}
+            }
+        }
+        read.state = match state.ok_or(CodecError::Missing(daemon::STATE))? {
+            1 => SyncState::Master,
+            2 => SyncState::Backup,
+            value => {
+                return Err(CodecError::Value {
+                    kind: daemon::STATE,
+                    value,
+                });
+            }
+        };
+        Ok(read)
+    }
+}
+
+/// Time-outs of connections, seconds. 0 in a request leaves one as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Established TCP.
+    pub tcp: u32,
+    /// TCP after a FIN.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}

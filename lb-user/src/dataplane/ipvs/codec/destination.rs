@@ -1,0 +1,183 @@
+//! Real servers in attributes. Pure.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{
+    address::{family, ip, is_v6, octets},
+    attribute::{CodecError, Writer, attributes},
+    stats::Stats,
+};
+
+/// IPVS_DEST_ATTR_*.
+mod destination {
+    pub const ADDRESS: u16 = 1;
+    pub const PORT: u16 = 2;
+    pub const FORWARD: u16 = 3;
+    pub const WEIGHT: u16 = 4;
+    pub const UPPER: u16 = 5;
+    pub const LOWER: u16 = 6;
+    pub const ACTIVE: u16 = 7;
+    pub const INACTIVE: u16 = 8;
+    pub const PERSISTENT: u16 = 9;
+    pub const STATS: u16 = 10;
+    pub const FAMILY: u16 = 11;
+    pub const STATS64: u16 = 12;
+    pub const TUNNEL_TYPE: u16 = 13;
+    pub const TUNNEL_PORT: u16 = 14;
+    pub const TUNNEL_FLAGS: u16 = 15;
+}
+
+/// How packets reach a real server: IP_VS_CONN_F_FWD_MASK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Forward {
+    /// Address and port are translated.
+    Masquerade,
+    /// To the director's own stack.
+    Local,
+    /// In a tunnel.
+    Tunnel,
+    /// Direct return.
+    Route,
+    /// Past the service, to where the client wanted.
+    Bypass,
+}
+
+impl Forward {
+    const ALL: [Self; 5] = [
+        Forward::Masquerade,
+        Forward::Local,
+        Forward::Tunnel,
+        Forward::Route,
+        Forward::Bypass,
+    ];
+
+    /// The kernel's number.
+    pub const fn number(self) -> u32 {
+        match self {
+            Forward::Masquerade => 0,
+            Forward::Local => 1,
+            Forward::Tunnel => 2,
+            Forward::Route => 3,
+            Forward::Bypass => 4,
+        }
+    }
+
+    /// The word that ipvsadm prints.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Forward::Masquerade => "Masq",
+            Forward::Local => "Local",
+            Forward::Tunnel => "Tunnel",
+            Forward::Route => "Route",
+            Forward::Bypass => "Bypass",
+        }
+    }
+}
+
+/// A real server's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; that of the service unless addresses are translated.
+    pub port: u16,
+    /// How packets reach it.
+    pub forward: Forward,
+    /// Share of new connections; 0 gets none.
+    pub weight: u32,
+    /// From this many connections on it gets no new ones; 0 is no limit.
+    pub upper: u32,
+    /// Below this many it gets new ones again; 0 is three quarters of `upper`.
+    pub lower: u32,
+}
+
+impl Destination {
+    /// Writes the attributes in ipvsadm's order.
+    pub fn write(&self, out: &mut Writer) {
+        out.put_u16(destination::FAMILY, family(self.address.is_ipv6()));
+        out.put(destination::ADDRESS, &octets(self.address));
+        out.put_be16(destination::PORT, self.port);
+        out.put_u32(destination::FORWARD, self.forward.number());
+        out.put_u32(destination::WEIGHT, self.weight);
+        // IP in IP, the only kind of tunnel that the XDP program has as well.
+        out.put_u8(destination::TUNNEL_TYPE, 0);
+        out.put_be16(destination::TUNNEL_PORT, 0);
+        out.put_u16(destination::TUNNEL_FLAGS, 0);
+        out.put_u32(destination::UPPER, self.upper);
+        out.put_u32(destination::LOWER, self.lower);
+    }
+}
+
+/// A real server as the kernel tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DestinationEntry {
+    /// Settings.
+    pub destination: Destination,
+    /// Kind of tunnel: 0 is IP in IP. Others are not ours.
+    pub tunnel_type: u8,
+    /// Established connections.
+    pub active: u32,
+    /// Others.
+    pub inactive: u32,
+    /// Clients that stick to it.
+    pub persistent: u32,
+    /// Counters.
+    pub stats: Stats,
+}
+
+impl DestinationEntry {
+    /// Reads the attributes of a real server of a service of this family. Kernels before 3.18 do not
+    /// tell its own.
+    pub fn read(bytes: &[u8], service_v6: bool) -> Result<Self, CodecError> {
+        let mut v6 = service_v6;
+        let (mut address, mut port, mut forward) = (None, None, None);
+        let mut entry = Self {
+            destination: Destination {
+                address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                port: 0,
+                forward: Forward::Masquerade,
+                weight: 0,
+                upper: 0,
+                lower: 0,
+            },
+            tunnel_type: 0,
+            active: 0,
+            inactive: 0,
+            persistent: 0,
+            stats: Stats::default(),
+        };
+        let mut wide = None;
+        for attribute in attributes(bytes) {
+            let attribute = attribute?;
+            match attribute.kind {
+                destination::FAMILY => v6 = is_v6(&attribute)?,
+                destination::ADDRESS => address = Some(attribute),
+                destination::PORT => port = Some(attribute.be16()?),
+                destination::FORWARD => forward = Some(attribute.u32()?),
+                destination::WEIGHT => entry.destination.weight = attribute.u32()?,
+                destination::UPPER => entry.destination.upper = attribute.u32()?,
+                destination::LOWER => entry.destination.lower = attribute.u32()?,
+                destination::ACTIVE => entry.active = attribute.u32()?,
+                destination::INACTIVE => entry.inactive = attribute.u32()?,
+                destination::PERSISTENT => entry.persistent = attribute.u32()?,
+                destination::STATS => entry.stats = Stats::read(attribute.value)?,
+                destination::STATS64 => wide = Some(Stats::read(attribute.value)?),
+                destination::TUNNEL_TYPE => entry.tunnel_type = attribute.u8()?,
+                _ => {}
+            }
+        }
+        let missing = CodecError::Missing;
+        entry.destination.address = ip(&address.ok_or(missing(destination::ADDRESS))?, v6)?;
+        entry.destination.port = port.ok_or(missing(destination::PORT))?;
+        let number = forward.ok_or(missing(destination::FORWARD))?;
+        entry.destination.forward = Forward::ALL
+            .into_iter()
+            .find(|forward| forward.number() == number)
+            .ok_or(CodecError::Value {
+                kind: destination::FORWARD,
+                value: number,
+            })?;
+        entry.stats = wide.unwrap_or(entry.stats);
+        Ok(entry)
+    }
+}
