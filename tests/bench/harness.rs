@@ -475,6 +475,7 @@ fn product(flow_slots: u32, vlan: u16) -> Result<Xdp> {
     };
     let config = DataplaneConfig {
         interfaces: Vec::new(),
+        mode: lb_user::model::Mode::Xdp,
         allow_generic: false,
         flow_slots,
         max_flow_slots: flow_slots,

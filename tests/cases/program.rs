@@ -53,6 +53,7 @@ pub fn load(flow_slots: u32) -> Xdp {
 pub fn load_growing(flow_slots: u32, max_flow_slots: u32) -> Xdp {
     let config = DataplaneConfig {
         interfaces: Vec::new(),
+        mode: lb_user::model::Mode::Xdp,
         allow_generic: false,
         flow_slots,
         max_flow_slots,

@@ -176,6 +176,7 @@ fn program(xdp: &mut Xdp, row: &Row, port: u16, clients: &[Client]) -> HashMap<C
 
 #[test]
 fn xdp_chooses_as_ipvs_does() {
+    let _modules = crate::with_modules();
     for module in ["ip_vs", "ip_vs_mh", "ip_vs_sh"] {
         run(Command::new("modprobe").arg(module)).unwrap();
     }

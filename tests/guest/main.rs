@@ -6,8 +6,25 @@
     reason = "a test fails by panicking"
 )]
 
+mod cluster;
 mod hashing;
+mod ipvs;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
 mod traffic;
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// The kernel's modules: used by many tests at once, or taken away by one.
+static MODULES: RwLock<()> = RwLock::new(());
+
+/// Nobody unloads IPVS for as long as this lives.
+pub fn with_modules() -> RwLockReadGuard<'static, ()> {
+    MODULES.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nobody uses IPVS for as long as this lives.
+pub fn without_modules() -> RwLockWriteGuard<'static, ()> {
+    MODULES.write().unwrap_or_else(PoisonError::into_inner)
+}

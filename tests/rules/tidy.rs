@@ -24,6 +24,11 @@ const PURE: &[&str] = &[
     "lb-user/src/net/ndisc.rs",
     "lb-user/src/net/announcing.rs",
     "lb-user/src/dataplane/plan.rs",
+    "lb-user/src/dataplane/rate.rs",
+    "lb-user/src/dataplane/ipvs/codec",
+    "lb-user/src/dataplane/ipvs/desired.rs",
+    "lb-user/src/dataplane/ipvs/reconcile.rs",
+    "lb-user/src/dataplane/ipvs/sync.rs",
     "lb-user/src/dataplane/xdp/ids.rs",
     "lb-user/src/dataplane/xdp/image",
     "lb-user/src/dataplane/xdp/placement.rs",
@@ -185,6 +190,19 @@ fn only_the_xdp_data_plane_and_its_benchmark_know_aya() {
         let own_words = name.starts_with("tests/rules/");
         if !allowed && !own_words {
             assert!(!code(&text).contains("aya::"), "{name} must not use aya");
+        }
+    }
+}
+
+#[test]
+fn only_the_ipvs_data_plane_speaks_its_netlink() {
+    for (name, text) in files("lb-user/src", ".rs") {
+        let allowed = name.starts_with("lb-user/src/dataplane/ipvs/");
+        for word in ["NETLINK_GENERIC", "ip_vs"] {
+            assert!(
+                allowed || !code(&text).contains(word),
+                "{name} must not use `{word}`"
+            );
         }
     }
 }

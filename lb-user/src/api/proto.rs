@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
-    Snapshot as DataPlaneSnapshot, TableInfo, Why, WhyQuery,
+    Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
 };
 pub use crate::events::{Event, EventPage};
 use crate::model::{VrrpState, VrrpVersion};

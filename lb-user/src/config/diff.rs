@@ -143,7 +143,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     if old.metrics != new.metrics {
         sections.push("metrics");
     }
-    if old.dataplane.interfaces != new.dataplane.interfaces
+    if old.dataplane.mode != new.dataplane.mode
+        || old.dataplane.interfaces != new.dataplane.interfaces
         || old.dataplane.allow_generic != new.dataplane.allow_generic
         || old.dataplane.flow_slots != new.dataplane.flow_slots
         || old.dataplane.max_flow_slots != new.dataplane.max_flow_slots

@@ -41,6 +41,7 @@ pub struct RawRuntime {
 
 #[derive(Default)]
 pub struct RawDataplane {
+    pub mode: Option<At<String>>,
     pub interfaces: Option<At<Vec<At<String>>>>,
     pub allow_generic: Option<At<bool>>,
     pub flow_slots: Option<At<i64>>,
@@ -107,6 +108,7 @@ pub struct RawService {
     pub forward: Option<At<String>>,
     pub persistence_timeout: Option<At<Duration>>,
     pub persistence_prefix: Option<At<i64>>,
+    pub one_packet: Option<At<bool>>,
     pub new_connections_per_second: Option<At<i64>>,
     pub new_connections_burst: Option<At<i64>>,
     pub vrrp: Option<At<String>>,
@@ -170,6 +172,7 @@ fn runtime(fields: &mut Fields<'_, '_>) -> RawRuntime {
 
 fn dataplane(fields: &mut Fields<'_, '_>) -> RawDataplane {
     RawDataplane {
+        mode: fields.string("mode"),
         interfaces: fields.strings("interfaces"),
         allow_generic: fields.boolean("allow_generic"),
         flow_slots: fields.integer("flow_slots"),
@@ -269,6 +272,7 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         forward: fields.string("forward"),
         persistence_timeout: fields.duration("persistence_timeout"),
         persistence_prefix: fields.integer("persistence_prefix"),
+        one_packet: fields.boolean("one_packet"),
         new_connections_per_second: fields.integer("new_connections_per_second"),
         new_connections_burst: fields.integer("new_connections_burst"),
         vrrp: fields.string("vrrp"),

@@ -100,7 +100,7 @@ fn what_is_refused_and_how() {
         (
             "10.1.15.46:80",
             "10.1.15.46:8080",
-            &["port 8080 differs", "direct return leaves ports"],
+            &["port 8080 differs", "only forward = \"nat\" changes"],
         ),
         (
             "sorry_server = \"local\"",
@@ -156,8 +156,8 @@ fn what_is_refused_and_how() {
         ),
         (
             "sorry_server = \"local\"",
-            "forward = \"nat\"",
-            &["`forward` cannot be \"nat\"", "\"dr\""],
+            "forward = \"gre\"",
+            &["`forward` cannot be \"gre\"", "\"dr\", \"tunnel\", \"nat\""],
         ),
         (
             "sorry_server = \"local\"",
@@ -166,9 +166,9 @@ fn what_is_refused_and_how() {
         ),
         (
             "sorry_server = \"local\"",
-            "scheduler = \"sed\"",
+            "scheduler = \"what\"",
             &[
-                "`scheduler` cannot be \"sed\"",
+                "`scheduler` cannot be \"what\"",
                 "\"rr\", \"wrr\", \"lc\", \"wlc\", \"sh\", \"mh\", \"fo\"",
             ],
         ),

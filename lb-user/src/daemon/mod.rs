@@ -47,7 +47,7 @@ use crate::{
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         plan::{self, Condition, Steering},
-        xdp::Xdp,
+        selection::{self, Chosen},
     },
     events::Kind,
     health::{
@@ -156,6 +156,8 @@ struct Daemon {
     links: Links,
     health: Board,
     data_plane: Box<dyn DataPlane>,
+    /// Why this data plane runs.
+    choice: String,
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
     resumed: HashSet<String>,
@@ -196,7 +198,7 @@ impl Daemon {
             Some(address) => Some(Web::start(address, server.requests()).await?),
             None => None,
         };
-        let data_plane = Xdp::start(&config.dataplane, &config.runtime)?;
+        let Chosen { plane, reason } = selection::start(&config)?;
         let (vrrp, reports) = Driver::start().map_err(|source| DaemonError::System {
             what: "start the VRRP thread",
             source,
@@ -218,7 +220,8 @@ impl Daemon {
             tracking,
             links: Links::new(),
             health: Board::default(),
-            data_plane: Box::new(data_plane),
+            data_plane: plane,
+            choice: reason,
             switch: Switch {
                 generation: 0,
                 reason: "start".to_owned(),
@@ -237,21 +240,7 @@ impl Daemon {
             config,
         };
         reload::warn_of_weak_authentication(&daemon.config);
-        for instance in &daemon.config.instances {
-            if !daemon
-                .config
-                .dataplane
-                .interfaces
-                .contains(&instance.interface)
-            {
-                let (name, interface) = (&instance.name, &instance.interface);
-                tracing::warn!(
-                    instance = name,
-                    interface,
-                    "the XDP program does not run on this instance's interface"
-                );
-            }
-        }
+        daemon.tell_of_data_plane();
         if let Err(error) = daemon.first_configuration(&accounts).await {
             let _ = daemon.data_plane.detach();
             return Err(error);
@@ -267,6 +256,36 @@ impl Daemon {
                 net,
             },
         ))
+    }
+
+    /// Which data plane runs, and what that leaves undone.
+    fn tell_of_data_plane(&mut self) {
+        let snapshot = self.data_plane.snapshot();
+        let interfaces: Vec<String> = snapshot
+            .interfaces
+            .iter()
+            .map(|at| format!("{} ({})", at.interface, at.mode))
+            .collect();
+        tracing::info!(
+            interfaces = interfaces.join(", "),
+            reason = self.choice,
+            "data plane: {}",
+            snapshot.kind
+        );
+        if snapshot.kind != "xdp" {
+            return;
+        }
+        for instance in &self.config.instances {
+            let attached = &self.config.dataplane.interfaces;
+            if !attached.contains(&instance.interface) {
+                let (name, interface) = (&instance.name, &instance.interface);
+                tracing::warn!(
+                    instance = name,
+                    interface,
+                    "the XDP program does not run on this instance's interface"
+                );
+            }
+        }
     }
 
     async fn first_configuration(&mut self, accounts: &Accounts) -> Result<(), DaemonError> {
@@ -412,6 +431,7 @@ impl Daemon {
             Some(Neighbour::ThisHost) => true,
             Some(Neighbour::Host(hop)) => match service.forwarding {
                 Forwarding::Tunnel => hop.source.is_some(),
+                Forwarding::Nat => true,
                 Forwarding::Dr => hop.on_link,
             },
             None => false,

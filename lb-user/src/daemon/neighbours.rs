@@ -158,7 +158,7 @@ fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
         .services
         .iter()
         .filter(sends)
-        .all(|service| service.forwarding == Forwarding::Tunnel);
+        .all(|service| service.forwarding != Forwarding::Dr);
     match path {
         Path::Local => true,
         Path::Nowhere => false,

@@ -163,7 +163,10 @@ impl Daemon {
 
     /// The program is attached at the start only: an instance on another interface would hold
     /// addresses whose packets nobody forwards.
-    fn require_attached(&self, config: &Config) -> Result<(), DaemonError> {
+    fn require_attached(&mut self, config: &Config) -> Result<(), DaemonError> {
+        if self.data_plane.snapshot().kind != "xdp" {
+            return Ok(());
+        }
         let running = &self.config.dataplane.interfaces;
         let wanted = &config.dataplane.interfaces;
         if wanted.iter().all(|interface| running.contains(interface)) {

@@ -55,7 +55,8 @@ impl Daemon {
             .filter_map(|s| self.instance_status(s))
             .collect();
         let checks = self.check_statuses();
-        let data_plane = self.data_plane.snapshot();
+        let mut data_plane = self.data_plane.snapshot();
+        data_plane.choice.clone_from(&self.choice);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             router_id: self.config.router_id.clone(),
@@ -155,6 +156,10 @@ impl Daemon {
         for instance in instances {
             tracking_view::problems(instance, &mut problems);
         }
+        if let Some(trouble) = &plane.trouble {
+            problems.push(format!("the data plane is not as it should be: {trouble}"));
+        }
+        problems.extend(self.not_in_force(plane));
         for section in &self.waiting {
             problems.push(format!(
                 "changes of [{section}] in the configuration wait for a restart"
@@ -206,6 +211,20 @@ impl Daemon {
             }
         }
         problems
+    }
+}
+
+impl Daemon {
+    /// What the configuration demands and this data plane does not have.
+    fn not_in_force(&self, plane: &DataPlaneSnapshot) -> Option<String> {
+        let protection = &self.config.dataplane.protection;
+        let limits = !protection.sources.is_empty()
+            || protection.source_rate.is_some()
+            || self.config.services.iter().any(|s| s.rate.is_some());
+        (plane.kind == "ipvs" && limits).then(|| {
+            "IPVS forwards, which has neither lists of sources nor limits of new connections: [protection] and `new_connections_per_second` are not in force"
+                .to_owned()
+        })
     }
 }
 

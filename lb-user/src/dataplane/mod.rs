@@ -1,7 +1,8 @@
 //! What forwards packets, behind one interface.
 //!
 //! `plan` is pure: from configuration and health to what the data plane should hold. An
-//! implementation makes it so: `xdp` with BPF maps.
+//! implementation makes it so: `xdp` with BPF maps, `ipvs` with the kernel's IPVS. `selection` says
+//! which.
 
 use std::net::IpAddr;
 
@@ -13,6 +14,8 @@ use crate::model::{FlowTimeouts, Neighbour, Protection, Scheduler, ServiceId, Ta
 
 pub mod ipvs;
 pub mod plan;
+mod rate;
+pub mod selection;
 pub mod xdp;
 
 pub use plan::Plan;
@@ -116,6 +119,24 @@ pub enum DataPlaneError {
         /// The kernel's words.
         reason: String,
     },
+    /// The kernel's IPVS does not do what it should.
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::KernelError),
+    /// A service wants what the running data plane does not have.
+    #[error(
+        "{service}: {plane} has no {what}; change the service, or restart lbd with another `mode` in [dataplane]"
+    )]
+    Lacks {
+        /// "XDP" or "IPVS".
+        plane: &'static str,
+        /// The service.
+        service: String,
+        /// What is missing, with what there is.
+        what: String,
+    },
+    /// Every permitted data plane was tried.
+    #[error("no data plane can run here. {0}")]
+    NoneWorks(String),
     /// A table is full.
     #[error(
         "no room for another {0}; identifiers of removed ones become free after their flows' time-out"
@@ -134,13 +155,15 @@ pub enum DataPlaneError {
 /// What is live, with counters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Implementation: "xdp".
+    /// Implementation: "xdp" or "ipvs".
     pub kind: String,
+    /// Why this one runs.
+    pub choice: String,
     /// Attached interfaces.
     pub interfaces: Vec<Attachment>,
     /// Number of the live generation; grows by one with each change.
     pub generation: u64,
-    /// Slots of each table of promoted flows.
+    /// Slots of each table of promoted flows; with IPVS, buckets of its table of connections.
     pub flow_slots: u32,
     /// Every flow table and how full it is.
     #[serde(default)]
@@ -149,6 +172,36 @@ pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
     /// Packets that were not forwarded, by reason, over all services.
     pub passed: Vec<(String, u64)>,
+    /// What others changed in the kernel's tables and was changed back.
+    pub repairs: Repairs,
+    /// Why the kernel does not hold what it should.
+    pub trouble: Option<String>,
+}
+
+/// Changes by others that were changed back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    /// How many since the start.
+    pub count: u64,
+    /// What was done for the last one.
+    pub last: Option<String>,
+    /// When, in seconds since 1970.
+    pub at: u64,
+}
+
+/// Counters in IPVS's five columns, or the same a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets from clients.
+    pub in_packets: u64,
+    /// Packets to clients: seen with NAT only.
+    pub out_packets: u64,
+    /// Bytes from clients.
+    pub in_bytes: u64,
+    /// Bytes to clients.
+    pub out_bytes: u64,
 }
 
 /// A flow table and how full it is.
@@ -180,16 +233,22 @@ pub struct ServiceSnapshot {
     pub address: String,
     /// Scheduler.
     pub scheduler: Scheduler,
+    /// What ipvsadm prints behind it.
+    pub flags: String,
+    /// Whether ipvsadm would list it: the data plane holds it.
+    pub listed: bool,
     /// Whether this node serves it (its VRRP instance is MASTER).
     pub serving: bool,
     /// Whether it depends on no VRRP instance: it is served always.
     pub always: bool,
-    /// "Route" or "Tunnel", as IPVS names them.
-    pub forward: String,
     /// Seconds that a client sticks to its real server.
     pub persistent_s: Option<u64>,
     /// Packets of the service that were not forwarded, by reason; those of no packets left out.
     pub reasons: Vec<(String, u64)>,
+    /// Counters over all backends, with IPVS also those that are gone.
+    pub total: Traffic,
+    /// The same a second, averaged over some seconds.
+    pub rates: Traffic,
     /// Backends in plan order.
     pub backends: Vec<BackendSnapshot>,
 }
@@ -199,11 +258,19 @@ pub struct ServiceSnapshot {
 pub struct BackendSnapshot {
     /// Its address, "local" for this host.
     pub address: String,
+    /// Its port; 0 with a service of all ports.
+    pub port: u16,
+    /// "Route", "Tunnel", "Masq" or "Local", as IPVS names them.
+    pub forward: String,
+    /// Whether ipvsadm would list it.
+    pub listed: bool,
     /// Whether it is the sorry server.
     pub sorry: bool,
-    /// Share of new connections.
+    /// Share of new connections when it is up.
     pub weight: u32,
-    /// "up", "draining" or "down".
+    /// The weight that ipvsadm would list: with IPVS 0 for one that gets no new connections.
+    pub listed_weight: u32,
+    /// "up", "draining", "unresolved" or "down".
     pub state: String,
     /// MAC address, when known.
     pub mac: Option<String>,
@@ -217,6 +284,12 @@ pub struct BackendSnapshot {
     pub packets: u64,
     /// Bytes forwarded, from the IP header on.
     pub bytes: u64,
+    /// Packets that came back: seen with NAT only.
+    pub out_packets: u64,
+    /// Bytes of those.
+    pub out_bytes: u64,
+    /// All of it a second, averaged over some seconds.
+    pub rates: Traffic,
 }
 
 /// Which flows to list. Absent fields mean any.

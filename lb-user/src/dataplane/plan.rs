@@ -1,6 +1,9 @@
 //! From configuration and health to what the data plane should hold. Pure.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use crate::model::{
     Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId, Target,
@@ -29,6 +32,8 @@ pub struct PlannedService {
     pub forwarding: Forwarding,
     /// Whether clients stick.
     pub persistence: Option<Persistence>,
+    /// Whether each packet is scheduled for itself.
+    pub one_packet: bool,
     /// Limit of new connections.
     pub rate: Option<RateLimit>,
     /// Backends in file order, the sorry server last.
@@ -40,6 +45,8 @@ pub struct PlannedService {
 pub struct PlannedBackend {
     /// Where its packets go.
     pub target: Target,
+    /// Its port where that is not the service's.
+    pub port: Option<u16>,
     /// Whether it is the service's sorry server.
     pub sorry: bool,
     /// As configured, or as an operator set it since.
@@ -57,6 +64,7 @@ impl PlannedBackend {
     pub const fn new(target: Target, weight: u32, state: BackendState) -> Self {
         Self {
             target,
+            port: None,
             sorry: false,
             weight,
             upper: 0,
@@ -84,9 +92,44 @@ impl PlannedService {
             },
             forwarding: Forwarding::Dr,
             persistence: None,
+            one_packet: false,
             rate: None,
             backends,
         }
+    }
+
+    /// What ipvsadm prints behind the scheduler, with a blank in front of each part.
+    pub fn flags(&self) -> String {
+        let scheduler = self.scheduler;
+        let mut text = String::new();
+        let options = [
+            ("fallback", self.hashing.fallback),
+            ("port", self.hashing.port),
+        ];
+        let set: Vec<String> = options
+            .iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| format!("{scheduler}-{name}"))
+            .collect();
+        if !set.is_empty() {
+            text += &format!(" ({})", set.join(","));
+        }
+        if let Some(persistence) = self.persistence {
+            text += &format!(" persistent {}", persistence.timeout.as_secs());
+            let prefix = u32::from(persistence.prefix);
+            match self.id.address {
+                IpAddr::V4(_) if prefix < 32 => {
+                    let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+                    text += &format!(" mask {}", Ipv4Addr::from(mask));
+                }
+                IpAddr::V6(_) if prefix < 128 => text += &format!(" mask {prefix}"),
+                IpAddr::V4(_) | IpAddr::V6(_) => {}
+            }
+        }
+        if self.one_packet {
+            text += " ops";
+        }
+        text
     }
 
     /// Turns of each backend in a ring.
@@ -172,6 +215,7 @@ pub fn build(
                 hashing: service.hashing,
                 forwarding: service.forwarding,
                 persistence: service.persistence,
+                one_packet: service.one_packet,
                 rate: service.rate,
                 backends: backends(service, &condition),
             }
@@ -206,6 +250,7 @@ fn backends(
             };
             PlannedBackend {
                 target,
+                port: server.port,
                 sorry: false,
                 weight,
                 upper: server.upper,
@@ -226,6 +271,7 @@ fn backends(
         };
         backends.push(PlannedBackend {
             target,
+            port: None,
             sorry: true,
             weight: 1,
             upper: 0,
@@ -238,7 +284,7 @@ fn backends(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+    use std::net::SocketAddr;
 
     use super::*;
     use crate::model::{Protocol, RealServer};
@@ -254,6 +300,7 @@ mod tests {
             hashing: Hashing::default(),
             forwarding: Forwarding::Dr,
             persistence: None,
+            one_packet: false,
             rate: None,
             instance: Some("VI_1".into()),
             sorry,
@@ -261,6 +308,7 @@ mod tests {
                 .zip(weights)
                 .map(|(last, weight)| RealServer {
                     address: host(last),
+                    port: None,
                     weight: *weight,
                     upper: 0,
                     lower: 0,
@@ -375,5 +423,40 @@ mod tests {
         let seen: Vec<_> = planned.iter().map(|b| (b.weight, b.state)).collect();
         use BackendState::{Draining, Up};
         assert_eq!(seen, [(1, Draining), (1, Up), (7, Up)]);
+    }
+
+    /// As ipvsadm 1.31 printed them.
+    #[test]
+    fn flags_in_the_words_of_ipvsadm() {
+        let of = |vip: &str, change: &dyn Fn(&mut PlannedService)| {
+            let id = ServiceId::new(Protocol::Udp, vip.parse().unwrap());
+            let mut service = PlannedService::new(id, 0, Scheduler::Mh, Vec::new());
+            change(&mut service);
+            service.flags()
+        };
+        let sticky = |timeout, prefix| {
+            Some(Persistence {
+                timeout: std::time::Duration::from_secs(timeout),
+                prefix,
+            })
+        };
+        assert_eq!(of("10.1.15.50:53", &|_| {}), "");
+        let both = |s: &mut PlannedService| {
+            s.hashing = Hashing {
+                port: true,
+                fallback: true,
+            };
+            s.persistence = sticky(360, 64);
+        };
+        let expected = " (mh-fallback,mh-port) persistent 360 mask 64";
+        assert_eq!(of("[2001:db8::50]:443", &both), expected);
+        let ops = |s: &mut PlannedService| {
+            s.persistence = sticky(300, 24);
+            s.one_packet = true;
+        };
+        let expected = " persistent 300 mask 255.255.255.0 ops";
+        assert_eq!(of("10.1.15.50:53", &ops), expected);
+        let whole = |s: &mut PlannedService| s.persistence = sticky(300, 32);
+        assert_eq!(of("10.1.15.50:53", &whole), " persistent 300");
     }
 }

@@ -30,7 +30,10 @@ pub fn jobs(config: &Config) -> Vec<Job> {
             let begin = jobs.len();
             for check in &backend.checks {
                 let port = match check.kind.has_port() {
-                    true => check.port.unwrap_or(service.id.ports.first),
+                    true => check
+                        .port
+                        .or(backend.port)
+                        .unwrap_or(service.id.ports.first),
                     false => 0,
                 };
                 let address = check.address.unwrap_or(backend.address);

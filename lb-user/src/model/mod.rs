@@ -5,6 +5,7 @@ pub mod address;
 mod announce;
 mod auth;
 mod check;
+mod plane;
 mod track;
 mod vrrp;
 
@@ -22,6 +23,7 @@ pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
+pub use self::plane::{Mode, ipvs_lacks, xdp_lacks};
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
@@ -39,7 +41,7 @@ pub struct Config {
     pub runtime: Runtime,
     /// Where metrics and the status page are shown over TCP, if anywhere. Changing it needs a restart.
     pub metrics: Option<SocketAddr>,
-    /// Where and how the XDP program runs.
+    /// What forwards packets, and how.
     pub dataplane: DataplaneConfig,
     /// Scripts that instances watch.
     pub track_scripts: Vec<TrackScript>,
@@ -64,9 +66,11 @@ pub struct Runtime {
     pub script_user: String,
 }
 
-/// Where and how the XDP program runs. Changing one needs a restart.
+/// What forwards packets, and how. Changing one needs a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataplaneConfig {
+    /// Which data plane.
+    pub mode: Mode,
     /// Interfaces that receive traffic for the VIPs.
     pub interfaces: Vec<String>,
     /// Whether generic XDP may be used where the driver refuses native XDP.
@@ -284,6 +288,8 @@ pub struct VirtualService {
     pub forwarding: Forwarding,
     /// Whether a client sticks to its real server.
     pub persistence: Option<Persistence>,
+    /// Whether each packet is scheduled for itself (IPVS: `ops`). Only UDP.
+    pub one_packet: bool,
     /// Limit of new connections.
     pub rate: Option<RateLimit>,
     /// VRRP instance whose mastership decides whether this node serves; `None` always serves.
@@ -312,11 +318,25 @@ pub enum Scheduler {
     Mh,
     /// The real server of the highest weight; the others stand by.
     Fo,
+    /// Overflow: the highest weight until it has as many connections as its weight, then the next.
+    Ovf,
+    /// By destination address, fewest connections: for caches.
+    Lblc,
+    /// The same with a set of servers for each destination.
+    Lblcr,
+    /// By a hash of the destination address.
+    Dh,
+    /// Shortest expected delay.
+    Sed,
+    /// An idle one if there is one, else the shortest expected delay.
+    Nq,
+    /// The better one of two chosen at random.
+    Twos,
 }
 
 impl Scheduler {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Scheduler); 7] = [
+    pub const ALL: [(&'static str, Scheduler); 14] = [
         ("rr", Scheduler::Rr),
         ("wrr", Scheduler::Wrr),
         ("lc", Scheduler::Lc),
@@ -324,6 +344,13 @@ impl Scheduler {
         ("sh", Scheduler::Sh),
         ("mh", Scheduler::Mh),
         ("fo", Scheduler::Fo),
+        ("ovf", Scheduler::Ovf),
+        ("lblc", Scheduler::Lblc),
+        ("lblcr", Scheduler::Lblcr),
+        ("dh", Scheduler::Dh),
+        ("sed", Scheduler::Sed),
+        ("nq", Scheduler::Nq),
+        ("twos", Scheduler::Twos),
     ];
 }
 
@@ -351,6 +378,8 @@ pub enum Forwarding {
     Dr,
     /// In a tunnel, through routers (IPIP, and the same with IPv6).
     Tunnel,
+    /// With address and port translated; answers come back through the director.
+    Nat,
 }
 
 /// All connections of a client, or of its network, go to one real server.
@@ -383,8 +412,10 @@ impl fmt::Display for Target {
 /// A real server of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RealServer {
-    /// Its own address; the port is the service's (neither direct return nor a tunnel changes it).
+    /// Its own address.
     pub address: IpAddr,
+    /// Its port where that is not the service's: only translation changes it.
+    pub port: Option<u16>,
     /// 0-65535; 0 keeps its flows and gets no new ones.
     pub weight: u32,
     /// From this many connections on it gets no new ones; 0 is no limit.

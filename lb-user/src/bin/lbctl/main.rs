@@ -3,6 +3,7 @@
 mod capture;
 mod events;
 mod print;
+mod tables;
 mod tracking;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -45,6 +46,9 @@ enum Command {
         /// Counters, as `ipvsadm -Ln --stats` prints them.
         #[arg(long)]
         stats: bool,
+        /// What comes a second, as `ipvsadm -Ln --rate` prints it.
+        #[arg(long, conflicts_with = "stats")]
+        rate: bool,
     },
     /// VRRP instances with timers, peers and counters; or an order for one.
     Vrrp {
@@ -232,12 +236,12 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             let status: Status = get(arguments, proto::STATUS).await?;
             Ok(show(arguments, &status, print::status))
         }
-        Command::Services { stats } => {
+        Command::Services { stats, rate } => {
             let status: Status = get(arguments, proto::STATUS).await?;
-            let table = if *stats {
-                print::service_stats
-            } else {
-                print::services
+            let table = match (stats, rate) {
+                (true, _) => tables::service_stats,
+                (false, true) => tables::service_rates,
+                (false, false) => tables::services,
             };
             Ok(show(arguments, &status.data_plane, table))
         }

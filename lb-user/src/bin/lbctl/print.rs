@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_user::api::proto::{
-    BackendSnapshot, DataPlaneSnapshot, FlowPage, InstanceStatus, MapDump, Reload, ServiceSnapshot,
-    Status, Steered, TableInfo, Why,
+    BackendSnapshot, FlowPage, InstanceStatus, MapDump, Reload, ServiceSnapshot, Status, Steered,
+    TableInfo, Why,
 };
 
 use crate::tracking;
@@ -44,8 +44,23 @@ pub fn status(status: &Status) -> String {
         .collect();
     line(
         &mut out,
-        format!("data plane  {} on {}", plane.kind, interfaces.join(", ")),
+        match interfaces.is_empty() {
+            true => format!("data plane  {}; {}", plane.kind, plane.choice),
+            false => format!(
+                "data plane  {} on {}; {}",
+                plane.kind,
+                interfaces.join(", "),
+                plane.choice
+            ),
+        },
     );
+    if let Some(last) = &plane.repairs.last {
+        let (count, at) = (plane.repairs.count, since(plane.repairs.at));
+        line(
+            &mut out,
+            format!("repaired    {count} changes by others, the last one {at}: {last}"),
+        );
+    }
     line(
         &mut out,
         format!(
@@ -156,153 +171,10 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
     } else {
         text.push_str(" (not checked)");
     }
-    if backend.mac.is_none() && backend.address != "local" {
+    if status.data_plane.kind == "xdp" && backend.mac.is_none() && backend.address != "local" {
         text.push_str("; MAC address unknown");
     }
     text
-}
-
-/// `lbctl services`, in the layout of `ipvsadm -Ln` to the blank.
-pub fn services(plane: &DataPlaneSnapshot) -> String {
-    let mut out = String::new();
-    line(
-        &mut out,
-        format!(
-            "IP Virtual Server version 1.2.1 (size={})",
-            plane.flow_slots
-        ),
-    );
-    line(&mut out, "Prot LocalAddress:Port Scheduler Flags");
-    line(
-        &mut out,
-        "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn",
-    );
-    for service in &plane.services {
-        line(
-            &mut out,
-            format!(
-                "{:<4} {} {}{}",
-                service.protocol,
-                service.address,
-                service.scheduler,
-                flags(service)
-            ),
-        );
-        for backend in listed(service) {
-            line(
-                &mut out,
-                format!(
-                    "  -> {:<28} {:<7} {:<6} {:<10} {:<10}",
-                    remote(service, backend),
-                    forward(service, backend),
-                    backend.weight,
-                    backend.active,
-                    backend.inactive
-                ),
-            );
-        }
-    }
-    out
-}
-
-/// `lbctl services --stats`, in the layout of `ipvsadm -Ln --stats`. Direct return shows only one
-/// direction, so the outgoing columns are 0, as with IPVS.
-pub fn service_stats(plane: &DataPlaneSnapshot) -> String {
-    let mut out = String::new();
-    line(
-        &mut out,
-        format!(
-            "IP Virtual Server version 1.2.1 (size={})",
-            plane.flow_slots
-        ),
-    );
-    line(
-        &mut out,
-        "Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes",
-    );
-    line(&mut out, "  -> RemoteAddress:Port");
-    for service in &plane.services {
-        let sum = |of: fn(&BackendSnapshot) -> u64| service.backends.iter().map(of).sum::<u64>();
-        line(
-            &mut out,
-            format!(
-                "{:<4} {:<28} {}",
-                service.protocol,
-                service.address,
-                columns(sum(|b| b.connections), sum(|b| b.packets), sum(|b| b.bytes))
-            ),
-        );
-        for backend in listed(service) {
-            line(
-                &mut out,
-                format!(
-                    "  -> {:<28} {}",
-                    remote(service, backend),
-                    columns(backend.connections, backend.packets, backend.bytes)
-                ),
-            );
-        }
-    }
-    out
-}
-
-fn columns(connections: u64, packets: u64, bytes: u64) -> String {
-    format!(
-        "{:>8} {:>8} {:>8} {:>8} {:>8}",
-        short(connections),
-        short(packets),
-        0,
-        short(bytes),
-        0
-    )
-}
-
-/// Large numbers as ipvsadm shortens them: eight columns at most.
-fn short(number: u64) -> String {
-    match number {
-        0..=99_999_999 => number.to_string(),
-        100_000_000..=99_999_999_999 => format!("{}K", number / 1_000),
-        100_000_000_000..=99_999_999_999_999 => format!("{}M", number / 1_000_000),
-        _ => format!("{}G", number / 1_000_000_000),
-    }
-}
-
-/// Those that IPVS would list: down ones are removed from it, the sorry server is added when needed.
-fn listed(service: &ServiceSnapshot) -> impl Iterator<Item = &BackendSnapshot> {
-    service
-        .backends
-        .iter()
-        .filter(|b| b.state == "up" || (b.state == "draining" && !b.sorry))
-}
-
-fn remote(service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
-    let port = service.address.rsplit(':').next().unwrap_or("0");
-    let address = if backend.address == "local" {
-        "127.0.0.1"
-    } else {
-        &backend.address
-    };
-    if address.contains(':') {
-        format!("[{address}]:{port}")
-    } else {
-        format!("{address}:{port}")
-    }
-}
-
-fn forward<'a>(service: &'a ServiceSnapshot, backend: &BackendSnapshot) -> &'a str {
-    if backend.address == "local" {
-        "Local"
-    } else {
-        &service.forward
-    }
-}
-
-/// As `ipvsadm` shows persistence.
-fn flags(service: &ServiceSnapshot) -> String {
-    match service.persistent_s {
-        Some(seconds) => format!(" persistent {seconds}"),
-        None => String::new(),
-    }
 }
 
 /// `lbctl vrrp`.

@@ -5,6 +5,7 @@
 mod announce;
 mod auth;
 mod check;
+mod plane;
 mod service;
 mod track;
 mod traffic;
@@ -21,11 +22,18 @@ use super::{
     raw::{Raw, RawDataplane, RawMetrics, RawProtection, RawRuntime},
     reader::At,
 };
-use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Runtime};
+use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Mode, Runtime};
 
 /// Adds to `errors` whatever is wrong.
 pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
-    let mut check = Validator { errors };
+    let mut check = Validator {
+        errors,
+        mode: Mode::default(),
+    };
+    check.mode = check.data_plane_mode(raw.dataplane.as_ref());
+    if let Some(protection) = &raw.protection {
+        check.only_in_xdp(&protection.span, "[protection]");
+    }
     let track_scripts = check.track_scripts(raw.track_scripts);
     let track_processes = check.track_processes(raw.track_processes);
     let track_files = check.track_files(raw.track_files);
@@ -76,6 +84,8 @@ const DEFAULT_MAX_FLOW_SLOTS: u32 = 1 << 22;
 
 struct Validator<'e> {
     errors: &'e mut Vec<Diagnostic>,
+    /// Which data plane is wanted: what is possible depends on it.
+    mode: Mode,
 }
 
 impl Validator<'_> {
@@ -169,6 +179,7 @@ impl Validator<'_> {
             self.error(&place.unwrap_or_default(), message, "");
         }
         let protection = self.protection(protection);
+        let mode = self.mode;
         let mut timeout = |raw, key, seconds| {
             self.duration(
                 raw,
@@ -178,6 +189,7 @@ impl Validator<'_> {
             )
         };
         DataplaneConfig {
+            mode,
             timeouts: FlowTimeouts {
                 tcp: timeout(raw.tcp_timeout, "tcp_timeout", 900),
                 tcp_closing: timeout(raw.tcp_closing_timeout, "tcp_closing_timeout", 120),

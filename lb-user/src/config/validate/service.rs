@@ -48,6 +48,7 @@ impl Validator<'_> {
                 self.error(&place, format!("duplicate service {}", service.id), "");
             }
             self.overlap(&service, &all, &place);
+            self.possible(&service, &place);
             backends += service.backends.len() + 1;
             let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
             let slots = match service.scheduler {
@@ -165,7 +166,9 @@ impl Validator<'_> {
         let checks = self.checks(raw.checks, ports);
         VirtualService {
             instance: self.instance_of(raw.vrrp, address, instances),
-            sorry: raw.sorry_server.and_then(|at| self.sorry(&at, id)),
+            sorry: raw
+                .sorry_server
+                .and_then(|at| self.sorry(&at, id, forwarding)),
             hashing: self.hashing(raw.scheduler_flags, scheduler),
             forwarding,
             persistence: self.persistence(raw.persistence_timeout, raw.persistence_prefix, address),
@@ -175,6 +178,7 @@ impl Validator<'_> {
                 "new_connections_per_second",
                 "new_connections_burst",
             ),
+            one_packet: raw.one_packet.is_some_and(|at| at.value),
             backends: self.backends(raw.backends, id, forwarding, &checks),
             id,
             scheduler,
@@ -224,9 +228,10 @@ impl Validator<'_> {
         raw.into_iter()
             .map(|At { value: raw, span }| {
                 let place = raw.address.as_ref().map_or(span, |at| at.span.clone());
-                let address = raw.address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |at| {
-                    self.host(&at, service)
-                });
+                let nowhere = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), None);
+                let (address, port) = raw
+                    .address
+                    .map_or(nowhere, |at| self.host(&at, service, forwarding));
                 if address == service.address && !address.is_unspecified() {
                     self.error(
                         &place,
@@ -239,14 +244,14 @@ impl Validator<'_> {
                         format!("duplicate real server {address}"),
                         "raise its weight instead",
                     );
-                } else if forwarding == Forwarding::Dr
+                } else if forwarding != Forwarding::Tunnel
                     && !address.is_unspecified()
                     && address.is_ipv4() != service.address.is_ipv4()
                 {
                     self.error(
                         &place,
                         format!("{address} is not of the VIP's version of IP"),
-                        "direct return changes no address; forward = \"tunnel\" mixes versions",
+                        "only forward = \"tunnel\" mixes versions",
                     );
                 }
                 let weight = self.number(raw.weight, "weight", 0..=MAX_WEIGHT, 1, |_, _| {});
@@ -267,6 +272,7 @@ impl Validator<'_> {
                 RealServer {
                     checks: self.checks_of(address, checks),
                     address,
+                    port,
                     weight: u32::try_from(weight).unwrap_or(1),
                     upper,
                     lower,
@@ -315,28 +321,39 @@ impl Validator<'_> {
         u32::try_from(number).unwrap_or_default()
     }
 
-    /// An address whose port, if it has one, is the service's: nothing changes ports.
-    fn host(&mut self, at: &At<String>, service: ServiceId) -> IpAddr {
+    /// An address, and a port that is not the service's: only translation changes ports.
+    fn host(
+        &mut self,
+        at: &At<String>,
+        service: ServiceId,
+        forwarding: Forwarding,
+    ) -> (IpAddr, Option<u16>) {
         let (address, port) = match at.value.parse::<SocketAddr>() {
             Ok(address) => (address.ip(), Some(address.port())),
             Err(_) => (self.ip(at, "address"), None),
         };
-        if let Some(port) = port
-            && service.ports.single() != Some(port)
+        let other = port.filter(|port| service.ports.single() != Some(*port));
+        if let Some(port) = other
+            && (forwarding != Forwarding::Nat || service.ports.single().is_none())
         {
             let message = format!(
                 "port {port} differs from the service's port {}",
                 service.ports
             );
-            self.error(&at.span, message, "direct return leaves ports as they are; let the server listen on the service's port");
+            self.error(&at.span, message, "only forward = \"nat\" changes the port of a service; let the server listen on the service's port");
         }
         if !address.is_unspecified() {
             self.unicast_ip(address, &at.span);
         }
-        address
+        (address, other)
     }
 
-    fn sorry(&mut self, at: &At<String>, service: ServiceId) -> Option<Target> {
+    fn sorry(
+        &mut self,
+        at: &At<String>,
+        service: ServiceId,
+        forwarding: Forwarding,
+    ) -> Option<Target> {
         match at.value.as_str() {
             "local" => return Some(Target::Local),
             text => {
@@ -361,6 +378,11 @@ impl Validator<'_> {
                 }
             }
         }
-        Some(Target::Host(self.host(at, service)))
+        let (address, other) = self.host(at, service, forwarding);
+        if let Some(port) = other.filter(|_| forwarding == Forwarding::Nat) {
+            let message = format!("port {port} of the sorry server differs from the service's");
+            self.error(&at.span, message, "let it listen on the service's port");
+        }
+        Some(Target::Host(address))
     }
 }

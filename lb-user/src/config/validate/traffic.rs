@@ -45,17 +45,11 @@ impl Validator<'_> {
     }
 
     pub(super) fn forwarding(&mut self, raw: Option<At<String>>) -> Forwarding {
-        if let Some(at) = &raw
-            && at.value == "nat"
-        {
-            self.error(
-                &at.span,
-                "`forward` cannot be \"nat\": the XDP program changes no addresses",
-                "NAT is what kernel IPVS does; use \"dr\" or \"tunnel\" here",
-            );
-            return Forwarding::Dr;
-        }
-        let known = &[("dr", Forwarding::Dr), ("tunnel", Forwarding::Tunnel)];
+        let known = &[
+            ("dr", Forwarding::Dr),
+            ("tunnel", Forwarding::Tunnel),
+            ("nat", Forwarding::Nat),
+        ];
         self.choice(raw, "forward", Forwarding::Dr, known)
     }
 

@@ -124,18 +124,6 @@ impl Command {
         }
     }
 
-    /// Whether it only asks.
-    pub const fn is_question(&self) -> bool {
-        matches!(
-            self,
-            Command::Services
-                | Command::Destinations(_)
-                | Command::Daemons
-                | Command::Timeouts
-                | Command::Info
-        )
-    }
-
     /// Whether the answer ends with a message of its own.
     const fn is_dump(&self) -> bool {
         matches!(

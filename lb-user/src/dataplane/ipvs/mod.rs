@@ -1,4 +1,435 @@
-//! The kernel's IPVS as data plane.
+//! The kernel's IPVS as data plane: for where XDP cannot be used, and for what only IPVS can do.
+//!
+//! What the kernel should hold follows from the plan (`desired`); what it does hold is read back each
+//! time, and the difference is sent (`reconcile`). So applying twice sends nothing, and whatever
+//! somebody else changes is found and changed back within a second. Which services are ours is known
+//! by the configuration and by `state`; others are left alone. Only this folder speaks IPVS's netlink.
+//!
+//! A BACKUP holds its services as well: their packets do not come to it. One that has the address all
+//! the same, because it is a real server too, does not hold them: it would send packets on that are
+//! for itself.
 
-#[allow(dead_code)]
-mod codec;
+pub mod codec;
+mod connections;
+mod desired;
+pub mod kernel;
+mod reconcile;
+mod snapshot;
+mod state;
+pub mod sync;
+mod sysctl;
+
+use std::{
+    collections::HashSet,
+    io,
+    net::{IpAddr, UdpSocket},
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::mpsc;
+
+pub use self::kernel::KernelError;
+use self::{
+    codec::{Command, Key, Timeouts},
+    desired::Wanted,
+    kernel::{Kernel, Table, describe},
+    state::StateFile,
+    sysctl::Needs,
+};
+use super::{
+    CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs, Snapshot,
+    TableInfo, Why, WhyQuery,
+    plan::{BackendState, PlannedService},
+};
+use crate::model::{FlowTimeouts, Neighbour, Protection, Runtime, ipvs_lacks};
+
+/// What was read back may be this old in a snapshot.
+const STALE: Duration = Duration::from_millis(100);
+
+/// IPVS as data plane.
+pub struct Ipvs {
+    kernel: Kernel,
+    state: StateFile,
+    version: (u32, u32),
+    table_size: u32,
+    took_over: bool,
+    plan: Option<Plan>,
+    /// Roles that are served.
+    serving: HashSet<u16>,
+    timeouts: Timeouts,
+    /// Until when connections may come that somebody else forwarded before.
+    takes_over_until: Option<Instant>,
+    /// What the kernel was made to hold last, and how its settings were.
+    expected: Option<(Vec<Wanted>, Needs)>,
+    held: Table,
+    read: Instant,
+    generation: u64,
+    repairs: Repairs,
+    /// The last trouble, so that it is logged once.
+    trouble: Option<String>,
+}
+
+/// What had to be done.
+struct Done {
+    what: Vec<String>,
+    /// Nothing else was wanted than before: somebody else made it necessary.
+    by_others: bool,
+}
+
+impl Ipvs {
+    /// Gets ready. Nothing in the kernel changes before a plan is applied.
+    pub fn start(timeouts: &FlowTimeouts, runtime: &Runtime) -> Result<Self, DataPlaneError> {
+        let mut kernel = Kernel::open()?;
+        let state = StateFile::open(&runtime.socket);
+        let held = kernel.table()?;
+        Ok(Self {
+            table_size: kernel.table_size()?,
+            kernel,
+            took_over: state.was_left(),
+            state,
+            version: sysctl::kernel_version(),
+            plan: None,
+            serving: HashSet::new(),
+            timeouts: seconds(timeouts),
+            takes_over_until: None,
+            expected: None,
+            held,
+            read: Instant::now(),
+            generation: 0,
+            repairs: Repairs::default(),
+            trouble: None,
+        })
+    }
+
+    /// How often the kernel was told to change something.
+    pub const fn changes(&self) -> u64 {
+        self.kernel.changes()
+    }
+
+    fn is_serving(&self, role: u16) -> bool {
+        role == 0 || self.serving.contains(&role)
+    }
+
+    fn wanted(&self, plan: &Plan) -> Vec<Wanted> {
+        let here = |service: &&PlannedService| {
+            self.is_serving(service.role) || !is_own(service.id.address)
+        };
+        plan.services
+            .iter()
+            .filter(here)
+            .map(desired::wanted)
+            .collect()
+    }
+
+    fn needs(&self, plan: &Plan, reorders: bool) -> Needs {
+        let lost = |service: &PlannedService| {
+            service.persistence.is_some()
+                && service
+                    .backends
+                    .iter()
+                    .any(|backend| backend.state == BackendState::Unresolved)
+        };
+        Needs {
+            services: !plan.services.is_empty(),
+            lost_persistent: plan.services.iter().any(lost),
+            takes_over: self
+                .takes_over_until
+                .is_some_and(|until| Instant::now() < until),
+            backup: false,
+            reorders,
+            kernel: self.version,
+        }
+    }
+
+    /// Makes the kernel hold what `plan` wants, and returns what had to be done for it.
+    fn bring_about(&mut self, plan: &Plan) -> Result<Done, DataPlaneError> {
+        let mut done = Vec::new();
+        self.held = self.kernel.table()?;
+        let wanted = self.wanted(plan);
+        let expected = Some((wanted.clone(), self.needs(plan, false)));
+        let keys = || {
+            plan.services
+                .iter()
+                .map(|service| desired::key(&service.id))
+        };
+        let configured: HashSet<Key> = keys().collect();
+        let steps = reconcile::steps(&wanted, &self.held, |key| {
+            configured.contains(key) || self.state.has(key)
+        });
+        self.state.claim(keys()).map_err(state_error)?;
+        self.set_sysctls(plan, steps.reorders, &mut done)?;
+        self.follow_timeouts(&mut done)?;
+        for command in &steps.commands {
+            self.kernel.change(command)?;
+            done.push(describe(command));
+        }
+        for command in &steps.tidying {
+            self.kernel.change(command)?;
+        }
+        if steps.reorders {
+            self.set_sysctls(plan, false, &mut Vec::new())?;
+        }
+        self.state.keep(keys()).map_err(state_error)?;
+        if !steps.commands.is_empty() || !steps.tidying.is_empty() {
+            self.held = self.kernel.table()?;
+        }
+        self.read = Instant::now();
+        let by_others = self.expected == expected;
+        self.expected = expected;
+        Ok(Done {
+            what: done,
+            by_others,
+        })
+    }
+
+    fn set_sysctls(
+        &mut self,
+        plan: &Plan,
+        reorders: bool,
+        done: &mut Vec<String>,
+    ) -> Result<(), DataPlaneError> {
+        let needs = self.needs(plan, reorders);
+        let changes = sysctl::apply(needs, &mut self.state).map_err(|source| {
+            DataPlaneError::from(KernelError::Socket {
+                what: "change a sysctl",
+                source,
+            })
+        })?;
+        done.extend(changes);
+        Ok(())
+    }
+
+    fn follow_timeouts(&mut self, done: &mut Vec<String>) -> Result<(), DataPlaneError> {
+        let now = self.kernel.timeouts()?;
+        if now != self.timeouts {
+            self.state
+                .remember_timeouts([now.tcp, now.tcp_fin, now.udp])
+                .map_err(state_error)?;
+            self.kernel.change(&Command::SetTimeouts(self.timeouts))?;
+            done.push("change time-outs".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else.
+    fn repair(&mut self) {
+        let Some(plan) = self.plan.take() else { return };
+        let result = self.bring_about(&plan);
+        self.plan = Some(plan);
+        match result {
+            Ok(done) => {
+                self.trouble = None;
+                if done.by_others {
+                    self.note_repairs(&done.what);
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.trouble.as_ref() != Some(&error) {
+                    tracing::error!(error, "IPVS is not as it should be");
+                    self.trouble = Some(error);
+                }
+            }
+        }
+    }
+
+    fn note_repairs(&mut self, done: &[String]) {
+        let Some(last) = done.last() else { return };
+        tracing::warn!(
+            repairs = done.join("; "),
+            "somebody else changed IPVS; it is as it should be again"
+        );
+        self.repairs.count += done.len() as u64;
+        self.repairs.last = Some(last.clone());
+        self.repairs.at = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
+    }
+
+    /// Follows a change that we made ourselves.
+    fn follow(&mut self) {
+        if let Some(plan) = self.plan.take() {
+            let result = self.bring_about(&plan);
+            self.plan = Some(plan);
+            match result {
+                Ok(_) => self.trouble = None,
+                Err(error) => {
+                    let error = error.to_string();
+                    tracing::error!(error, "IPVS does not follow; the next second tries again");
+                    self.trouble = Some(error);
+                }
+            }
+        }
+    }
+
+    /// Removes what is ours from the kernel.
+    fn clear(&mut self) -> Result<(), DataPlaneError> {
+        let empty = Plan::default();
+        self.takes_over_until = None;
+        self.bring_about(&empty)?;
+        if let Some([tcp, tcp_fin, udp]) = self.state.timeouts() {
+            let before = Timeouts { tcp, tcp_fin, udp };
+            self.kernel.change(&Command::SetTimeouts(before))?;
+        }
+        self.state.remove().map_err(state_error)
+    }
+}
+
+/// Removes what a daemon with another data plane left in the kernel's IPVS, if it left anything.
+pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
+    let state = StateFile::open(&runtime.socket);
+    if !state.was_left() {
+        return Ok(false);
+    }
+    let mut kernel = Kernel::open()?;
+    for (entry, _) in kernel.table()? {
+        let key = entry.service.key;
+        if state.has(&key) {
+            kernel.change(&Command::DeleteService(key))?;
+        }
+    }
+    let mut state = state;
+    sysctl::apply(Needs::default(), &mut state).map_err(state_error)?;
+    if let Some([tcp, tcp_fin, udp]) = state.timeouts() {
+        let before = Timeouts { tcp, tcp_fin, udp };
+        kernel.change(&Command::SetTimeouts(before))?;
+    }
+    state.remove().map_err(state_error)?;
+    Ok(true)
+}
+
+/// Where a daemon with this socket keeps what it must not forget about IPVS.
+pub fn state_path(socket: &Path) -> std::path::PathBuf {
+    StateFile::path_of(socket)
+}
+
+fn state_error(source: io::Error) -> DataPlaneError {
+    KernelError::Socket {
+        what: "write the file that says which services are ours",
+        source,
+    }
+    .into()
+}
+
+fn seconds(timeouts: &FlowTimeouts) -> Timeouts {
+    let whole = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
+    Timeouts {
+        tcp: whole(timeouts.tcp),
+        tcp_fin: whole(timeouts.tcp_closing),
+        udp: whole(timeouts.udp),
+    }
+}
+
+/// Whether an address is this host's: only then can a socket have it.
+fn is_own(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+impl DataPlane for Ipvs {
+    fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
+        if let Some((service, what)) = plan
+            .services
+            .iter()
+            .find_map(|service| Some((service, ipvs_lacks(&service.id, service.persistence)?)))
+        {
+            return Err(DataPlaneError::Lacks {
+                plane: "IPVS",
+                service: service.id.to_string(),
+                what,
+            });
+        }
+        let done = match self.bring_about(plan) {
+            Ok(done) => done,
+            Err(error) => {
+                // All of a plan or nothing of it.
+                self.follow();
+                return Err(error);
+            }
+        };
+        if !done.what.is_empty() || self.plan.is_none() {
+            tracing::debug!(changes = done.what.join("; "), "IPVS");
+            self.generation += 1;
+        }
+        self.plan = Some(plan.clone());
+        Ok(self.generation)
+    }
+
+    fn took_over(&self) -> bool {
+        self.took_over
+    }
+
+    fn set_role(&mut self, role: u16, serving: bool) {
+        let changed = match serving {
+            true => self.serving.insert(role),
+            false => self.serving.remove(&role),
+        };
+        if !changed {
+            return;
+        }
+        if serving {
+            // A connection that is silent for longer than that is none any more.
+            let longest = Duration::from_secs(u64::from(self.timeouts.tcp));
+            self.takes_over_until = Instant::now().checked_add(longest);
+        }
+        self.follow();
+    }
+
+    /// The kernel looks for its neighbours itself.
+    fn set_neighbour(&mut self, _address: IpAddr, _neighbour: Option<Neighbour>) {}
+
+    fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
+        self.timeouts = seconds(timeouts);
+        self.follow();
+    }
+
+    /// The kernel knows what is for it.
+    fn set_own_addresses(&mut self, _addresses: &[(u32, [u8; 6])]) {}
+
+    /// IPVS has no such lists; the status says so where there are any.
+    fn set_protection(&mut self, _protection: &Protection) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        if self.read.elapsed() >= STALE
+            && let Ok(table) = self.kernel.table()
+        {
+            self.held = table;
+            self.read = Instant::now();
+        }
+        self.show()
+    }
+
+    fn tables(&self) -> Vec<TableInfo> {
+        Vec::new()
+    }
+
+    fn dump(&self, _table: &str) -> Option<Vec<serde_json::Value>> {
+        None
+    }
+
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, String> {
+        connections::flows(self.plan.as_ref(), query)
+    }
+
+    fn why(&self, query: &WhyQuery) -> Result<Why, String> {
+        connections::why(self.plan.as_ref(), query)
+    }
+
+    fn capture(&mut self, _query: &CaptureQuery) -> Result<mpsc::Receiver<Vec<u8>>, String> {
+        Err(
+            "IPVS forwards in the kernel, where lbd sees no packets; `tcpdump` on the interface does"
+                .to_owned(),
+        )
+    }
+
+    fn sweep(&mut self) {
+        self.repair();
+    }
+
+    fn detach(&mut self) -> Result<(), DataPlaneError> {
+        self.plan = None;
+        self.clear()
+    }
+}

@@ -123,6 +123,14 @@ fn method(service: &PlannedService) -> u32 {
     match service.scheduler {
         _ if sorry => Method::RING,
         Scheduler::Rr | Scheduler::Wrr => Method::RING,
+        // Refused before it gets here (`xdp_lacks`).
+        Scheduler::Ovf
+        | Scheduler::Lblc
+        | Scheduler::Lblcr
+        | Scheduler::Dh
+        | Scheduler::Sed
+        | Scheduler::Nq
+        | Scheduler::Twos => Method::RING,
         Scheduler::Lc => Method::LEAST,
         Scheduler::Wlc => Method::WEIGHTED_LEAST,
         Scheduler::Fo => Method::FIRST,

@@ -47,7 +47,7 @@ use lb_common::{
 
 use tokio::sync::mpsc;
 
-pub use self::object::pin_pass;
+pub use self::object::{Hook, pin_pass};
 use self::{
     capture::{Capture, Events},
     clock::Clock,
@@ -62,12 +62,13 @@ use self::{
     protect::Sources,
 };
 use super::{
-    BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot,
-    TableInfo, Why, WhyQuery,
+    BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
+    Snapshot, TableInfo, Why, WhyQuery,
     plan::{BackendState, PlannedService},
+    rate::Rates,
 };
 use crate::model::{
-    DataplaneConfig, FlowTimeouts, Neighbour, Protection, Runtime, ServiceId, Target,
+    DataplaneConfig, FlowTimeouts, Neighbour, Protection, Runtime, ServiceId, Target, xdp_lacks,
 };
 
 /// After this time no packet is in the program any more that began before it.
@@ -119,17 +120,23 @@ pub struct Xdp {
     /// Active and inactive flows by backend id, from the last sweep.
     flow_counts: HashMap<u16, (u64, u64)>,
     swept: Option<Instant>,
+    /// Rates by backend id.
+    rates: HashMap<u16, Rates>,
 }
 
 impl Xdp {
     /// Loads the program and attaches it to the configured interfaces. Nothing is served before
     /// a plan is applied and a role is set.
-    pub fn start(config: &DataplaneConfig, runtime: &Runtime) -> Result<Self, DataPlaneError> {
+    pub fn start(
+        config: &DataplaneConfig,
+        runtime: &Runtime,
+        hook: Hook,
+    ) -> Result<Self, DataPlaneError> {
         let pins = Pins::lock(&runtime.pin_path)?;
         let fresh = pins.names().is_empty();
         let mut object = Object::load(Some(pins))?;
         let started = Self::open(&mut object, config).and_then(|parts| {
-            object.attach(config)?;
+            object.attach(&config.interfaces, hook)?;
             Ok(parts)
         });
         match started {
@@ -274,6 +281,7 @@ impl Xdp {
             switched: None,
             flow_counts: HashMap::new(),
             swept: None,
+            rates: HashMap::new(),
         })
     }
 
@@ -317,6 +325,16 @@ impl DataPlane for Xdp {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         if self.image.is_some() && self.plan == *plan {
             return Ok(self.generation);
+        }
+        for service in &plan.services {
+            let lack = xdp_lacks(service.scheduler, service.forwarding, service.one_packet);
+            if let Some(what) = lack {
+                return Err(DataPlaneError::Lacks {
+                    plane: "XDP",
+                    service: service.id.to_string(),
+                    what,
+                });
+            }
         }
         let bonds = plan
             .services
@@ -443,6 +461,7 @@ impl DataPlane for Xdp {
         }
         Snapshot {
             kind: "xdp".to_owned(),
+            choice: String::new(),
             interfaces: self.object.attachments(),
             generation: self.generation,
             flow_slots: self.flows.slots()[0],
@@ -454,6 +473,8 @@ impl DataPlane for Xdp {
                 .map(|s| self.service_snapshot(s))
                 .collect(),
             passed: self.passed(),
+            repairs: Repairs::default(),
+            trouble: None,
         }
     }
 
@@ -504,6 +525,7 @@ impl DataPlane for Xdp {
         self.bring_spilled_home();
         self.correct_loads(&loads, &counts);
         self.flow_counts = counts;
+        self.update_rates();
         self.swept = Some(Instant::now());
     }
 
@@ -513,6 +535,18 @@ impl DataPlane for Xdp {
             .remove()
             .map_err(|e| map_error("remove the pins", &e))
     }
+}
+
+/// Removes the program and the maps that a daemon with another data plane left, if it left any.
+pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
+    if !runtime.pin_path.exists() {
+        return Ok(false);
+    }
+    let pins = Pins::lock(&runtime.pin_path)?;
+    let any = !pins.names().is_empty();
+    pins.remove_all()
+        .map_err(|e| map_error("remove the pins of an earlier lbd", &e))?;
+    Ok(any)
 }
 
 /// How long an identifier must rest: no flow lives longer in silence.

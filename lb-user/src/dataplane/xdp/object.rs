@@ -17,10 +17,7 @@ use super::{
     maps::{map_data, shape},
     pins::{Pins, absent_is_fine},
 };
-use crate::{
-    dataplane::{Attachment, DataPlaneError},
-    model::DataplaneConfig,
-};
+use crate::dataplane::{Attachment, DataPlaneError};
 
 /// The compiled program, with every map definition.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
@@ -130,9 +127,9 @@ impl Object {
     }
 
     /// Runs the program on every configured interface.
-    pub fn attach(&mut self, config: &DataplaneConfig) -> Result<(), DataPlaneError> {
-        for interface in &config.interfaces {
-            let link = self.attach_one(interface, config.allow_generic)?;
+    pub fn attach(&mut self, interfaces: &[String], hook: Hook) -> Result<(), DataPlaneError> {
+        for interface in interfaces {
+            let link = self.attach_one(interface, hook)?;
             self.links.push(link);
         }
         self.drop_stale_links();
@@ -142,14 +139,14 @@ impl Object {
     fn attach_one(
         &mut self,
         interface: &str,
-        allow_generic: bool,
+        hook: Hook,
     ) -> Result<(Attachment, PinnedLink), DataPlaneError> {
         let Some(pins) = &self.pins else {
             return Err(DataPlaneError::Load(
                 "an object without pins is not attached".to_owned(),
             ));
         };
-        for (mode, _) in MODES {
+        for (mode, _) in hook.modes() {
             let path = pins.path(&link_name(mode, interface));
             if path.exists() {
                 match take_over(named_program(&mut self.ebpf, self.program)?, &path) {
@@ -169,13 +166,10 @@ impl Object {
             }
         }
         let mut refusal = String::new();
-        for (mode, flag) in MODES {
-            if mode == "generic" && !allow_generic {
-                break;
-            }
+        for &(mode, flag) in hook.modes() {
             match named_program(&mut self.ebpf, self.program)?.attach(interface, flag) {
                 Ok(id) => {
-                    if mode == "generic" {
+                    if mode == "generic" && hook == Hook::Either {
                         tracing::warn!(
                             interface,
                             refusal,
@@ -195,7 +189,7 @@ impl Object {
                 Err(error) => refusal = self.explain(interface, &error)?,
             }
         }
-        if allow_generic {
+        if hook != Hook::Native {
             return Err(DataPlaneError::Attach {
                 interface: interface.to_owned(),
                 reason: refusal,
@@ -283,7 +277,28 @@ impl Object {
     }
 }
 
-/// In the order of preference.
+/// Where in a packet's way the program may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// In the driver.
+    Native,
+    /// In the kernel's common code, which is slower.
+    Generic,
+    /// In the driver if it can, else in the common code.
+    Either,
+}
+
+impl Hook {
+    /// In the order of preference.
+    fn modes(self) -> &'static [(&'static str, XdpMode)] {
+        match self {
+            Hook::Native => &MODES[..1],
+            Hook::Generic => &MODES[1..],
+            Hook::Either => &MODES,
+        }
+    }
+}
+
 const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
 
 fn link_name(mode: &str, interface: &str) -> String {

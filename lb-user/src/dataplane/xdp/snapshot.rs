@@ -1,11 +1,16 @@
 //! What is live, with counters.
 
+use std::time::Duration;
+
 use lb_common::{BackendCounters, BackendFlags, Reason, flow::FlowTable, reason::REASON_SLOTS};
 
 use super::{Xdp, dump, keys, maps::PodCounters};
 use crate::{
-    dataplane::{BackendSnapshot, FlowTableSnapshot, ServiceSnapshot, plan::PlannedService},
-    model::{Forwarding, Target},
+    dataplane::{
+        BackendSnapshot, FlowTableSnapshot, ServiceSnapshot, Traffic,
+        plan::{BackendState, PlannedService},
+    },
+    model::{Forwarding, Ports, Target},
 };
 
 impl Xdp {
@@ -75,7 +80,7 @@ impl Xdp {
     }
 
     pub(super) fn service_snapshot(&self, service: &PlannedService) -> ServiceSnapshot {
-        let backends = service
+        let backends: Vec<BackendSnapshot> = service
             .backends
             .iter()
             .zip(keys(service))
@@ -90,8 +95,25 @@ impl Xdp {
                         Target::Local => "local".to_owned(),
                         Target::Host(address) => address.to_string(),
                     },
+                    port: match service.id.ports {
+                        Ports::ALL => 0,
+                        ports => ports.first,
+                    },
+                    forward: match (backend.target, service.forwarding) {
+                        (Target::Local, _) => "Local",
+                        (_, Forwarding::Tunnel) => "Tunnel",
+                        (_, Forwarding::Dr | Forwarding::Nat) => "Route",
+                    }
+                    .to_owned(),
                     sorry: backend.sorry,
+                    // Those that IPVS would hold.
+                    listed: match backend.state {
+                        BackendState::Up => true,
+                        BackendState::Draining => !backend.sorry,
+                        BackendState::Unresolved | BackendState::Down => false,
+                    },
                     weight: backend.weight,
+                    listed_weight: backend.weight,
                     state: backend.state.label().to_owned(),
                     mac: resolved.then(|| dump::mac(element.destination_mac())),
                     active,
@@ -99,6 +121,13 @@ impl Xdp {
                     connections: counters.connections,
                     packets: counters.packets,
                     bytes: counters.bytes,
+                    out_packets: 0,
+                    out_bytes: 0,
+                    rates: self
+                        .rates
+                        .get(&id)
+                        .map(|rates| rates.per_second())
+                        .unwrap_or_default(),
                 }
             })
             .collect();
@@ -106,16 +135,55 @@ impl Xdp {
             protocol: service.id.protocol.to_string(),
             address: service.id.endpoint(),
             scheduler: service.scheduler,
+            flags: service.flags(),
+            listed: true,
             serving: self.control.is_serving(service.role),
             always: service.role == 0,
-            forward: match service.forwarding {
-                Forwarding::Dr => "Route",
-                Forwarding::Tunnel => "Tunnel",
-            }
-            .to_owned(),
             persistent_s: service.persistence.map(|p| p.timeout.as_secs()),
             reasons: self.service_reasons(service),
+            total: sum(&backends, |b| Traffic {
+                connections: b.connections,
+                in_packets: b.packets,
+                in_bytes: b.bytes,
+                ..Traffic::default()
+            }),
+            rates: sum(&backends, |b| b.rates),
             backends,
         }
     }
+
+    /// Follows the counters of every backend, once a sweep.
+    pub(super) fn update_rates(&mut self) {
+        let elapsed = self.swept.map_or(Duration::ZERO, |at| at.elapsed());
+        let services = &self.plan.services;
+        let ids: Vec<u16> = services
+            .iter()
+            .flat_map(keys)
+            .map(|key| self.backend_id(&key))
+            .collect();
+        self.rates.retain(|id, _| ids.contains(id));
+        for id in ids {
+            let counters = self.counters(id);
+            let now = Traffic {
+                connections: counters.connections,
+                in_packets: counters.packets,
+                in_bytes: counters.bytes,
+                ..Traffic::default()
+            };
+            self.rates.entry(id).or_default().update(&now, elapsed);
+        }
+    }
+}
+
+fn sum(backends: &[BackendSnapshot], of: impl Fn(&BackendSnapshot) -> Traffic) -> Traffic {
+    backends
+        .iter()
+        .map(of)
+        .fold(Traffic::default(), |a, b| Traffic {
+            connections: a.connections + b.connections,
+            in_packets: a.in_packets + b.in_packets,
+            out_packets: a.out_packets + b.out_packets,
+            in_bytes: a.in_bytes + b.in_bytes,
+            out_bytes: a.out_bytes + b.out_bytes,
+        })
 }

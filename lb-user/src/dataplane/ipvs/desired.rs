@@ -1,0 +1,126 @@
+//! What IPVS should hold for a plan. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::codec::{Destination, Forward, Key, Service, flags, whole};
+use crate::{
+    dataplane::plan::{BackendState, PlannedBackend, PlannedService},
+    model::{Forwarding, Persistence, Scheduler, ServiceId, Target},
+};
+
+/// A service with its real servers as IPVS should hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Settings.
+    pub service: Service,
+    /// Real servers in the order of the file.
+    pub servers: Vec<Destination>,
+    /// Those of weight 0 that stay only while they have connections: a sorry server that is not needed
+    /// any more.
+    pub lingering: Vec<Destination>,
+    /// Whether the scheduler's choice depends on the order of the real servers.
+    pub ordered: bool,
+}
+
+/// What identifies a service in the kernel. The port of a service of all ports is 0.
+pub fn key(id: &ServiceId) -> Key {
+    Key::Address(id.protocol.number(), id.address, port(id))
+}
+
+fn port(id: &ServiceId) -> u16 {
+    id.ports.single().unwrap_or(0)
+}
+
+/// A planned service in the kernel's terms.
+pub fn wanted(planned: &PlannedService) -> Wanted {
+    let ordered = matches!(
+        planned.scheduler,
+        Scheduler::Sh | Scheduler::Mh | Scheduler::Dh | Scheduler::Fo
+    );
+    // `sh` and `dh` give places to real servers of weight 0, whose clients are refused.
+    let may_linger = !matches!(planned.scheduler, Scheduler::Sh | Scheduler::Dh);
+    let mut wanted = Wanted {
+        service: service(planned),
+        servers: Vec::new(),
+        lingering: Vec::new(),
+        ordered,
+    };
+    for backend in &planned.backends {
+        match (backend.state, backend.sorry) {
+            (BackendState::Up, _) | (BackendState::Draining | BackendState::Unresolved, false) => {
+                wanted.servers.push(server(planned, backend));
+            }
+            (BackendState::Draining | BackendState::Unresolved, true) if may_linger => {
+                wanted.lingering.push(server(planned, backend));
+            }
+            // Its connections go with it (expire_nodest_conn).
+            (_, _) => {}
+        }
+    }
+    wanted
+}
+
+fn service(planned: &PlannedService) -> Service {
+    let v6 = planned.id.address.is_ipv6();
+    let options = [
+        (planned.hashing.port, flags::PORT),
+        (planned.hashing.fallback, flags::FALLBACK),
+        (planned.persistence.is_some(), flags::PERSISTENT),
+        (planned.one_packet, flags::ONE_PACKET),
+    ];
+    let (timeout_s, netmask) = match planned.persistence {
+        Some(persistence) => (
+            u32::try_from(persistence.timeout.as_secs()).unwrap_or(u32::MAX),
+            netmask(persistence, v6),
+        ),
+        None => (0, whole(v6)),
+    };
+    Service {
+        key: key(&planned.id),
+        scheduler: planned.scheduler.to_string(),
+        flags: options.iter().map(|(on, flag)| u32::from(*on) * flag).sum(),
+        timeout_s,
+        netmask,
+        engine: None,
+    }
+}
+
+fn netmask(persistence: Persistence, v6: bool) -> u32 {
+    match (v6, persistence.prefix) {
+        (true, prefix) => u32::from(prefix),
+        (false, 0) => 0,
+        (false, prefix) => u32::MAX << (32 - u32::from(prefix.min(32))),
+    }
+}
+
+/// A real server, whether or not the kernel should hold it now.
+pub fn server(planned: &PlannedService, backend: &PlannedBackend) -> Destination {
+    let (address, forward) = match (backend.target, planned.forwarding) {
+        // The director's own stack has the VIP: nothing needs to be changed.
+        (Target::Local, _) => (loopback(planned.id.address), Forward::Route),
+        (Target::Host(address), Forwarding::Dr) => (address, Forward::Route),
+        (Target::Host(address), Forwarding::Tunnel) => (address, Forward::Tunnel),
+        (Target::Host(address), Forwarding::Nat) => (address, Forward::Masquerade),
+    };
+    Destination {
+        address,
+        port: match planned.forwarding {
+            Forwarding::Nat => backend.port.unwrap_or(port(&planned.id)),
+            Forwarding::Dr | Forwarding::Tunnel => port(&planned.id),
+        },
+        forward,
+        weight: match backend.state {
+            BackendState::Up => backend.weight,
+            BackendState::Draining | BackendState::Unresolved | BackendState::Down => 0,
+        },
+        upper: backend.upper,
+        lower: backend.lower,
+    }
+}
+
+const fn loopback(vip: IpAddr) -> IpAddr {
+    match vip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
+}

@@ -1,0 +1,181 @@
+//! What the daemon must not forget when it dies: which services in the kernel are ours, and how the
+//! kernel was set before us. A small file beside the API's socket.
+//!
+//! A service is ours if the configuration has it, or if this file says so. Everything else in IPVS
+//! belongs to somebody else and is left alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::Key;
+
+/// Differs from boot to boot: what was before a boot is not in the kernel.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The file and what it says.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    state: State,
+    left: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct State {
+    boot: String,
+    services: BTreeSet<String>,
+    sysctls: BTreeMap<String, String>,
+    /// TCP, TCP after a FIN, UDP, in seconds.
+    timeouts: Option<[u32; 3]>,
+}
+
+impl StateFile {
+    /// Where the file of a daemon with this socket is.
+    pub fn path_of(socket: &Path) -> PathBuf {
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".ipvs");
+        name.into()
+    }
+
+    /// Reads what an earlier daemon left. A file that cannot be read, or of another boot, says nothing.
+    pub fn open(socket: &Path) -> Self {
+        let path = Self::path_of(socket);
+        let boot = fs::read_to_string(BOOT).unwrap_or_default();
+        let boot = boot.trim();
+        let left: Option<State> = fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .filter(|state: &State| state.boot == boot);
+        Self {
+            left: left.as_ref().is_some_and(|left| !left.services.is_empty()),
+            state: left.unwrap_or_else(|| State {
+                boot: boot.to_owned(),
+                ..State::default()
+            }),
+            path,
+        }
+    }
+
+    /// Whether an earlier daemon left services behind.
+    pub const fn was_left(&self) -> bool {
+        self.left
+    }
+
+    /// Whether a service was programmed by us.
+    pub fn has(&self, key: &Key) -> bool {
+        self.state.services.contains(&key.to_string())
+    }
+
+    /// Notes that these services, and those noted before, are ours. Comes before the kernel is told.
+    pub fn claim(&mut self, keys: impl Iterator<Item = Key>) -> io::Result<()> {
+        self.change(|state| state.services.extend(keys.map(|key| key.to_string())))
+    }
+
+    /// Notes that only these are ours. Comes after the others were removed.
+    pub fn keep(&mut self, keys: impl Iterator<Item = Key>) -> io::Result<()> {
+        self.change(|state| state.services = keys.map(|key| key.to_string()).collect())
+    }
+
+    /// Notes how a sysctl was before us, unless that is known.
+    pub fn remember(&mut self, name: &str, value: &str) -> io::Result<()> {
+        self.change(|state| {
+            let entry = state.sysctls.entry(name.to_owned());
+            entry.or_insert_with(|| value.to_owned());
+        })
+    }
+
+    /// How a sysctl was before us; forgets it.
+    pub fn recall(&mut self, name: &str) -> io::Result<Option<String>> {
+        let before = self.state.sysctls.get(name).cloned();
+        self.change(|state| drop(state.sysctls.remove(name)))?;
+        Ok(before)
+    }
+
+    /// Notes the time-outs before us, unless they are known.
+    pub fn remember_timeouts(&mut self, timeouts: [u32; 3]) -> io::Result<()> {
+        self.change(|state| {
+            state.timeouts.get_or_insert(timeouts);
+        })
+    }
+
+    /// The time-outs before us, if they were changed.
+    pub const fn timeouts(&self) -> Option<[u32; 3]> {
+        self.state.timeouts
+    }
+
+    /// Removes the file: nothing of ours is in the kernel.
+    pub fn remove(&mut self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => {
+                self.state = State {
+                    boot: std::mem::take(&mut self.state.boot),
+                    ..State::default()
+                };
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes the file if it changes; as a whole or not at all.
+    fn change(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        if state == self.state {
+            return Ok(());
+        }
+        let mut new = self.path.as_os_str().to_owned();
+        new.push(".new");
+        fs::write(&new, serde_json::to_vec(&state)?)?;
+        fs::rename(&new, &self.path)?;
+        self.state = state;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn key(port: u16) -> Key {
+        Key::Address(6, IpAddr::from([10, 1, 15, 50]), port)
+    }
+
+    #[test]
+    fn the_next_daemon_knows_what_the_last_one_did() {
+        let folder = std::env::temp_dir().join(format!("lbd-state-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("lbd.sock");
+        let mut first = StateFile::open(&socket);
+        assert!(!first.was_left());
+        first.claim([key(80), key(81)].into_iter()).unwrap();
+        first.keep([key(80)].into_iter()).unwrap();
+        first.remember("sloppy_tcp", "0").unwrap();
+        first.remember("sloppy_tcp", "1").unwrap();
+        drop(first);
+
+        let mut second = StateFile::open(&socket);
+        assert!(second.was_left());
+        assert_eq!((second.has(&key(80)), second.has(&key(81))), (true, false));
+        assert_eq!(second.recall("sloppy_tcp").unwrap().as_deref(), Some("0"));
+        assert_eq!(second.recall("sloppy_tcp").unwrap(), None);
+
+        let text = fs::read_to_string(&second.path).unwrap();
+        let other_boot = text.replace("\"boot\":\"", "\"boot\":\"other");
+        fs::write(&second.path, other_boot).unwrap();
+        assert!(!StateFile::open(&socket).was_left());
+        fs::write(&second.path, "nonsense").unwrap();
+        assert!(!StateFile::open(&socket).was_left());
+        second.remove().unwrap();
+        second.remove().unwrap();
+        fs::remove_dir(&folder).unwrap();
+    }
+}

@@ -1,0 +1,223 @@
+//! Which data plane runs: by what the configuration permits, by what its services need, and by what
+//! this machine can do.
+
+use super::{
+    DataPlane, DataPlaneError, ipvs,
+    ipvs::Ipvs,
+    xdp::{self, Hook, Xdp},
+};
+use crate::model::{Config, Mode, ipvs_lacks, xdp_lacks};
+
+/// A data plane that runs, and why this one.
+pub struct Chosen {
+    /// It.
+    pub plane: Box<dyn DataPlane>,
+    /// The reason in words.
+    pub reason: String,
+}
+
+/// Something to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Xdp(Hook),
+    Ipvs,
+}
+
+impl Attempt {
+    const fn label(self) -> &'static str {
+        match self {
+            Attempt::Xdp(Hook::Native) => "native XDP",
+            Attempt::Xdp(Hook::Generic) => "generic XDP",
+            Attempt::Xdp(Hook::Either) => "XDP",
+            Attempt::Ipvs => "IPVS",
+        }
+    }
+}
+
+/// Starts the first that works. What an earlier daemon left in the others is removed.
+pub fn start(config: &Config) -> Result<Chosen, DataPlaneError> {
+    let (attempts, because) = attempts(config)?;
+    let mut refusals: Vec<String> = Vec::new();
+    let mut last = None;
+    for attempt in &attempts {
+        match try_one(*attempt, config) {
+            Ok(plane) => {
+                let mut reason = because.clone();
+                if !refusals.is_empty() {
+                    reason = format!("{reason}; {}", refusals.join("; "));
+                    tracing::warn!(reason, "using {}", attempt.label());
+                }
+                return Ok(Chosen { plane, reason });
+            }
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => {
+                refusals.push(format!("{}: {error}", attempt.label()));
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        Some(only) if attempts.len() == 1 => Err(only),
+        _ => Err(DataPlaneError::NoneWorks(refusals.join(". "))),
+    }
+}
+
+/// What would be in the way of every data plane, or is the configuration's fault.
+const fn is_final(error: &DataPlaneError) -> bool {
+    matches!(
+        error,
+        DataPlaneError::NoInterface(_)
+            | DataPlaneError::NoPermission(_)
+            | DataPlaneError::PinsInUse(_)
+            | DataPlaneError::PinPath { .. }
+            | DataPlaneError::Ipvs(ipvs::KernelError::NoPermission)
+    )
+}
+
+fn try_one(attempt: Attempt, config: &Config) -> Result<Box<dyn DataPlane>, DataPlaneError> {
+    let (dataplane, runtime) = (&config.dataplane, &config.runtime);
+    match attempt {
+        Attempt::Xdp(hook) => {
+            let plane = Xdp::start(dataplane, runtime, hook)?;
+            match ipvs::remove_leftovers(runtime) {
+                Ok(true) => tracing::info!("removed the IPVS services of an earlier lbd"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(
+                    %error,
+                    "cannot remove the IPVS services of an earlier lbd; XDP goes before them"
+                ),
+            }
+            Ok(Box::new(plane))
+        }
+        Attempt::Ipvs => {
+            let plane = Ipvs::start(&dataplane.timeouts, runtime)?;
+            if xdp::remove_leftovers(runtime)? {
+                tracing::info!("removed the XDP program of an earlier lbd");
+            }
+            Ok(Box::new(plane))
+        }
+    }
+}
+
+/// What to try in which order, and why.
+fn attempts(config: &Config) -> Result<(Vec<Attempt>, String), DataPlaneError> {
+    let lacks = |plane, find: &dyn Fn(&crate::model::VirtualService) -> Option<String>| {
+        let first = config
+            .services
+            .iter()
+            .find_map(|service| Some((service.id.to_string(), find(service)?)));
+        first.map(|(service, what)| (plane, service, what))
+    };
+    let in_xdp = lacks("XDP", &|s| {
+        xdp_lacks(s.scheduler, s.forwarding, s.one_packet)
+    });
+    let in_ipvs = lacks("IPVS", &|s| ipvs_lacks(&s.id, s.persistence));
+    order(
+        config.dataplane.mode,
+        config.dataplane.allow_generic,
+        in_xdp,
+        in_ipvs,
+    )
+}
+
+/// What a data plane cannot do: its name, the service, what.
+type Lack = Option<(&'static str, String, String)>;
+
+fn order(
+    mode: Mode,
+    allow_generic: bool,
+    in_xdp: Lack,
+    in_ipvs: Lack,
+) -> Result<(Vec<Attempt>, String), DataPlaneError> {
+    let xdp = match allow_generic {
+        true => Attempt::Xdp(Hook::Either),
+        false => Attempt::Xdp(Hook::Native),
+    };
+    let only = |attempt, lack: Lack, name: &str| match lack {
+        Some((plane, service, what)) => Err(DataPlaneError::Lacks {
+            plane,
+            service,
+            what,
+        }),
+        None => Ok((vec![attempt], format!("mode = \"{name}\""))),
+    };
+    match mode {
+        Mode::Ipvs => only(Attempt::Ipvs, in_ipvs, "ipvs"),
+        Mode::Xdp => only(xdp, in_xdp, "xdp"),
+        Mode::XdpGeneric => only(Attempt::Xdp(Hook::Generic), in_xdp, "xdp-generic"),
+        Mode::Auto => match (in_xdp, in_ipvs) {
+            (Some((plane, service, what)), Some(_)) => Err(DataPlaneError::Lacks {
+                plane,
+                service,
+                what,
+            }),
+            (Some((_, service, what)), None) => {
+                let reason = format!("mode = \"auto\", and {service} needs it: XDP has no {what}");
+                Ok((vec![Attempt::Ipvs], reason))
+            }
+            (None, Some((_, service, what))) => {
+                let reason = format!("mode = \"auto\", and {service} needs it: IPVS has no {what}");
+                Ok((vec![xdp], reason))
+            }
+            (None, None) => {
+                let mut attempts = vec![Attempt::Xdp(Hook::Native), Attempt::Ipvs];
+                if allow_generic {
+                    attempts.push(Attempt::Xdp(Hook::Either));
+                }
+                Ok((attempts, "mode = \"auto\"".to_owned()))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_tried() {
+        use Attempt::{Ipvs, Xdp};
+        use Hook::{Either, Generic, Native};
+        let xdp_lacks = || Some(("XDP", "TCP 10.0.0.1:80".to_owned(), "nat".to_owned()));
+        let ipvs_lacks = || Some(("IPVS", "TCP 10.0.0.1:1-9".to_owned(), "ranges".to_owned()));
+        let of = |mode, generic, in_xdp, in_ipvs| {
+            order(mode, generic, in_xdp, in_ipvs).map(|(attempts, _)| attempts)
+        };
+        let rows = [
+            (Mode::Auto, false, None, None, vec![Xdp(Native), Ipvs]),
+            (
+                Mode::Auto,
+                true,
+                None,
+                None,
+                vec![Xdp(Native), Ipvs, Xdp(Either)],
+            ),
+            (Mode::Auto, true, xdp_lacks(), None, vec![Ipvs]),
+            (Mode::Auto, true, None, ipvs_lacks(), vec![Xdp(Either)]),
+            (Mode::Auto, false, None, ipvs_lacks(), vec![Xdp(Native)]),
+            (Mode::Xdp, false, None, ipvs_lacks(), vec![Xdp(Native)]),
+            (Mode::Xdp, true, None, None, vec![Xdp(Either)]),
+            (Mode::XdpGeneric, false, None, None, vec![Xdp(Generic)]),
+            (Mode::Ipvs, true, xdp_lacks(), None, vec![Ipvs]),
+        ];
+        for (mode, generic, in_xdp, in_ipvs, expected) in rows {
+            assert_eq!(
+                of(mode, generic, in_xdp, in_ipvs).unwrap(),
+                expected,
+                "{mode:?} {generic}"
+            );
+        }
+        for mode in [Mode::Xdp, Mode::XdpGeneric] {
+            assert!(of(mode, true, xdp_lacks(), None).is_err());
+        }
+        assert!(of(Mode::Ipvs, true, None, ipvs_lacks()).is_err());
+        assert!(of(Mode::Auto, true, xdp_lacks(), ipvs_lacks()).is_err());
+    }
+
+    #[test]
+    fn the_reason_names_who_needs_it() {
+        let lack = Some(("XDP", "TCP 10.0.0.1:80".to_owned(), "nat".to_owned()));
+        let (_, reason) = order(Mode::Auto, true, lack, None).unwrap();
+        assert!(reason.contains("TCP 10.0.0.1:80 needs it"), "{reason}");
+    }
+}

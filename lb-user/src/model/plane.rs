@@ -1,0 +1,82 @@
+//! Which data plane, and what only one of the two can do.
+
+use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId};
+
+/// Which data plane forwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Native XDP; where it cannot be, IPVS; where that cannot be either, generic XDP if allowed.
+    #[default]
+    Auto,
+    /// XDP: native, or generic if allowed.
+    Xdp,
+    /// Generic XDP.
+    XdpGeneric,
+    /// The kernel's IPVS.
+    Ipvs,
+}
+
+impl Mode {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, Mode); 4] = [
+        ("auto", Mode::Auto),
+        ("xdp", Mode::Xdp),
+        ("xdp-generic", Mode::XdpGeneric),
+        ("ipvs", Mode::Ipvs),
+    ];
+}
+
+impl Scheduler {
+    /// Whether the XDP program has it.
+    pub const fn is_in_xdp(self) -> bool {
+        match self {
+            Scheduler::Rr
+            | Scheduler::Wrr
+            | Scheduler::Lc
+            | Scheduler::Wlc
+            | Scheduler::Sh
+            | Scheduler::Mh
+            | Scheduler::Fo => true,
+            Scheduler::Ovf
+            | Scheduler::Lblc
+            | Scheduler::Lblcr
+            | Scheduler::Dh
+            | Scheduler::Sed
+            | Scheduler::Nq
+            | Scheduler::Twos => false,
+        }
+    }
+}
+
+/// What of a service the XDP program cannot do, with what it can do instead.
+pub fn xdp_lacks(scheduler: Scheduler, forwarding: Forwarding, one_packet: bool) -> Option<String> {
+    if !scheduler.is_in_xdp() {
+        let all = Scheduler::ALL.iter();
+        let names: Vec<&str> = all
+            .filter(|(_, scheduler)| scheduler.is_in_xdp())
+            .map(|(name, _)| *name)
+            .collect();
+        let names = names.join(", ");
+        return Some(format!("scheduler {scheduler} (it has {names})"));
+    }
+    if forwarding == Forwarding::Nat {
+        return Some("`forward` \"nat\" (it has \"dr\" and \"tunnel\")".to_owned());
+    }
+    one_packet.then(|| "`one_packet` (each flow has one real server)".to_owned())
+}
+
+/// What of a service IPVS cannot do, with what it can do instead.
+pub fn ipvs_lacks(id: &ServiceId, persistence: Option<Persistence>) -> Option<String> {
+    if id.ports.single().is_some() {
+        return None;
+    }
+    if id.ports != Ports::ALL {
+        return Some(
+            "ranges of ports (it has single ones, and all ports with `persistence_timeout`)"
+                .to_owned(),
+        );
+    }
+    persistence.is_none().then(|| {
+        "services of all ports without `persistence_timeout` (with it, it has them)".to_owned()
+    })
+}
