@@ -492,9 +492,7 @@ fn product(flow_slots: u32, vlan: u16) -> Result<Xdp> {
         let id = ServiceId::new(Protocol::Tcp, SocketAddr::new(vip, 80));
         PlannedService::new(id, 1, Scheduler::Wrr, backends)
     });
-    xdp.apply(&Plan {
-        services: services.to_vec(),
-    })?;
+    xdp.apply(&Plan::of(services.to_vec()))?;
     xdp.set_role(1, true);
     for last in 1..=4 {
         for vip in vips {

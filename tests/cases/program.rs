@@ -96,7 +96,7 @@ pub fn server(last: u8) -> IpAddr {
 
 /// Applies services and makes role 1 master.
 pub fn apply(xdp: &mut Xdp, services: Vec<PlannedService>) {
-    xdp.apply(&Plan { services }).unwrap();
+    xdp.apply(&Plan::of(services)).unwrap();
     xdp.set_role(1, true);
 }
 

@@ -1,7 +1,11 @@
 //! The deployment guide's cluster with the kernel's IPVS in the place of XDP: users notice nothing,
 //! and operators see the same with lbctl as with ipvsadm.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use lab::{
     Director, Guide, Lab, Process,
@@ -15,7 +19,7 @@ use lb_user::model::VrrpState;
 
 use crate::with_modules;
 
-const MODE: &str = "[dataplane]\nmode = \"ipvs\"\n";
+const MODE: &str = "[dataplane]\nmode = \"ipvs\"\n[lvs_sync_daemon]\ninterface = \"eno16777736\"\nvrrp = \"VI_1\"\nid = 7\n";
 
 fn with_ipvs(settings: &Settings) -> String {
     MODE.to_owned() + &guide::config(settings)
@@ -139,8 +143,7 @@ fn the_guides_cluster() {
         .unwrap();
     assert_eq!(shares(&guide, 40), [10, 30]);
 
-    guide.node1.stop().unwrap();
-    guide.node2.wait_for("VI_1", VrrpState::Master).unwrap();
+    survives_failover(&mut guide);
     assert_eq!(shares(&guide, 40), [20, 20]);
     let left = guide.node1.node.run("ipvsadm", &["-Ln"]).unwrap();
     assert_eq!(left.lines().count(), 3, "{left}");
@@ -155,6 +158,70 @@ fn the_guides_cluster() {
         .wait_for_backends(&["up", "up", "draining"])
         .unwrap();
     assert_eq!(shares(&guide, 40), [10, 30]);
+}
+
+/// The kernels share connections as VRRP tells them to: a transfer goes on where the next master is.
+fn survives_failover(guide: &mut Guide) {
+    let daemon = |director: &Director| director.node.run("ipvsadm", &["-L", "--daemon"]).unwrap();
+    let text = daemon(&guide.node1);
+    assert!(
+        text.starts_with("master sync daemon (mcast=eno16777736, syncid=7"),
+        "{text}"
+    );
+    let text = daemon(&guide.node2);
+    assert!(
+        text.starts_with("backup sync daemon (mcast=eno16777736, syncid=7"),
+        "{text}"
+    );
+    let backup_only = "/proc/sys/net/ipv4/vs/backup_only";
+    let sysctl = |director: &Director| director.node.run("cat", &[backup_only]).unwrap();
+    assert_eq!(
+        (sysctl(&guide.node1).trim(), sysctl(&guide.node2).trim()),
+        ("0", "1")
+    );
+
+    let file = vec![7; 6_000_000];
+    guide.rs1.publish("slow", &file).unwrap();
+    guide.rs2.publish("slow", &file).unwrap();
+    let mut curl = guide.client.command("curl");
+    let url = format!("http://{VIP}/slow");
+    curl.args([
+        "--silent",
+        "--fail",
+        "--limit-rate",
+        "500K",
+        "--output",
+        "/dev/null",
+    ]);
+    curl.args(["--write-out", "%{size_download}", &url]);
+    let transfer = curl.stdout(Stdio::piped()).spawn().unwrap();
+    wait::until_true(
+        "node2 knows the connection",
+        Duration::from_secs(10),
+        || {
+            let node = &guide.node2.node;
+            let table = node.run("cat", &["/proc/net/ip_vs_conn_sync"])?;
+            Ok(table.contains("ESTABLISHED"))
+        },
+    )
+    .unwrap();
+    guide.node1.stop().unwrap();
+    guide.node2.wait_for("VI_1", VrrpState::Master).unwrap();
+    let output = transfer.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "the transfer broke: {}",
+        output.status
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "6000000");
+    let text = daemon(&guide.node2);
+    assert!(text.starts_with("master sync daemon"), "{text}");
+    let text = guide.node2.ctl(&["status"]).unwrap();
+    assert!(
+        text.contains("sync        the kernel tells of its connections on eno16777736"),
+        "{text}"
+    );
+    assert_eq!(daemon(&guide.node1), "");
 }
 
 /// `auto`: NAT needs IPVS; so does an interface without native XDP. Both say why.

@@ -57,7 +57,7 @@ fn service(vip: &str, scheduler: Scheduler, servers: Vec<PlannedBackend>) -> Pla
 }
 
 fn plan(services: Vec<PlannedService>) -> Plan {
-    Plan { services }
+    Plan::of(services)
 }
 
 /// The table as ipvsadm lists it, without its three lines of headings.

@@ -19,6 +19,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
         let (before, after) = (sources(old), sources(new));
         lines.push(format!("listed sources changed ({before} -> {after})"));
     }
+    if old.sync_daemon != new.sync_daemon {
+        lines.push("lvs_sync_daemon changed".to_owned());
+    }
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),

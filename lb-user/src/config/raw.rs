@@ -25,6 +25,7 @@ pub struct Raw {
     pub dataplane: Option<At<RawDataplane>>,
     pub protection: Option<At<RawProtection>>,
     pub metrics: Option<At<RawMetrics>>,
+    pub sync_daemon: Option<At<RawSyncDaemon>>,
     pub track_scripts: Vec<At<RawTrackScript>>,
     pub track_processes: Vec<At<RawTrackProcess>>,
     pub track_files: Vec<At<RawTrackFile>>,
@@ -50,6 +51,16 @@ pub struct RawDataplane {
     pub tcp_closing_timeout: Option<At<Duration>>,
     pub tcp_half_open_timeout: Option<At<Duration>>,
     pub udp_timeout: Option<At<Duration>>,
+}
+
+pub struct RawSyncDaemon {
+    pub interface: Option<At<String>>,
+    pub vrrp: Option<At<String>>,
+    pub id: Option<At<i64>>,
+    pub max_length: Option<At<i64>>,
+    pub group: Option<At<String>>,
+    pub port: Option<At<i64>>,
+    pub ttl: Option<At<i64>>,
 }
 
 #[derive(Default)]
@@ -140,6 +151,7 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         dataplane: fields.table("dataplane", dataplane),
         protection: fields.table("protection", protection),
         metrics: fields.table("metrics", metrics),
+        sync_daemon: fields.table("lvs_sync_daemon", sync_daemon),
         track_scripts: fields.tables("track_script", track::track_script),
         track_processes: fields.tables("track_process", track::track_process),
         track_files: fields.tables("track_file", track::track_file),
@@ -182,6 +194,30 @@ fn dataplane(fields: &mut Fields<'_, '_>) -> RawDataplane {
         tcp_half_open_timeout: fields.duration("tcp_half_open_timeout"),
         udp_timeout: fields.duration("udp_timeout"),
     }
+}
+
+fn sync_daemon(fields: &mut Fields<'_, '_>) -> RawSyncDaemon {
+    let raw = RawSyncDaemon {
+        interface: fields.string("interface"),
+        vrrp: fields.string("vrrp"),
+        id: fields.integer("id"),
+        max_length: fields.integer("max_length"),
+        group: fields.string("group"),
+        port: fields.integer("port"),
+        ttl: fields.integer("ttl"),
+    };
+    for (key, help) in [
+        (
+            "interface",
+            "the interface that leads to the other director",
+        ),
+        ("vrrp", "the VRRP instance that decides which end this is"),
+    ] {
+        if !fields.was_given(key) {
+            fields.missing(key, help);
+        }
+    }
+    raw
 }
 
 fn protection(fields: &mut Fields<'_, '_>) -> RawProtection {

@@ -221,6 +221,12 @@ impl Daemon {
         let limits = !protection.sources.is_empty()
             || protection.source_rate.is_some()
             || self.config.services.iter().any(|s| s.rate.is_some());
+        if plane.kind == "xdp" && self.config.sync_daemon.is_some() {
+            return Some(
+                "XDP forwards, whose connections the kernel does not share: [lvs_sync_daemon] is not in force"
+                    .to_owned(),
+            );
+        }
         (plane.kind == "ipvs" && limits).then(|| {
             "IPVS forwards, which has neither lists of sources nor limits of new connections: [protection] and `new_connections_per_second` are not in force"
                 .to_owned()

@@ -172,6 +172,8 @@ pub struct Snapshot {
     pub services: Vec<ServiceSnapshot>,
     /// Packets that were not forwarded, by reason, over all services.
     pub passed: Vec<(String, u64)>,
+    /// The kernel's synchronisation of connections, where it runs.
+    pub sync: Option<String>,
     /// What others changed in the kernel's tables and was changed back.
     pub repairs: Repairs,
     /// Why the kernel does not hold what it should.

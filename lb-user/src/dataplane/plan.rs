@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::model::{
-    Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId, Target,
-    VirtualService,
+    Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId, SyncDaemonConfig,
+    Target, VirtualService,
 };
 
 /// What the data plane should hold.
@@ -15,6 +15,18 @@ use crate::model::{
 pub struct Plan {
     /// Services in file order.
     pub services: Vec<PlannedService>,
+    /// Synchronisation of connections, and the mastership flag that decides which end this is.
+    pub sync: Option<(SyncDaemonConfig, u16)>,
+}
+
+impl Plan {
+    /// Services and nothing else.
+    pub const fn of(services: Vec<PlannedService>) -> Self {
+        Self {
+            services,
+            sync: None,
+        }
+    }
 }
 
 /// A service of the plan.
@@ -221,7 +233,11 @@ pub fn build(
             }
         })
         .collect();
-    Plan { services }
+    let sync = config.sync_daemon.as_ref().map(|sync| {
+        let role = roles.get(&sync.instance).copied();
+        (sync.clone(), role.unwrap_or(0))
+    });
+    Plan { services, sync }
 }
 
 fn backends(

@@ -23,7 +23,7 @@ pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
-pub use self::plane::{Mode, ipvs_lacks, xdp_lacks};
+pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
@@ -43,6 +43,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What forwards packets, and how.
     pub dataplane: DataplaneConfig,
+    /// Synchronisation of the kernel's connections.
+    pub sync_daemon: Option<SyncDaemonConfig>,
     /// Scripts that instances watch.
     pub track_scripts: Vec<TrackScript>,
     /// Processes that instances watch.

@@ -1,5 +1,7 @@
 //! Which data plane, and what only one of the two can do.
 
+use std::net::IpAddr;
+
 use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId};
 
 /// Which data plane forwards.
@@ -24,6 +26,26 @@ impl Mode {
         ("xdp-generic", Mode::XdpGeneric),
         ("ipvs", Mode::Ipvs),
     ];
+}
+
+/// The kernel's synchronisation of IPVS connections between directors (keepalived's
+/// `lvs_sync_daemon`). What is `None` is the kernel's default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyncDaemonConfig {
+    /// Interface of its packets.
+    pub interface: String,
+    /// VRRP instance: MASTER tells, all else learns.
+    pub instance: String,
+    /// The same on all directors; 0 listens to all.
+    pub id: u8,
+    /// Longest message, bytes.
+    pub length: Option<u16>,
+    /// Multicast group.
+    pub group: Option<IpAddr>,
+    /// UDP port.
+    pub port: Option<u16>,
+    /// TTL.
+    pub ttl: Option<u8>,
 }
 
 impl Scheduler {

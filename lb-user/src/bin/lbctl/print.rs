@@ -54,6 +54,9 @@ pub fn status(status: &Status) -> String {
             ),
         },
     );
+    if let Some(sync) = &plane.sync {
+        line(&mut out, format!("sync        the kernel {sync}"));
+    }
     if let Some(last) = &plane.repairs.last {
         let (count, at) = (plane.repairs.count, since(plane.repairs.at));
         line(

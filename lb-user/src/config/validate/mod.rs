@@ -60,6 +60,7 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
     for (instance, tracks) in instances.iter_mut().zip(tracks) {
         instance.watches = check.watches(tracks, &known);
     }
+    let sync_daemon = raw.sync_daemon.map(|at| check.sync_daemon(at, &instances));
     Config {
         router_id: raw
             .router_id
@@ -71,6 +72,7 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
             raw.protection.map(|at| at.value).unwrap_or_default(),
             &instances,
         ),
+        sync_daemon,
         track_scripts,
         track_processes,
         track_files,

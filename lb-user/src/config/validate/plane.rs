@@ -1,11 +1,14 @@
 //! Which data plane, and whether it can do what services want.
 
-use std::ops::Range;
+use std::{net::IpAddr, ops::Range};
 
 use super::Validator;
 use crate::{
-    config::{raw::RawDataplane, reader::At},
-    model::{Mode, Protocol, VirtualService, ipvs_lacks, xdp_lacks},
+    config::{
+        raw::{RawDataplane, RawSyncDaemon},
+        reader::At,
+    },
+    model::{Instance, Mode, Protocol, SyncDaemonConfig, VirtualService, ipvs_lacks, xdp_lacks},
 };
 
 impl Validator<'_> {
@@ -16,6 +19,56 @@ impl Validator<'_> {
             span: at.span.clone(),
         });
         self.choice(given, "mode", Mode::Auto, &Mode::ALL)
+    }
+
+    pub(super) fn sync_daemon(
+        &mut self,
+        raw: At<RawSyncDaemon>,
+        instances: &[Instance],
+    ) -> SyncDaemonConfig {
+        let At { value: raw, span } = raw;
+        if matches!(self.mode, Mode::Xdp | Mode::XdpGeneric) {
+            let help = "it shares the connections of IPVS; leave it out with XDP";
+            self.error(&span, "[lvs_sync_daemon] needs IPVS", help);
+        }
+        if let Some(at) = &raw.interface {
+            self.interface_name(at);
+        }
+        if let Some(at) = &raw.vrrp
+            && !instances.iter().any(|instance| instance.name == at.value)
+        {
+            let names: Vec<&str> = instances.iter().map(|i| i.name.as_str()).collect();
+            let help = format!("there are: {}", names.join(", "));
+            let message = format!("there is no VRRP instance `{}`", at.value);
+            self.error(&at.span, message, &help);
+        }
+        let group = raw.group.map(|at| {
+            let group = self.ip(&at, "group");
+            let multicast = match group {
+                IpAddr::V4(group) => group.is_multicast(),
+                IpAddr::V6(group) => group.is_multicast(),
+            };
+            if !multicast {
+                let message = format!("{group} is not a multicast address");
+                self.error(&at.span, message, "the kernel's own is 224.0.0.81");
+            }
+            group
+        });
+        let mut given = |raw: Option<At<i64>>, key, range| {
+            raw.map(|at| self.number(Some(at), key, range, 0, |_, _| {}))
+        };
+        let length = given(raw.max_length, "max_length", 200..=65_507);
+        let port = given(raw.port, "port", 1..=65_535);
+        let ttl = given(raw.ttl, "ttl", 1..=255);
+        SyncDaemonConfig {
+            interface: raw.interface.map(|at| at.value).unwrap_or_default(),
+            instance: raw.vrrp.map(|at| at.value).unwrap_or_default(),
+            id: self.small(raw.id, "id", 0..=255, 0),
+            length: length.and_then(|length| u16::try_from(length).ok()),
+            group,
+            port: port.and_then(|port| u16::try_from(port).ok()),
+            ttl: ttl.and_then(|ttl| u8::try_from(ttl).ok()),
+        }
     }
 
     /// Something that IPVS has not, where IPVS is demanded.
@@ -136,6 +189,40 @@ mod tests {
         assert!(message.contains("is for protocol \"udp\""), "{message}");
         let message = errors("both", &web(""));
         assert!(message.contains("`mode` cannot be \"both\""), "{message}");
+    }
+
+    #[test]
+    fn sync_daemons() {
+        let instance = "[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvirtual_router_id = 1\naddresses = [\"10.1.15.50/32\"]\n";
+        let with = |mode: &str, keys: &str| {
+            let text = format!("[lvs_sync_daemon]\n{keys}\n{instance}{}", web(""));
+            errors(mode, &text)
+        };
+        let good = "interface = \"eth1\"\nvrrp = \"VI_1\"\nid = 7\ngroup = \"224.0.0.82\"";
+        assert_eq!(with("ipvs", good), "");
+        assert_eq!(with("auto", good), "");
+        for (mode, keys, word) in [
+            ("xdp", good, "needs IPVS"),
+            ("ipvs", "interface = \"eth1\"", "needs `vrrp`"),
+            (
+                "ipvs",
+                "interface = \"eth1\"\nvrrp = \"VI_2\"",
+                "there is no VRRP instance `VI_2`",
+            ),
+            (
+                "ipvs",
+                &format!("{good}\nid = 256").replace("id = 7\n", ""),
+                "`id` is 256",
+            ),
+            (
+                "ipvs",
+                &good.replace("224.0.0.82", "10.0.0.1"),
+                "10.0.0.1 is not a multicast address",
+            ),
+        ] {
+            let message = with(mode, keys);
+            assert!(message.contains(word), "{message}");
+        }
     }
 
     #[test]

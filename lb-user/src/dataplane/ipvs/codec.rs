@@ -271,7 +271,7 @@ fn four(bytes: &[u8], at: usize) -> Result<u32, CodecError> {
 
 fn answer(kind: u16, body: &[u8]) -> Result<Answer, CodecError> {
     match kind {
-        ERROR => return four(body, 0).map(|code| Answer::Status(code as i32)),
+        ERROR => return four(body, 0).map(|code| Answer::Status(code.cast_signed())),
         DONE => return Ok(Answer::End),
         // Other messages of netlink itself.
         0..CONTROL => return Ok(Answer::Unknown),

@@ -344,13 +344,11 @@ TCP 0A09
             timeout: std::time::Duration::from_secs(60),
             prefix: 32,
         });
-        Plan {
-            services: vec![
-                service("10.9.0.1:80", Protocol::Tcp),
-                sticky,
-                service("[2001:db8:9::1]:80", Protocol::Tcp),
-            ],
-        }
+        Plan::of(vec![
+            service("10.9.0.1:80", Protocol::Tcp),
+            sticky,
+            service("[2001:db8:9::1]:80", Protocol::Tcp),
+        ])
     }
 
     fn table() -> Vec<Connection> {

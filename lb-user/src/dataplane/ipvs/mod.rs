@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 pub use self::kernel::KernelError;
 use self::{
-    codec::{Command, Key, Timeouts},
+    codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
     desired::Wanted,
     kernel::{Kernel, Table, describe},
     state::StateFile,
@@ -136,7 +136,9 @@ impl Ipvs {
             takes_over: self
                 .takes_over_until
                 .is_some_and(|until| Instant::now() < until),
-            backup: false,
+            backup: self
+                .sync_daemon(plan)
+                .is_some_and(|daemon| daemon.state == SyncState::Backup),
             reorders,
             kernel: self.version,
         }
@@ -167,6 +169,7 @@ impl Ipvs {
         for command in &steps.tidying {
             self.kernel.change(command)?;
         }
+        self.follow_sync(plan, &mut done)?;
         if steps.reorders {
             self.set_sysctls(plan, false, &mut Vec::new())?;
         }
@@ -198,6 +201,37 @@ impl Ipvs {
         })?;
         done.extend(changes);
         Ok(())
+    }
+
+    /// The sync daemon that should run: MASTER tells, all else learns.
+    fn sync_daemon(&self, plan: &Plan) -> Option<SyncDaemon> {
+        plan.sync.as_ref().map(|(config, role)| SyncDaemon {
+            state: match self.is_serving(*role) {
+                true => SyncState::Master,
+                false => SyncState::Backup,
+            },
+            interface: config.interface.clone(),
+            id: u32::from(config.id),
+            length: config.length,
+            group: config.group,
+            port: config.port,
+            ttl: config.ttl,
+        })
+    }
+
+    fn follow_sync(&mut self, plan: &Plan, done: &mut Vec<String>) -> Result<(), DataPlaneError> {
+        let wanted = self.sync_daemon(plan);
+        let ours = self.state.has_sync();
+        if wanted.is_none() && !ours {
+            return Ok(());
+        }
+        self.state.claim_sync(true).map_err(state_error)?;
+        let held = self.kernel.daemons()?;
+        for command in reconcile::sync_steps(wanted.as_ref(), &held, ours) {
+            self.kernel.change(&command)?;
+            done.push(describe(&command));
+        }
+        self.state.claim_sync(wanted.is_some()).map_err(state_error)
     }
 
     fn follow_timeouts(&mut self, done: &mut Vec<String>) -> Result<(), DataPlaneError> {
@@ -287,6 +321,11 @@ pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
         let key = entry.service.key;
         if state.has(&key) {
             kernel.change(&Command::DeleteService(key))?;
+        }
+    }
+    if state.has_sync() {
+        for daemon in kernel.daemons()? {
+            kernel.change(&Command::DeleteDaemon(daemon.state))?;
         }
     }
     let mut state = state;

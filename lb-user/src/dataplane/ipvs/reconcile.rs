@@ -5,7 +5,9 @@
 use std::collections::HashSet;
 
 use super::{
-    codec::{Command, Destination, DestinationEntry, Key, Service, ServiceEntry, flags},
+    codec::{
+        Command, Destination, DestinationEntry, Key, Service, ServiceEntry, SyncDaemon, flags,
+    },
     desired::Wanted,
     kernel::Table,
 };
@@ -44,6 +46,41 @@ pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) ->
         .filter(|key| !kept.contains(key) && is_ours(key));
     steps.commands.extend(gone.map(Command::DeleteService));
     steps
+}
+
+/// The way to the sync daemon that is wanted. With none, those in the kernel are stopped if they are
+/// ours.
+pub fn sync_steps(wanted: Option<&SyncDaemon>, held: &[SyncDaemon], is_ours: bool) -> Vec<Command> {
+    let right = |held: &SyncDaemon| wanted.is_some_and(|wanted| same_daemon(wanted, held));
+    let mut commands: Vec<Command> = held
+        .iter()
+        .filter(|held| !right(held) && (is_ours || wanted.is_some()))
+        .map(|held| Command::DeleteDaemon(held.state))
+        .collect();
+    if let Some(wanted) = wanted
+        && !held.iter().any(right)
+    {
+        commands.push(Command::NewDaemon(wanted.clone()));
+    }
+    commands
+}
+
+/// What is not demanded may be anything.
+fn same_daemon(wanted: &SyncDaemon, held: &SyncDaemon) -> bool {
+    let SyncDaemon {
+        state,
+        interface,
+        id,
+        length,
+        group,
+        port,
+        ttl,
+    } = wanted;
+    (*state, interface, *id) == (held.state, &held.interface, held.id)
+        && (length.is_none() || *length == held.length)
+        && (group.is_none() || *group == held.group)
+        && (port.is_none() || *port == held.port)
+        && (ttl.is_none() || *ttl == held.ttl)
 }
 
 fn existing(wish: &Wanted, entry: &ServiceEntry, held: &[DestinationEntry], steps: &mut Steps) {
@@ -123,7 +160,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::dataplane::ipvs::codec::{Forward, Stats};
+    use crate::dataplane::ipvs::codec::{Forward, Stats, SyncState};
 
     fn key(port: u16) -> Key {
         Key::Address(6, IpAddr::from([10, 1, 15, 50]), port)
@@ -322,6 +359,45 @@ mod tests {
         assert_eq!(
             without.tidying,
             [Command::DeleteDestination(key(80), sorry)]
+        );
+    }
+
+    #[test]
+    fn one_sync_daemon_at_a_time() {
+        let daemon = |state, port| SyncDaemon {
+            state,
+            interface: "eth1".to_owned(),
+            id: 7,
+            length: None,
+            group: None,
+            port,
+            ttl: None,
+        };
+        use SyncState::{Backup, Master};
+        let running = |state| daemon(state, Some(8848));
+        let wanted = daemon(Master, None);
+        let to = |held: &[SyncDaemon]| sync_steps(Some(&wanted), held, false);
+        assert_eq!(to(&[]), [Command::NewDaemon(wanted.clone())]);
+        assert!(to(&[running(Master)]).is_empty());
+        assert_eq!(
+            to(&[running(Backup)]),
+            [
+                Command::DeleteDaemon(Backup),
+                Command::NewDaemon(wanted.clone())
+            ]
+        );
+        let other_port = daemon(Master, Some(9));
+        assert_eq!(
+            sync_steps(Some(&other_port), &[running(Master)], true),
+            [
+                Command::DeleteDaemon(Master),
+                Command::NewDaemon(other_port.clone())
+            ]
+        );
+        assert!(sync_steps(None, &[running(Backup)], false).is_empty());
+        assert_eq!(
+            sync_steps(None, &[running(Backup)], true),
+            [Command::DeleteDaemon(Backup)]
         );
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Ipvs,
-    codec::{DestinationEntry, Stats},
+    codec::{DestinationEntry, Stats, SyncState},
     desired,
 };
 use crate::{
@@ -24,9 +24,19 @@ impl Ipvs {
             flow_slots: self.table_size,
             services: services.map(|service| self.service(service)).collect(),
             passed: Vec::new(),
+            sync: self.show_sync(),
             repairs: self.repairs.clone(),
             trouble: self.trouble.clone(),
         }
+    }
+
+    fn show_sync(&self) -> Option<String> {
+        let daemon = self.sync_daemon(self.plan.as_ref()?)?;
+        let (interface, id) = (daemon.interface, daemon.id);
+        Some(match daemon.state {
+            SyncState::Master => format!("tells of its connections on {interface}, sync id {id}"),
+            SyncState::Backup => format!("learns connections on {interface}, sync id {id}"),
+        })
     }
 
     fn service(&self, service: &PlannedService) -> ServiceSnapshot {

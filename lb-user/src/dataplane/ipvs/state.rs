@@ -33,6 +33,8 @@ struct State {
     sysctls: BTreeMap<String, String>,
     /// TCP, TCP after a FIN, UDP, in seconds.
     timeouts: Option<[u32; 3]>,
+    /// A sync daemon of ours runs.
+    sync: bool,
 }
 
 impl StateFile {
@@ -107,6 +109,16 @@ impl StateFile {
     /// The time-outs before us, if they were changed.
     pub const fn timeouts(&self) -> Option<[u32; 3]> {
         self.state.timeouts
+    }
+
+    /// Whether the kernel's sync daemon is ours.
+    pub const fn has_sync(&self) -> bool {
+        self.state.sync
+    }
+
+    /// Notes whether the kernel's sync daemon is ours.
+    pub fn claim_sync(&mut self, ours: bool) -> io::Result<()> {
+        self.change(|state| state.sync = ours)
     }
 
     /// Removes the file: nothing of ours is in the kernel.

@@ -473,6 +473,7 @@ impl DataPlane for Xdp {
                 .map(|s| self.service_snapshot(s))
                 .collect(),
             passed: self.passed(),
+            sync: None,
             repairs: Repairs::default(),
             trouble: None,
         }

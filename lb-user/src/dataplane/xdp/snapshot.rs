@@ -9,6 +9,7 @@ use crate::{
     dataplane::{
         BackendSnapshot, FlowTableSnapshot, ServiceSnapshot, Traffic,
         plan::{BackendState, PlannedService},
+        rate::Rates,
     },
     model::{Forwarding, Ports, Target},
 };
@@ -126,7 +127,7 @@ impl Xdp {
                     rates: self
                         .rates
                         .get(&id)
-                        .map(|rates| rates.per_second())
+                        .map(Rates::per_second)
                         .unwrap_or_default(),
                 }
             })

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// IPVS_DAEMON_ATTR_*.
-mod daemon {
+mod attr {
     pub const STATE: u16 = 1;
     pub const INTERFACE: u16 = 2;
     pub const ID: u16 = 3;
@@ -60,21 +60,21 @@ pub struct SyncDaemon {
 impl SyncDaemon {
     /// Writes the attributes in ipvsadm's order.
     pub fn write(&self, out: &mut Writer) {
-        out.put_u32(daemon::STATE, self.state.number());
-        out.put_text(daemon::INTERFACE, &self.interface);
-        out.put_u32(daemon::ID, self.id);
+        out.put_u32(attr::STATE, self.state.number());
+        out.put_text(attr::INTERFACE, &self.interface);
+        out.put_u32(attr::ID, self.id);
         if let Some(length) = self.length {
-            out.put_u16(daemon::LENGTH, length);
+            out.put_u16(attr::LENGTH, length);
         }
         if let Some(port) = self.port {
-            out.put_u16(daemon::PORT, port);
+            out.put_u16(attr::PORT, port);
         }
         if let Some(ttl) = self.ttl {
-            out.put_u8(daemon::TTL, ttl);
+            out.put_u8(attr::TTL, ttl);
         }
         match self.group {
-            Some(IpAddr::V4(group)) => out.put(daemon::GROUP, &group.octets()),
-            Some(IpAddr::V6(group)) => out.put(daemon::GROUP6, &group.octets()),
+            Some(IpAddr::V4(group)) => out.put(attr::GROUP, &group.octets()),
+            Some(IpAddr::V6(group)) => out.put(attr::GROUP6, &group.octets()),
             None => {}
         }
     }
@@ -94,29 +94,29 @@ impl SyncDaemon {
         for attribute in attributes(bytes) {
             let attribute = attribute?;
             match attribute.kind {
-                daemon::STATE => state = Some(attribute.u32()?),
-                daemon::INTERFACE => read.interface = attribute.text(),
-                daemon::ID => read.id = attribute.u32()?,
-                daemon::LENGTH => read.length = Some(attribute.u16()?),
-                daemon::PORT => read.port = Some(attribute.u16()?),
-                daemon::TTL => read.ttl = Some(attribute.u8()?),
-                daemon::GROUP => {
+                attr::STATE => state = Some(attribute.u32()?),
+                attr::INTERFACE => read.interface = attribute.text(),
+                attr::ID => read.id = attribute.u32()?,
+                attr::LENGTH => read.length = Some(attribute.u16()?),
+                attr::PORT => read.port = Some(attribute.u16()?),
+                attr::TTL => read.ttl = Some(attribute.u8()?),
+                attr::GROUP => {
                     let octets: [u8; 4] = exact(&attribute)?;
                     read.group = Some(IpAddr::from(octets));
                 }
-                daemon::GROUP6 => {
+                attr::GROUP6 => {
                     let octets: [u8; 16] = exact(&attribute)?;
                     read.group = Some(IpAddr::from(octets));
                 }
                 _ => {}
             }
         }
-        read.state = match state.ok_or(CodecError::Missing(daemon::STATE))? {
+        read.state = match state.ok_or(CodecError::Missing(attr::STATE))? {
             1 => SyncState::Master,
             2 => SyncState::Backup,
             value => {
                 return Err(CodecError::Value {
-                    kind: daemon::STATE,
+                    kind: attr::STATE,
                     value,
                 });
             }

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// IPVS_DEST_ATTR_*.
-mod destination {
+mod attr {
     pub const ADDRESS: u16 = 1;
     pub const PORT: u16 = 2;
     pub const FORWARD: u16 = 3;
@@ -94,17 +94,17 @@ pub struct Destination {
 impl Destination {
     /// Writes the attributes in ipvsadm's order.
     pub fn write(&self, out: &mut Writer) {
-        out.put_u16(destination::FAMILY, family(self.address.is_ipv6()));
-        out.put(destination::ADDRESS, &octets(self.address));
-        out.put_be16(destination::PORT, self.port);
-        out.put_u32(destination::FORWARD, self.forward.number());
-        out.put_u32(destination::WEIGHT, self.weight);
+        out.put_u16(attr::FAMILY, family(self.address.is_ipv6()));
+        out.put(attr::ADDRESS, &octets(self.address));
+        out.put_be16(attr::PORT, self.port);
+        out.put_u32(attr::FORWARD, self.forward.number());
+        out.put_u32(attr::WEIGHT, self.weight);
         // IP in IP, the only kind of tunnel that the XDP program has as well.
-        out.put_u8(destination::TUNNEL_TYPE, 0);
-        out.put_be16(destination::TUNNEL_PORT, 0);
-        out.put_u16(destination::TUNNEL_FLAGS, 0);
-        out.put_u32(destination::UPPER, self.upper);
-        out.put_u32(destination::LOWER, self.lower);
+        out.put_u8(attr::TUNNEL_TYPE, 0);
+        out.put_be16(attr::TUNNEL_PORT, 0);
+        out.put_u16(attr::TUNNEL_FLAGS, 0);
+        out.put_u32(attr::UPPER, self.upper);
+        out.put_u32(attr::LOWER, self.lower);
     }
 }
 
@@ -150,31 +150,31 @@ impl DestinationEntry {
         for attribute in attributes(bytes) {
             let attribute = attribute?;
             match attribute.kind {
-                destination::FAMILY => v6 = is_v6(&attribute)?,
-                destination::ADDRESS => address = Some(attribute),
-                destination::PORT => port = Some(attribute.be16()?),
-                destination::FORWARD => forward = Some(attribute.u32()?),
-                destination::WEIGHT => entry.destination.weight = attribute.u32()?,
-                destination::UPPER => entry.destination.upper = attribute.u32()?,
-                destination::LOWER => entry.destination.lower = attribute.u32()?,
-                destination::ACTIVE => entry.active = attribute.u32()?,
-                destination::INACTIVE => entry.inactive = attribute.u32()?,
-                destination::PERSISTENT => entry.persistent = attribute.u32()?,
-                destination::STATS => entry.stats = Stats::read(attribute.value)?,
-                destination::STATS64 => wide = Some(Stats::read(attribute.value)?),
-                destination::TUNNEL_TYPE => entry.tunnel_type = attribute.u8()?,
+                attr::FAMILY => v6 = is_v6(&attribute)?,
+                attr::ADDRESS => address = Some(attribute),
+                attr::PORT => port = Some(attribute.be16()?),
+                attr::FORWARD => forward = Some(attribute.u32()?),
+                attr::WEIGHT => entry.destination.weight = attribute.u32()?,
+                attr::UPPER => entry.destination.upper = attribute.u32()?,
+                attr::LOWER => entry.destination.lower = attribute.u32()?,
+                attr::ACTIVE => entry.active = attribute.u32()?,
+                attr::INACTIVE => entry.inactive = attribute.u32()?,
+                attr::PERSISTENT => entry.persistent = attribute.u32()?,
+                attr::STATS => entry.stats = Stats::read(attribute.value)?,
+                attr::STATS64 => wide = Some(Stats::read(attribute.value)?),
+                attr::TUNNEL_TYPE => entry.tunnel_type = attribute.u8()?,
                 _ => {}
             }
         }
         let missing = CodecError::Missing;
-        entry.destination.address = ip(&address.ok_or(missing(destination::ADDRESS))?, v6)?;
-        entry.destination.port = port.ok_or(missing(destination::PORT))?;
-        let number = forward.ok_or(missing(destination::FORWARD))?;
+        entry.destination.address = ip(&address.ok_or(missing(attr::ADDRESS))?, v6)?;
+        entry.destination.port = port.ok_or(missing(attr::PORT))?;
+        let number = forward.ok_or(missing(attr::FORWARD))?;
         entry.destination.forward = Forward::ALL
             .into_iter()
             .find(|forward| forward.number() == number)
             .ok_or(CodecError::Value {
-                kind: destination::FORWARD,
+                kind: attr::FORWARD,
                 value: number,
             })?;
         entry.stats = wide.unwrap_or(entry.stats);

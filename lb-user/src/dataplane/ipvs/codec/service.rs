@@ -10,7 +10,7 @@ use super::{
 };
 
 /// IPVS_SVC_ATTR_*.
-mod service {
+mod attr {
     pub const FAMILY: u16 = 1;
     pub const PROTOCOL: u16 = 2;
     pub const ADDRESS: u16 = 3;
@@ -118,26 +118,26 @@ impl Service {
 
     /// Writes the attributes in ipvsadm's order.
     pub fn write(&self, out: &mut Writer) {
-        out.put_u16(service::FAMILY, family(self.key.is_v6()));
+        out.put_u16(attr::FAMILY, family(self.key.is_v6()));
         match self.key {
             Key::Address(protocol, address, port) => {
-                out.put_u16(service::PROTOCOL, u16::from(protocol));
-                out.put(service::ADDRESS, &octets(address));
-                out.put_be16(service::PORT, port);
+                out.put_u16(attr::PROTOCOL, u16::from(protocol));
+                out.put(attr::ADDRESS, &octets(address));
+                out.put_be16(attr::PORT, port);
             }
-            Key::Mark { mark, .. } => out.put_u32(service::MARK, mark),
+            Key::Mark { mark, .. } => out.put_u32(attr::MARK, mark),
         }
-        out.put_text(service::SCHEDULER, &self.scheduler);
+        out.put_text(attr::SCHEDULER, &self.scheduler);
         if let Some(engine) = &self.engine {
-            out.put_text(service::ENGINE, engine);
+            out.put_text(attr::ENGINE, engine);
         }
         // Every bit is given, also those that are 0.
         let words = [self.flags.to_ne_bytes(), u32::MAX.to_ne_bytes()];
-        out.put(service::FLAGS, &words.concat());
-        out.put_u32(service::TIMEOUT, self.timeout_s);
+        out.put(attr::FLAGS, &words.concat());
+        out.put_u32(attr::TIMEOUT, self.timeout_s);
         match self.key.is_v6() {
-            true => out.put_u32(service::NETMASK, self.netmask),
-            false => out.put(service::NETMASK, &self.netmask.to_be_bytes()),
+            true => out.put_u32(attr::NETMASK, self.netmask),
+            false => out.put(attr::NETMASK, &self.netmask.to_be_bytes()),
         }
     }
 }
@@ -171,28 +171,28 @@ impl ServiceEntry {
         for attribute in attributes(bytes) {
             let attribute = attribute?;
             match attribute.kind {
-                service::FAMILY => family = Some(is_v6(&attribute)?),
-                service::PROTOCOL => protocol = Some(byte(&attribute)?),
-                service::ADDRESS => address = Some(attribute),
-                service::PORT => port = Some(attribute.be16()?),
-                service::MARK => mark = Some(attribute.u32()?),
-                service::SCHEDULER => entry.service.scheduler = attribute.text(),
-                service::ENGINE => entry.service.engine = Some(attribute.text()),
-                service::FLAGS => entry.service.flags = first_word(&attribute)?,
-                service::TIMEOUT => entry.service.timeout_s = attribute.u32()?,
-                service::NETMASK => netmask = Some(attribute),
-                service::STATS => narrow = Stats::read(attribute.value)?,
-                service::STATS64 => wide = Some(Stats::read(attribute.value)?),
+                attr::FAMILY => family = Some(is_v6(&attribute)?),
+                attr::PROTOCOL => protocol = Some(byte(&attribute)?),
+                attr::ADDRESS => address = Some(attribute),
+                attr::PORT => port = Some(attribute.be16()?),
+                attr::MARK => mark = Some(attribute.u32()?),
+                attr::SCHEDULER => entry.service.scheduler = attribute.text(),
+                attr::ENGINE => entry.service.engine = Some(attribute.text()),
+                attr::FLAGS => entry.service.flags = first_word(&attribute)?,
+                attr::TIMEOUT => entry.service.timeout_s = attribute.u32()?,
+                attr::NETMASK => netmask = Some(attribute),
+                attr::STATS => narrow = Stats::read(attribute.value)?,
+                attr::STATS64 => wide = Some(Stats::read(attribute.value)?),
                 _ => {}
             }
         }
-        let v6 = family.ok_or(CodecError::Missing(service::FAMILY))?;
+        let v6 = family.ok_or(CodecError::Missing(attr::FAMILY))?;
         entry.service.key = match mark {
             Some(mark) => Key::Mark { mark, v6 },
             None => Key::Address(
-                protocol.ok_or(CodecError::Missing(service::PROTOCOL))?,
-                ip(&address.ok_or(CodecError::Missing(service::ADDRESS))?, v6)?,
-                port.ok_or(CodecError::Missing(service::PORT))?,
+                protocol.ok_or(CodecError::Missing(attr::PROTOCOL))?,
+                ip(&address.ok_or(CodecError::Missing(attr::ADDRESS))?, v6)?,
+                port.ok_or(CodecError::Missing(attr::PORT))?,
             ),
         };
         entry.service.netmask = match (netmask, v6) {

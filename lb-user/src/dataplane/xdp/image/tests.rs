@@ -29,7 +29,7 @@ fn tcp(address: IpAddr, port: u16) -> ServiceId {
 
 fn build(services: Vec<PlannedService>) -> Image {
     Image::build(
-        &Plan { services },
+        &Plan::of(services),
         |s| s as u16 + 1,
         |s, b| (s * 100 + b + 1) as u16,
         1 << 26,
