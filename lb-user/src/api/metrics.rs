@@ -70,6 +70,12 @@ struct OfServer {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Chosen {
+    kind: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfInterface {
     interface: String,
     mode: String,
@@ -359,6 +365,23 @@ fn services(registry: &mut Registry, status: &Status) {
 
 fn data_plane(registry: &mut Registry, status: &Status) {
     let plane = &status.data_plane;
+    let chosen = numbers(
+        registry,
+        "data_plane_info",
+        "Which data plane forwards, and why; always 1",
+    );
+    let labels = Chosen {
+        kind: plane.kind.clone(),
+        reason: plane.choice.clone(),
+    };
+    chosen.get_or_create(&labels).set(1.0);
+    counts(
+        registry,
+        "data_plane_repairs",
+        "Changes by others in the kernel's tables that were changed back",
+    )
+    .get_or_create(&Nothing {})
+    .inc_by(plane.repairs.count);
     let attached = numbers(
         registry,
         "data_plane_attached",

@@ -22,6 +22,7 @@ impl Ipvs {
             interfaces: Vec::new(),
             generation: self.generation,
             flow_slots: self.table_size,
+            flow_tables: Vec::new(),
             services: services.map(|service| self.service(service)).collect(),
             passed: Vec::new(),
             sync: self.show_sync(),
