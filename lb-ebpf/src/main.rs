@@ -16,6 +16,7 @@ mod maps;
 mod packet;
 mod parse;
 mod pipeline;
+mod probe;
 mod protect;
 mod related;
 mod rewrite;

@@ -15,6 +15,7 @@ use lb_common::{
         MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
         WIDE_CHUNKS,
     },
+    probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
@@ -139,6 +140,15 @@ pub static REASONS: PerCpuArray<u64, { (MAX_SERVICES * REASON_SLOTS) as usize }>
 /// Where a capture reads.
 #[btf_map(name = "events")]
 pub static EVENTS: PerfEventArray = PerfEventArray::new();
+
+/// Whom a probe's mark means.
+#[btf_map(name = "probe_targets")]
+pub static PROBE_TARGETS: Array<ProbeTarget, { MAX_PROBES as usize }, MMAPABLE> = Array::new();
+
+/// Probes under way, and the address that each one's socket knows.
+#[btf_map(name = "probe_flows")]
+pub static PROBE_FLOWS: LruHashMap<ProbeFlow, Address, { MAX_PROBE_FLOWS as usize }> =
+    LruHashMap::new();
 
 /// The control element, once the daemon has filled it.
 #[inline(always)]

@@ -69,7 +69,9 @@ fn what_is_asked_decides() {
     }
     // The last row left a check of the guide's kind running: the server goes and returns.
     guide.rs1.stop().unwrap();
-    assert!(wait_for_rs1(&guide.node1, false).contains("cannot connect to 10.1.15.45:80"));
+    assert!(
+        wait_for_rs1(&guide.node1, false).contains("cannot connect to 10.1.15.50:80 on 10.1.15.45")
+    );
     guide.rs1.resume(&guide.lab).unwrap();
     assert_eq!(wait_for_rs1(&guide.node1, true), "");
 }

@@ -183,3 +183,31 @@ fn path_mtu_discovery_reaches_the_real_servers() {
         }
     }
 }
+
+/// The director has the VIP itself, and asks for it on the real server all the same.
+#[test]
+fn checks_ask_for_the_vip_on_the_real_server() {
+    let site = site();
+    let rs1 = &site.servers[0];
+    for (vip, host, prefix) in [(VIP4, "10.1.15.45", "32"), (VIP6, "2001:db8::45", "128")] {
+        let state = |up: bool| {
+            let what = format!("{host} is {}", if up { "up" } else { "down" });
+            wait::until(&what, Duration::from_secs(20), || {
+                let checks = site.lbd.status()?.checks;
+                Ok(checks.into_iter().find(|c| c.backend == host && c.up == up))
+            })
+            .unwrap()
+        };
+        let target = state(true).checks[0].target.clone();
+        assert!(
+            target.contains(vip) && target.ends_with(&format!(" on {host}")),
+            "{target}"
+        );
+        let address = format!("{vip}/{prefix}");
+        rs1.ip(&["address", "del", &address, "dev", "lo"]).unwrap();
+        let cause = state(false).cause.unwrap_or_default();
+        assert!(cause.contains("on its lo?"), "{cause}");
+        rs1.ip(&["address", "add", &address, "dev", "lo"]).unwrap();
+        state(true);
+    }
+}

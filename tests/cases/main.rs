@@ -21,6 +21,7 @@ mod life;
 mod many;
 mod metrics;
 mod model;
+mod on_vip;
 mod orders;
 mod packets;
 mod peers;

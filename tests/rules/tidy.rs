@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "lb-user/src/vrrp/fsm.rs",
     "lb-user/src/vrrp/pace.rs",
     "lb-user/src/health/state.rs",
+    "lb-user/src/health/paths.rs",
     "lb-user/src/health/board.rs",
     "lb-user/src/health/plan.rs",
     "lb-user/src/track/state.rs",

@@ -1,6 +1,9 @@
 //! What health checks lead to.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::Daemon;
 use crate::{
@@ -12,17 +15,47 @@ use crate::{
         probe::Asked,
         state::Health,
     },
+    model::Neighbour,
 };
 
 impl Daemon {
     /// Makes the configuration's checks the running ones.
     pub(super) fn start_checks(&mut self) {
-        let jobs = crate::health::plan::jobs(&self.config);
+        let mut jobs = crate::health::plan::jobs(&self.config);
+        self.lead_to_vips(&mut jobs);
         let news = self.health.follow(&jobs, now());
         let health = &self.health;
         self.checks.configure(&jobs, |job| health.health_of(job));
         for news in &news {
             self.on_news(news);
+        }
+    }
+
+    /// Lets checks ask for the VIP on the real server, where the data plane can do that.
+    fn lead_to_vips(&mut self, jobs: &mut Vec<Job>) {
+        let at_home = jobs.clone();
+        let on_data_plane = |index: u32| {
+            let mut interfaces = self.config.dataplane.interfaces.iter();
+            interfaces.any(|name| {
+                let interface = self.interfaces.by_name(name);
+                interface.is_some_and(|interface| interface.ifindex == index)
+            })
+        };
+        let is_virtual = |address: IpAddr| {
+            let mut services = self.config.services.iter();
+            services.any(|service| service.id.address == address)
+        };
+        let source = |host: IpAddr| self.interfaces.beside(host, is_virtual);
+        let sees = |host: IpAddr| match self.neighbours.locate(host, &self.interfaces) {
+            Some(Neighbour::ThisHost) => false,
+            Some(Neighbour::Host(hop)) => on_data_plane(hop.ifindex),
+            // Not resolved yet: most likely where its network is.
+            None => true,
+        };
+        let paths = self.paths.lead(&self.config, jobs, sees, source);
+        if let Err(error) = self.data_plane.set_probes(&paths) {
+            tracing::debug!(%error, "checks ask the real servers' own addresses");
+            *jobs = at_home;
         }
     }
 
@@ -58,7 +91,10 @@ impl Daemon {
         let reading = self.checks.reading(job);
         ProbeStatus {
             kind: job.check.kind.name().to_owned(),
-            target: Asked(job.target).to_string(),
+            target: match job.via {
+                Some(via) => format!("{} on {}", Asked(job.target), via.host),
+                None => Asked(job.target).to_string(),
+            },
             up: health == Health::Up,
             attempts: reading.attempts,
             failures: reading.failures,

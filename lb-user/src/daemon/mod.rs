@@ -53,6 +53,7 @@ use crate::{
     health::{
         board::{Board, Change},
         driver::Checks,
+        paths::Paths,
         state::Health,
     },
     model::{
@@ -152,6 +153,7 @@ struct Daemon {
     vrrp: Option<Driver>,
     instances: BTreeMap<String, InstanceRecord>,
     checks: Checks,
+    paths: Paths,
     tracking: Tracking,
     links: Links,
     health: Board,
@@ -217,6 +219,7 @@ impl Daemon {
             vrrp: Some(vrrp),
             instances: BTreeMap::new(),
             checks,
+            paths: Paths::default(),
             tracking,
             links: Links::new(),
             health: Board::default(),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::model::{FlowTimeouts, Neighbour, Protection, Scheduler, ServiceId, Target};
+use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Scheduler, ServiceId, Target};
 
 pub mod ipvs;
 pub mod plan;
@@ -42,6 +42,9 @@ pub trait DataPlane: Send {
     /// Follows the MAC addresses by which this host is addressed, with the index of the interface
     /// that each is used on.
     fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]);
+
+    /// Makes these the paths of health checks that ask for a VIP on a real server, and no others.
+    fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError>;
 
     /// Follows the lists of sources and their rate.
     fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError>;
@@ -83,6 +86,9 @@ pub enum DataPlaneError {
         "no permission to {0}; run lbd as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and CAP_PERFMON"
     )]
     NoPermission(&'static str),
+    /// Health checks cannot be sent to a VIP on one real server.
+    #[error("no way to ask for a VIP on one real server: {0}")]
+    NoProbes(String),
     /// Another daemon holds the pins.
     #[error(
         "another lbd is running with the pins in {0}; stop it, or give this one its own `pin_path`"

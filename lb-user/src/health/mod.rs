@@ -5,6 +5,7 @@
 
 pub mod board;
 pub mod driver;
+pub mod paths;
 pub mod plan;
 pub mod probe;
 pub mod state;

@@ -18,8 +18,22 @@ pub struct Job {
     pub subject: Subject,
     /// Address and port asked; the port is 0 where none is.
     pub target: SocketAddr,
+    /// The way to the real server, where the target is the VIP on it.
+    pub via: Option<Via>,
     /// What is asked, and when.
     pub check: Check,
+}
+
+/// How a VIP is asked for on one real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Via {
+    /// The real server's own address: what sockets are connected to.
+    pub host: IpAddr,
+    /// Their `SO_MARK`.
+    pub mark: u32,
+    /// Where they are bound to, unless the check says: left to itself the kernel may take the VIP, where
+    /// this host has it, and the answer would never come back.
+    pub source: Option<IpAddr>,
 }
 
 /// The jobs of a configuration. Two equal checks of a real server are one job.
@@ -40,6 +54,7 @@ pub fn jobs(config: &Config) -> Vec<Job> {
                 let job = Job {
                     subject: (service.id, backend.address),
                     target: SocketAddr::new(address, port),
+                    via: None,
                     check: check.clone(),
                 };
                 if !jobs[begin..].contains(&job) {
@@ -86,10 +101,12 @@ pub(super) mod tests {
         Job {
             subject: (ServiceId::new(Protocol::Tcp, vip), address),
             target: SocketAddr::new(address, 80),
+            via: None,
             check: Check {
                 kind: CheckKind::Tcp,
                 address: None,
                 port: None,
+                on_vip: false,
                 source: None,
                 limits: Limits {
                     connect: second,

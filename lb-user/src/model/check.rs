@@ -11,6 +11,9 @@ pub struct Check {
     pub address: Option<IpAddr>,
     /// Port asked; the service's when absent.
     pub port: Option<u16>,
+    /// Whether the VIP is asked for on the real server, where there is a way, instead of an address of
+    /// its own.
+    pub on_vip: bool,
     /// Source address; the kernel's choice when absent.
     pub source: Option<IpAddr>,
     /// How long an attempt may take.

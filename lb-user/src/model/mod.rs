@@ -6,6 +6,7 @@ mod announce;
 mod auth;
 mod check;
 mod plane;
+mod probe;
 mod track;
 mod vrrp;
 
@@ -24,6 +25,7 @@ pub use self::check::{
     BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls,
 };
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
+pub use self::probe::ProbePath;
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,

@@ -125,6 +125,23 @@ pub struct Prefix {
     pub length: u8,
 }
 
+impl Prefix {
+    /// Whether an address is on the network that this one is on.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let same = |a: u128, b: u128, width: u32| {
+            let rest = width.saturating_sub(u32::from(self.length));
+            rest >= width || (a ^ b) >> rest == 0
+        };
+        match (self.address, address) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => {
+                same(own.to_bits().into(), other.to_bits().into(), 32)
+            }
+            (IpAddr::V6(own), IpAddr::V6(other)) => same(own.to_bits(), other.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.length)

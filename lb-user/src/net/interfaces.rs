@@ -200,6 +200,16 @@ impl Interfaces {
         macs
     }
 
+    /// An address of this host on a network that `host` is on, other than virtual ones.
+    pub fn beside(&self, host: IpAddr, is_virtual: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let interfaces = self.by_index.values();
+        let addresses = interfaces.flat_map(|interface| &interface.addresses);
+        addresses
+            .filter(|prefix| prefix.holds(host) && !is_virtual(prefix.address))
+            .max_by_key(|prefix| prefix.length)
+            .map(|prefix| prefix.address)
+    }
+
     /// Whether an interface lies upon another, or upon its master, through whatever is between.
     fn lies_upon(&self, ifindex: u32, carrier: &Interface) -> bool {
         /// No real stack is deeper.
@@ -297,6 +307,9 @@ mod tests {
         );
         assert_eq!(eth0.source(Some(vip), false, |a| a == vip), Some(vip));
         assert_eq!(eth0.source(None, true, |_| false), Some(link_local));
+        let beside = |last| table.beside([10, 1, 0, last].into(), |a| a == vip);
+        assert_eq!(beside(45), Some(IpAddr::from([10, 1, 15, 43])));
+        assert_eq!(table.beside([10, 2, 0, 1].into(), |_| false), None);
         assert_eq!(table.apply(&link(false)), Some("eth0".into()));
         assert_eq!(
             table.apply(&NetEvent::LinkGone { ifindex: 7 }),

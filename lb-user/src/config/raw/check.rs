@@ -7,6 +7,7 @@ use crate::config::reader::{At, Fields};
 /// A check of any type. Which keys belong to which type is for the validation to say.
 pub struct RawCheck {
     pub kind: Option<At<String>>,
+    pub target: Option<At<String>>,
     pub address: Option<At<String>>,
     pub port: Option<At<i64>>,
     pub source_address: Option<At<String>>,
@@ -58,6 +59,7 @@ pub fn check(fields: &mut Fields<'_, '_>) -> RawCheck {
     let mut keys = Particular::default();
     let raw = RawCheck {
         kind: fields.string("type"),
+        target: fields.string("target"),
         address: fields.string("address"),
         port: fields.integer("port"),
         source_address: fields.string("source_address"),

@@ -87,6 +87,8 @@ impl Validator<'_> {
             warmup: self.duration(raw.warmup, "warmup", range, warmup),
             jitter: self.small(raw.jitter, "jitter", 0..=50, 0),
         };
+        let elsewhere = raw.address.is_some() || raw.port.is_some();
+        let on_vip = self.on_vip(raw.target, raw.address.as_ref(), elsewhere);
         let port = raw
             .port
             .map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
@@ -110,10 +112,28 @@ impl Validator<'_> {
             kind,
             address,
             port: port.and_then(|port| u16::try_from(port).ok()),
+            on_vip,
             source,
             limits,
             timing,
         }
+    }
+
+    /// Another port or address than the service's is usually not for clients, and not on the VIP.
+    fn on_vip(
+        &mut self,
+        raw: Option<At<String>>,
+        address: Option<&At<String>>,
+        elsewhere: bool,
+    ) -> bool {
+        let span = raw.as_ref().map(|at| at.span.clone());
+        let targets = &[("vip", true), ("address", false)];
+        let on_vip = self.choice(raw, "target", !elsewhere, targets);
+        if let (true, Some(span), Some(_)) = (on_vip, span, address) {
+            let message = "`target = \"vip\"` beside an `address` of its own";
+            self.error(&span, message, "leave one of them out");
+        }
+        on_vip
     }
 
     fn only_of(&mut self, kind: Type, given: &[(&'static str, Range<usize>)]) {

@@ -42,7 +42,7 @@ use super::{
     TableInfo, Why, WhyQuery,
     plan::{BackendState, PlannedService},
 };
-use crate::model::{FlowTimeouts, Neighbour, Protection, Runtime, ipvs_lacks};
+use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ipvs_lacks};
 
 /// What was read back may be this old in a snapshot.
 const STALE: Duration = Duration::from_millis(100);
@@ -392,6 +392,12 @@ impl DataPlane for Ipvs {
         }
         self.plan = Some(plan.clone());
         Ok(self.generation)
+    }
+
+    fn set_probes(&mut self, _: &[ProbePath]) -> Result<(), DataPlaneError> {
+        Err(DataPlaneError::NoProbes(
+            "only the XDP data plane sends probes to a VIP on one real server".to_owned(),
+        ))
     }
 
     fn took_over(&self) -> bool {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Xdp, flows::Flow};
 use crate::{
     dataplane::TableInfo,
-    model::{Target, address::from_wire},
+    model::{ProbePath, Target, address::from_wire},
 };
 
 /// Flows that one dump lists; the rest is counted in a last entry.
@@ -26,10 +26,9 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
     let kind = match name {
         "control" | "services" | "vips" | "port_ranges" | "details" | "backends" | "tunnels"
         | "loads" | "identities" | "rings" | "cursors" | "half_open_tcp" | "half_open_udp"
-        | "wide_open_tcp" | "wide_open_udp" => "array (memory-mapped)",
-        "spill" | "wide_spill" | "fragments" | "sticky" | "sticky_new" | "source_rates" => {
-            "LRU hash"
-        }
+        | "wide_open_tcp" | "wide_open_udp" | "probe_targets" => "array (memory-mapped)",
+        "spill" | "wide_spill" | "fragments" | "sticky" | "sticky_new" | "source_rates"
+        | "probe_flows" => "LRU hash",
         "flows" | "wide_flows" => "array of arrays",
         "sources4" | "sources6" => "prefix trie",
         "devices" => "devmap hash",
@@ -74,12 +73,29 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
         "wide_spill" => Some(wide_spilled_entries(xdp)),
         "sources4" | "sources6" => Some(xdp.sources.entries(table == "sources4")),
         // What only the program writes, and the kernel orders as it likes: their size is told.
-        "fragments" | "sticky" | "sticky_new" | "source_rates" | "events" => Some(Vec::new()),
+        "fragments" | "sticky" | "sticky_new" | "source_rates" | "events" | "probe_flows" => {
+            Some(Vec::new())
+        }
+        "probe_targets" => Some(probe_targets(xdp)),
         "devices" => Some(devices(xdp)),
         "backend_stats" => Some(backend_stats(xdp)),
         "reasons" => Some(reasons(xdp)),
         _ => None,
     }
+}
+
+fn probe_targets(xdp: &Xdp) -> Vec<Value> {
+    let mut paths: Vec<_> = xdp.probes.paths().collect();
+    paths.sort_by_key(|path| path.index);
+    let entry = |path: &&ProbePath| {
+        json!({
+            "mark": format!("{:#x}", path.mark()),
+            "vip": path.vip.to_string(),
+            "real_server": path.host.to_string(),
+            "tunnel": path.tunnel,
+        })
+    };
+    paths.iter().map(entry).collect()
 }
 
 /// A MAC address in the usual notation.

@@ -19,6 +19,7 @@ mod maps;
 mod object;
 mod pins;
 mod placement;
+mod probes;
 mod protect;
 mod questions;
 mod snapshot;
@@ -41,6 +42,7 @@ use lb_common::{
         GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_PORT_RANGES, MAX_SERVICES,
         RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, VIP_BUCKETS,
     },
+    probe::MAX_PROBES,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
     table::{Cursor, Load, Tunnel},
 };
@@ -59,6 +61,7 @@ use self::{
     maps::{Identities, PodAddress, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
     object::{Object, map_error},
     pins::Pins,
+    probes::Probes,
     protect::Sources,
 };
 use super::{
@@ -68,7 +71,8 @@ use super::{
     rate::Rates,
 };
 use crate::model::{
-    DataplaneConfig, FlowTimeouts, Neighbour, Protection, Runtime, ServiceId, Target, xdp_lacks,
+    DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ServiceId, Target,
+    xdp_lacks,
 };
 
 /// After this time no packet is in the program any more that began before it.
@@ -83,7 +87,8 @@ pub struct Xdp {
     object: Object,
     tables: Vec<TableInfo>,
     /// Maps that only the program writes, held open for as long as it runs.
-    _kept: Map,
+    probes: Probes,
+    _kept: [Map; 2],
     control: ControlElement,
     took_over: bool,
     services: MappedArray<ServiceBucket>,
@@ -211,7 +216,8 @@ impl Xdp {
         let source_rates = take("source_rates")?
             .try_into()
             .map_err(fails("open map source_rates"))?;
-        let kept = take("fragments")?;
+        let kept = [take("fragments")?, take("probe_flows")?];
+        let probes = Probes::new(mapped(&take("probe_targets")?, MAX_PROBES)?);
         let events = take("events")?
             .try_into()
             .map_err(fails("open map events"))?;
@@ -245,6 +251,7 @@ impl Xdp {
         Ok(move |object| Self {
             object,
             tables,
+            probes,
             _kept: kept,
             control,
             took_over,
@@ -433,6 +440,16 @@ impl DataPlane for Xdp {
         self.control.set_timeouts(timeouts);
         self.service_ids.rest_at_least(rest(timeouts));
         self.backend_ids.rest_at_least(rest(timeouts));
+    }
+
+    fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError> {
+        match self.object.no_probes() {
+            Some(reason) => Err(DataPlaneError::NoProbes(reason.to_owned())),
+            None => {
+                self.probes.follow(paths);
+                Ok(())
+            }
+        }
     }
 
     fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]) {

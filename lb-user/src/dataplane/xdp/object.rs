@@ -16,6 +16,7 @@ use aya::{
 use super::{
     maps::{map_data, shape},
     pins::{Pins, absent_is_fine},
+    probes,
 };
 use crate::dataplane::{Attachment, DataPlaneError};
 
@@ -23,7 +24,7 @@ use crate::dataplane::{Attachment, DataPlaneError};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map of the object, as pinned.
-pub const MAPS: [&str; 29] = [
+pub const MAPS: [&str; 31] = [
     "control",
     "services",
     "vips",
@@ -53,6 +54,8 @@ pub const MAPS: [&str; 29] = [
     "backend_stats",
     "reasons",
     "events",
+    "probe_targets",
+    "probe_flows",
 ];
 
 /// A loaded object with its links.
@@ -62,6 +65,8 @@ pub struct Object {
     links: Vec<(Attachment, PinnedLink)>,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
     program: &'static str,
+    /// Why health checks cannot ask for the VIP on a real server, if they cannot.
+    no_probes: Option<String>,
 }
 
 impl Object {
@@ -76,11 +81,12 @@ impl Object {
             loaded = Self::try_load(Some(pins));
         }
         match (loaded, pins) {
-            (Ok((ebpf, program)), pins) => Ok(Self {
+            (Ok((ebpf, program, no_probes)), pins) => Ok(Self {
                 ebpf,
                 pins,
                 links: Vec::new(),
                 program,
+                no_probes,
             }),
             (Err(error), pins) => {
                 // Maps that were pinned before the kernel refused the next one.
@@ -92,7 +98,9 @@ impl Object {
         }
     }
 
-    fn try_load(pins: Option<&Pins>) -> Result<(Ebpf, &'static str), DataPlaneError> {
+    fn try_load(
+        pins: Option<&Pins>,
+    ) -> Result<(Ebpf, &'static str, Option<String>), DataPlaneError> {
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in MAPS {
@@ -123,7 +131,8 @@ impl Object {
                 "lbd_linear"
             }
         };
-        Ok((ebpf, program))
+        let no_probes = probes::load(&mut ebpf).err();
+        Ok((ebpf, program, no_probes))
     }
 
     /// Runs the program on every configured interface.
@@ -133,7 +142,26 @@ impl Object {
             self.links.push(link);
         }
         self.drop_stale_links();
+        if self.no_probes.is_none() {
+            self.no_probes = self.attach_probes(interfaces).err();
+        }
+        if let Some(reason) = &self.no_probes {
+            tracing::warn!(
+                reason,
+                "health checks ask the real servers' own addresses instead of the VIPs on them"
+            );
+        }
         Ok(())
+    }
+
+    fn attach_probes(&mut self, interfaces: &[String]) -> Result<(), String> {
+        let mut interfaces = interfaces.iter();
+        interfaces.try_for_each(|interface| probes::attach(&mut self.ebpf, interface))
+    }
+
+    /// Why health checks cannot ask for the VIP on a real server, if they cannot.
+    pub fn no_probes(&self) -> Option<&str> {
+        self.no_probes.as_deref()
     }
 
     fn attach_one(
@@ -385,7 +413,7 @@ fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
 }
 
 /// An error with its sources, in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

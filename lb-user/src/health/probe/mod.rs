@@ -11,7 +11,10 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 pub use self::{exchange::ExchangeError, http::HttpError, tcp::ConnectError, tls::TlsError};
-use super::{plan::Job, state::Attempt};
+use super::{
+    plan::{Job, Via},
+    state::Attempt,
+};
 use crate::model::{CheckKind, Limits};
 
 /// Makes the attempts of one check. Keeps what is costly to make anew.
@@ -23,7 +26,9 @@ pub struct Probe {
 /// Where an attempt goes, from where, and how long it may take.
 #[derive(Clone, Copy, Debug)]
 struct Place {
+    /// Whom the questions are for.
     target: SocketAddr,
+    via: Option<Via>,
     source: Option<std::net::IpAddr>,
     limits: Limits,
 }
@@ -49,10 +54,12 @@ pub enum ProbeError {
 
 /// Something did not happen in time.
 #[derive(Debug, Error)]
-#[error("{target} did not {what} within {limit:?}")]
+#[error("{target}{on} did not {what} within {limit:?}")]
 pub struct Late {
     /// Who was asked.
     target: Asked,
+    /// The real server on which the VIP was asked for.
+    on: On,
     /// What was waited for.
     what: &'static str,
     /// For how long.
@@ -63,12 +70,17 @@ pub struct Late {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked(pub SocketAddr);
 
+/// Names the real server on which a VIP was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct On(Option<std::net::IpAddr>);
+
 impl Probe {
     /// For a job of the plan.
     pub fn new(job: &Job) -> Self {
         let place = Place {
             target: job.target,
-            source: job.check.source,
+            via: job.via,
+            source: job.check.source.or(job.via.and_then(|via| via.source)),
             limits: job.check.limits,
         };
         let kind = match &job.check.kind {
@@ -103,6 +115,17 @@ impl Kind {
 }
 
 impl Place {
+    /// Where sockets are connected to.
+    fn peer(&self) -> SocketAddr {
+        let host = self.via.map_or(self.target.ip(), |via| via.host);
+        SocketAddr::new(host, self.target.port())
+    }
+
+    /// Which real server is meant, where the target alone does not tell.
+    fn on(&self) -> On {
+        On(self.via.map(|via| via.host))
+    }
+
     /// Waits for `work`, but not longer than `limit`.
     async fn within<T>(
         &self,
@@ -112,6 +135,7 @@ impl Place {
     ) -> Result<T, Late> {
         timeout(limit, work).await.map_err(|_| Late {
             target: Asked(self.target),
+            on: self.on(),
             what,
             limit,
         })
@@ -142,6 +166,15 @@ impl fmt::Display for Asked {
         match self.0.port() {
             0 => self.0.ip().fmt(f),
             _ => self.0.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for On {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(host) => write!(f, " on {host}"),
+            None => Ok(()),
         }
     }
 }

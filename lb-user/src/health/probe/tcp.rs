@@ -2,19 +2,24 @@
 
 use std::{io, net::SocketAddr};
 
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Late, Place};
+use super::{Late, On, Place};
 
 /// Why there is no TCP connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The kernel says no.
-    #[error("cannot connect to {target}: {source}")]
+    #[error("cannot connect to {target}{on}: {source}{hint}")]
     Refused {
         /// Address asked.
         target: SocketAddr,
+        /// The real server, where the VIP was asked for.
+        on: On,
+        /// What may be the matter there.
+        hint: String,
         /// The kernel's words.
         source: io::Error,
     },
@@ -27,20 +32,38 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// Nobody answers.
-    #[error(transparent)]
-    Late(#[from] Late),
+    #[error("{source}{hint}")]
+    Silent {
+        /// For how long.
+        source: Late,
+        /// What may be the matter, where the VIP was asked for.
+        hint: String,
+    },
 }
 
 /// Connects. Closing the stream resets the connection: thousands of checks leave no TIME-WAIT
 /// behind, and the server's backlog is free at once.
 pub(super) async fn connect(place: &Place) -> Result<TcpStream, ConnectError> {
     let target = place.target;
-    let refused = |source| ConnectError::Refused { target, source };
+    // Silence and refusal usually mean the same, where the VIP is asked for.
+    let hint = |question: &str| match place.via {
+        Some(_) => format!(" ({})", question.replace("VIP", &target.ip().to_string())),
+        None => String::new(),
+    };
+    let refused = |source| ConnectError::Refused {
+        target,
+        on: place.on(),
+        hint: hint("does the service listen on VIP?"),
+        source,
+    };
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }
     .map_err(refused)?;
+    if let Some(via) = place.via {
+        SockRef::from(&socket).set_mark(via.mark).map_err(refused)?;
+    }
     if let Some(address) = place.source {
         socket
             .bind(SocketAddr::new(address, 0))
@@ -50,9 +73,13 @@ pub(super) async fn connect(place: &Place) -> Result<TcpStream, ConnectError> {
         .within(
             place.limits.connect,
             "accept a connection",
-            socket.connect(target),
+            socket.connect(place.peer()),
         )
-        .await?
+        .await
+        .map_err(|source| ConnectError::Silent {
+            source,
+            hint: hint("is VIP on its lo?"),
+        })?
         .map_err(refused)?;
     stream.set_zero_linger().map_err(refused)?;
     // A question of several small writes must not wait for acknowledgements.

@@ -1,0 +1,376 @@
+//! Health checks of the VIP on a real server: two classifiers (TC) beside the XDP program. `lb_common::
+//! probe` says what they do for each other.
+//!
+//! Forwarded packets never come here: XDP sends them away before. Whatever is not a probe's passes as it
+//! came.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
+        BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::bpf_csum_diff,
+    macros::classifier,
+    programs::TcContext,
+};
+use lb_common::{
+    Address,
+    probe::{MARK, MARK_MASK, ProbeFlow},
+};
+
+use crate::{
+    maps::{self, PROBE_FLOWS, PROBE_TARGETS},
+    parse::{
+        ethernet::{self, IPV4_BE, IPV6_BE},
+        ipv4::Ipv4Header,
+        ipv6,
+    },
+    service,
+};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// TTL and hop limit of an outer packet.
+const TTL: u8 = 64;
+/// Tells the kernel that a pseudo-header of IPv6 changed: without it the checksum that some drivers hand
+/// over spoils (Linux 6.16 and stable kernels since; others refuse the flag and do not need it).
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// What could not be read or written; the packet passes.
+type Attempt<T> = Result<T, ()>;
+
+/// Where things are in a packet of one version of IP, from the start of the frame.
+#[derive(Clone, Copy)]
+struct Layout {
+    protocol: usize,
+    source: usize,
+    destination: usize,
+    transport: usize,
+    /// Protocol number of ICMP.
+    icmp: u8,
+    is_v4: bool,
+}
+
+const V4: Layout = Layout {
+    protocol: ethernet::LENGTH + 9,
+    source: ethernet::LENGTH + 12,
+    destination: ethernet::LENGTH + 16,
+    transport: ethernet::LENGTH + Ipv4Header::LENGTH,
+    icmp: 1,
+    is_v4: true,
+};
+const V6: Layout = Layout {
+    protocol: ethernet::LENGTH + 6,
+    source: ethernet::LENGTH + 8,
+    destination: ethernet::LENGTH + 24,
+    transport: ethernet::LENGTH + ipv6::LENGTH,
+    icmp: 58,
+    is_v4: false,
+};
+/// Where the checksum stands in an IPv4 header.
+const HEADER_SUM: usize = 10;
+/// Length of an ICMP header; what an error quotes follows.
+const ICMP_LENGTH: usize = 8;
+
+/// Sends a probe's packets to the VIP on the real server.
+#[classifier]
+pub fn probe_out(ctx: TcContext) -> i32 {
+    // SAFETY: the verifier checks accesses to the context.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    if mark & MARK_MASK == MARK {
+        let _ = match layout(&ctx) {
+            Some(true) => send(&ctx, mark, V4),
+            Some(_) => send(&ctx, mark, V6),
+            None => Ok(()),
+        };
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Gives a probe's answers the address that its socket knows.
+#[classifier]
+pub fn probe_in(ctx: TcContext) -> i32 {
+    let _ = match layout(&ctx) {
+        Some(true) => receive(&ctx, V4),
+        Some(_) => receive(&ctx, V6),
+        None => Ok(()),
+    };
+    TC_ACT_UNSPEC
+}
+
+/// Whether the frame has IPv4 without options (`true`) or IPv6.
+#[inline(always)]
+fn layout(ctx: &TcContext) -> Option<bool> {
+    match load::<u16>(ctx, ethernet::LENGTH - 2).ok()? {
+        IPV4_BE if load::<u8>(ctx, ethernet::LENGTH) == Ok(0x45) => Some(true),
+        IPV6_BE => Some(false),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn send(ctx: &TcContext, mark: u32, at: Layout) -> Attempt<()> {
+    let target = PROBE_TARGETS.get(mark & !MARK_MASK).ok_or(())?;
+    let protocol = load::<u8>(ctx, at.protocol)?;
+    if (protocol != TCP && protocol != UDP) || address(ctx, at.destination, at)? != target.host {
+        return Ok(());
+    }
+    let local = address(ctx, at.source, at)?;
+    let ports = ports(ctx, at.transport)?;
+    let flow = ProbeFlow::new(local, target.vip, ports[0], ports[1], protocol);
+    PROBE_FLOWS.insert(flow, target.host, 0).map_err(|_| ())?;
+    let sum = transport_sum(at, protocol);
+    exchange(ctx, at.destination, target.host, target.vip, at, Some(sum))?;
+    if target.tunnel != 0 {
+        wrap(ctx, local, target.host, at)?;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn receive(ctx: &TcContext, at: Layout) -> Attempt<()> {
+    let protocol = load::<u8>(ctx, at.protocol)?;
+    let is_error = protocol == at.icmp;
+    if !is_error && protocol != TCP && protocol != UDP {
+        return Ok(());
+    }
+    let vip = address(ctx, at.source, at)?;
+    let control = maps::control().map_err(|_| ())?;
+    service::vip_of(control, vip).map_err(|_| ())?;
+    if is_error {
+        return receive_error(ctx, vip, at);
+    }
+    let local = address(ctx, at.destination, at)?;
+    let ports = ports(ctx, at.transport)?;
+    let host = waiting(&ProbeFlow::new(local, vip, ports[1], ports[0], protocol))?;
+    exchange(
+        ctx,
+        at.source,
+        vip,
+        host,
+        at,
+        Some(transport_sum(at, protocol)),
+    )
+}
+
+/// An ICMP error of a real server about a probe: "port unreachable", in practice. What it quotes was
+/// sent by us, to the VIP.
+#[inline(always)]
+fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
+    let quoted = at.transport + ICMP_LENGTH - ethernet::LENGTH;
+    let protocol = load::<u8>(ctx, quoted + at.protocol)?;
+    let local = address(ctx, quoted + at.source, at)?;
+    let destination = address(ctx, quoted + at.destination, at)?;
+    let ports = ports(ctx, quoted + at.transport)?;
+    if destination != vip || (at.is_v4 && load::<u8>(ctx, quoted + ethernet::LENGTH)? != 0x45) {
+        return Ok(());
+    }
+    let host = waiting(&ProbeFlow::new(local, vip, ports[0], ports[1], protocol))?;
+    let sum = Sum {
+        offset: at.transport + 2,
+        flags: 0,
+    };
+    if at.is_v4 {
+        // The quoted header's checksum changes as its address does: ICMP's own sum stays the same.
+        let header_sum = quoted + ethernet::LENGTH + HEADER_SUM;
+        replace_v4(ctx, quoted + at.destination, vip, host, header_sum)?;
+        exchange(ctx, at.source, vip, host, at, None)
+    } else {
+        exchange_plain(ctx, quoted + at.destination, vip, host, sum)?;
+        let pseudo = Sum {
+            flags: u64::from(BPF_F_PSEUDO_HDR),
+            ..sum
+        };
+        exchange(ctx, at.source, vip, host, at, Some(pseudo))
+    }
+}
+
+/// The address that the socket of a probe under way is connected to.
+#[inline(always)]
+fn waiting(flow: &ProbeFlow) -> Attempt<Address> {
+    // SAFETY: the value is copied at once; a concurrent update can only replace it whole.
+    unsafe { PROBE_FLOWS.get(flow) }.copied().ok_or(())
+}
+
+/// Where a checksum over the pseudo-header stands, and how it counts.
+#[derive(Clone, Copy)]
+struct Sum {
+    offset: usize,
+    flags: u64,
+}
+
+#[inline(always)]
+fn transport_sum(at: Layout, protocol: u8) -> Sum {
+    let pseudo = u64::from(BPF_F_PSEUDO_HDR);
+    if protocol == TCP {
+        Sum {
+            offset: at.transport + 16,
+            flags: pseudo,
+        }
+    } else {
+        Sum {
+            offset: at.transport + 6,
+            flags: pseudo | u64::from(BPF_F_MARK_MANGLED_0),
+        }
+    }
+}
+
+/// Exchanges an address of the IP header, and mends the checksums that it is part of.
+#[inline(always)]
+fn exchange(
+    ctx: &TcContext,
+    offset: usize,
+    old: Address,
+    new: Address,
+    at: Layout,
+    sum: Option<Sum>,
+) -> Attempt<()> {
+    if !at.is_v4 {
+        return match sum {
+            Some(sum) => exchange_plain(ctx, offset, old, new, sum),
+            None => Err(()),
+        };
+    }
+    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
+    if let Some(sum) = sum {
+        let size = size_of::<u32>() as u64;
+        ctx.l4_csum_replace(
+            sum.offset,
+            u64::from(old_be),
+            u64::from(new_be),
+            sum.flags | size,
+        )
+        .map_err(|_| ())?;
+    }
+    replace_v4(ctx, offset, old, new, ethernet::LENGTH + HEADER_SUM)
+}
+
+#[inline(always)]
+fn replace_v4(
+    ctx: &TcContext,
+    offset: usize,
+    old: Address,
+    new: Address,
+    header_sum: usize,
+) -> Attempt<()> {
+    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
+    let size = size_of::<u32>() as u64;
+    ctx.l3_csum_replace(header_sum, u64::from(old_be), u64::from(new_be), size)
+        .map_err(|_| ())?;
+    ctx.store(offset, &new_be, 0).map_err(|_| ())
+}
+
+/// Exchanges an IPv6 address.
+#[inline(always)]
+fn exchange_plain(
+    ctx: &TcContext,
+    offset: usize,
+    mut old: Address,
+    mut new: Address,
+    sum: Sum,
+) -> Attempt<()> {
+    let length = size_of::<Address>() as u32;
+    // SAFETY: both are on the stack, of this length.
+    let difference = unsafe {
+        bpf_csum_diff(
+            (&raw mut old).cast(),
+            length,
+            (&raw mut new).cast(),
+            length,
+            0,
+        )
+    };
+    let difference = u64::from(difference as u32);
+    let is_pseudo = sum.flags & u64::from(BPF_F_PSEUDO_HDR) != 0;
+    let flags = sum.flags | if is_pseudo { BPF_F_IPV6 } else { 0 };
+    ctx.l4_csum_replace(sum.offset, 0, difference, flags)
+        .or_else(|_| ctx.l4_csum_replace(sum.offset, 0, difference, sum.flags))
+        .map_err(|_| ())?;
+    ctx.store(offset, &new, 0).map_err(|_| ())
+}
+
+/// Puts the packet into another one for the real server, as `rewrite::tunnel` does for clients' packets.
+/// Headers are made of whole words: the compiler merges smaller stores, and the stack takes aligned
+/// ones only.
+#[inline(always)]
+fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<()> {
+    let inner = ctx.len() as usize - ethernet::LENGTH;
+    let mode = BPF_ADJ_ROOM_MAC;
+    if at.is_v4 {
+        const LENGTH: u32 = Ipv4Header::LENGTH as u32;
+        let length = ((inner + Ipv4Header::LENGTH) as u16).to_be_bytes();
+        let source_be = source.as_v4().ok_or(())?;
+        let destination_be = host.as_v4().ok_or(())?;
+        // Version and length, class, total length, no identification, no fragment.
+        let first = u64::from_ne_bytes([0x45, 0, length[0], length[1], 0, 0, 0, 0]);
+        let second = |sum: u16| {
+            let (sum, s) = (sum.to_ne_bytes(), source_be.to_ne_bytes());
+            u64::from_ne_bytes([TTL, 4, sum[0], sum[1], s[0], s[1], s[2], s[3]])
+        };
+        let mut header = [first, second(0), u64::from(destination_be)];
+        // SAFETY: the header is on the stack, and longer than that.
+        let sum = unsafe {
+            bpf_csum_diff(
+                core::ptr::null_mut(),
+                0,
+                (&raw mut header).cast(),
+                LENGTH,
+                0,
+            )
+        };
+        header[1] = second(folded(sum as u64));
+        let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
+        ctx.adjust_room(LENGTH as i32, mode, flags)
+            .map_err(|_| ())?;
+        let offset = ethernet::LENGTH;
+        ctx.store(offset, &[header[0], header[1]], 0)
+            .map_err(|_| ())?;
+        return ctx.store(offset + 16, &destination_be, 0).map_err(|_| ());
+    }
+    let length = (inner as u16).to_be_bytes();
+    let header = [
+        u64::from_ne_bytes([0x60, 0, 0, 0, length[0], length[1], 41, TTL]),
+        source.0[0],
+        source.0[1],
+        host.0[0],
+        host.0[1],
+    ];
+    let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
+    ctx.adjust_room(ipv6::LENGTH as i32, mode, flags)
+        .map_err(|_| ())?;
+    ctx.store(ethernet::LENGTH, &header, 0).map_err(|_| ())
+}
+
+/// The checksum of a sum of words as loaded, as it is stored.
+#[inline(always)]
+fn folded(sum: u64) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
+}
+
+#[inline(always)]
+fn address(ctx: &TcContext, offset: usize, at: Layout) -> Attempt<Address> {
+    if at.is_v4 {
+        load::<u32>(ctx, offset).map(Address::v4)
+    } else {
+        load::<[u64; 2]>(ctx, offset).map(Address)
+    }
+}
+
+/// Source and destination port, network byte order.
+#[inline(always)]
+fn ports(ctx: &TcContext, offset: usize) -> Attempt<[u16; 2]> {
+    let b = load::<u32>(ctx, offset)?.to_ne_bytes();
+    Ok([
+        u16::from_ne_bytes([b[0], b[1]]),
+        u16::from_ne_bytes([b[2], b[3]]),
+    ])
+}
+
+#[inline(always)]
+fn load<T>(ctx: &TcContext, offset: usize) -> Attempt<T> {
+    ctx.load::<T>(offset).map_err(|_| ())
+}

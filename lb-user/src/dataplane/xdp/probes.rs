@@ -1,0 +1,120 @@
+//! The classifiers that let a health check ask for the VIP on one real server, and their map of targets.
+//! `lb_common::probe` says how it works.
+//!
+//! They are attached to the same interfaces as the XDP program, by TCX links (Linux 6.6) or as filters
+//! of the `clsact` queueing discipline. Neither outlives the daemon on purpose: without it nobody asks.
+
+use std::{collections::HashMap, sync::atomic::Ordering};
+
+use aya::{
+    Ebpf,
+    programs::{
+        SchedClassifier, TcAttachType,
+        tc::{self, TcError},
+    },
+    util::KernelVersion,
+};
+use lb_common::{Address, probe::ProbeTarget};
+
+use super::{mapped::MappedArray, object::chain};
+use crate::model::{ProbePath, address::wire};
+
+const PROGRAMS: [(&str, TcAttachType); 2] = [
+    ("probe_out", TcAttachType::Egress),
+    ("probe_in", TcAttachType::Ingress),
+];
+
+/// The map of targets.
+pub struct Probes {
+    targets: MappedArray<ProbeTarget>,
+    /// What it holds.
+    held: HashMap<u16, ProbePath>,
+}
+
+impl Probes {
+    /// Forgets what an earlier daemon asked for.
+    pub fn new(targets: MappedArray<ProbeTarget>) -> Self {
+        for index in 0..targets.len() {
+            write(&targets, index, &ProbeTarget::default());
+        }
+        Self {
+            targets,
+            held: HashMap::new(),
+        }
+    }
+
+    /// Makes the map hold these paths and no others.
+    pub fn follow(&mut self, paths: &[ProbePath]) {
+        let wanted: HashMap<u16, ProbePath> =
+            paths.iter().map(|path| (path.index, *path)).collect();
+        for index in self.held.keys().filter(|index| !wanted.contains_key(index)) {
+            write(&self.targets, usize::from(*index), &ProbeTarget::default());
+        }
+        for (index, path) in &wanted {
+            if self.held.get(index) != Some(path) {
+                let target = ProbeTarget {
+                    vip: wire(path.vip),
+                    host: wire(path.host),
+                    tunnel: u64::from(path.tunnel),
+                };
+                write(&self.targets, usize::from(*index), &target);
+            }
+        }
+        self.held = wanted;
+    }
+
+    /// The paths, by index.
+    pub fn paths(&self) -> impl Iterator<Item = &ProbePath> {
+        self.held.values()
+    }
+}
+
+/// A packet that meets a half-written target finds another host than its own there and passes as it is:
+/// the host is cleared first and comes last.
+fn write(targets: &MappedArray<ProbeTarget>, index: usize, target: &ProbeTarget) {
+    let word =
+        |offset: usize, word: u64| targets.word(index, offset).store(word, Ordering::Release);
+    let address = |offset: usize, address: Address| {
+        word(offset, address.0[0]);
+        word(offset + 8, address.0[1]);
+    };
+    address(std::mem::offset_of!(ProbeTarget, host), Address::default());
+    address(std::mem::offset_of!(ProbeTarget, vip), target.vip);
+    word(std::mem::offset_of!(ProbeTarget, tunnel), target.tunnel);
+    address(std::mem::offset_of!(ProbeTarget, host), target.host);
+}
+
+/// Loads the classifiers.
+pub fn load(ebpf: &mut Ebpf) -> Result<(), String> {
+    for (name, _) in PROGRAMS {
+        classifier(ebpf, name)?.load().map_err(|e| chain(&e))?;
+    }
+    Ok(())
+}
+
+/// Attaches them to an interface. What an earlier daemon left there goes first.
+pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
+    // As aya decides.
+    let by_filter = KernelVersion::current().is_ok_and(|now| now < KernelVersion::new(6, 6, 0));
+    if by_filter {
+        match tc::qdisc_add_clsact(interface) {
+            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            Err(error) => return Err(format!("{interface}: no clsact: {}", chain(&error))),
+        }
+    }
+    for (name, at) in PROGRAMS {
+        if by_filter {
+            let _ = tc::qdisc_detach_program(interface, at, name);
+        }
+        classifier(ebpf, name)?
+            .attach(interface, at)
+            .map_err(|e| format!("{interface}: {}", chain(&e)))?;
+    }
+    Ok(())
+}
+
+fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier, String> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| format!("the object has no classifier `{name}`"))
+}

@@ -1,0 +1,55 @@
+//! Health checks of the VIP on the real server: on MASTER and BACKUP, over IPv4 and IPv6, and what a real
+//! server without the VIP looks like.
+
+use std::time::Duration;
+
+use lab::{Director, Guide, guide::VIP, network::INTERFACE, wait};
+
+/// What `status` says of a real server once it is up or down.
+fn wait_for(director: &Director, backend: &str, up: bool) -> (String, String) {
+    let what = format!("{backend} is {}", if up { "up" } else { "down" });
+    wait::until(&what, Duration::from_secs(15), || {
+        let checks = director.status()?.checks;
+        let found = checks
+            .into_iter()
+            .find(|check| check.backend == backend && check.up == up);
+        Ok(found.map(|check| {
+            let target = check.checks[0].target.clone();
+            (check.cause.unwrap_or_default(), target)
+        }))
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_real_server_without_the_vip_is_down_on_master_and_backup() {
+    let guide = Guide::start().unwrap();
+    let directors = [&guide.node1, &guide.node2];
+    for director in directors {
+        for backend in ["10.1.15.45", "10.1.15.46"] {
+            let (_, target) = wait_for(director, backend, true);
+            assert_eq!(target, format!("{VIP}:80 on {backend}"));
+        }
+    }
+    let vip = format!("{VIP}/32");
+    let rs1 = guide.rs1.node();
+    rs1.ip(&["address", "del", &vip, "dev", "lo"]).unwrap();
+    for director in directors {
+        let (cause, _) = wait_for(director, "10.1.15.45", false);
+        assert!(
+            cause.contains("10.1.15.50:80 on 10.1.15.45 did not accept a connection within 1s (is 10.1.15.50 on its lo?)"),
+            "{cause}"
+        );
+    }
+    rs1.ip(&["address", "add", &vip, "dev", "lo"]).unwrap();
+    for director in directors {
+        wait_for(director, "10.1.15.45", true);
+    }
+    // Nothing is left where the director has no business of its own.
+    let addresses = guide
+        .node2
+        .node
+        .ip(&["address", "show", "dev", INTERFACE])
+        .unwrap();
+    assert!(!addresses.contains("10.1.15.50"), "{addresses}");
+}
