@@ -51,10 +51,11 @@ impl Daemon {
                 self.addresses
                     .announce(&instance, Occasion::LowerPriority, &self.interfaces);
             }
-            Report::NotRealtime(error) => tracing::warn!(
-                error,
-                "VRRP runs without real-time priority and locked memory; adverts may be late when this machine is busy"
-            ),
+            Report::NotRealtime(error) => {
+                let what = "VRRP runs without real-time priority and locked memory; adverts may be late when this machine is busy";
+                tracing::warn!(error, "{what}");
+                self.event(Kind::Daemon, "", format!("{what}: {error}"));
+            }
             Report::Trouble { instance, error } => {
                 tracing::error!(instance, "{error}");
                 self.event(Kind::Vrrp, &instance, error);

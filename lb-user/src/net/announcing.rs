@@ -338,6 +338,19 @@ mod tests {
     }
 
     #[test]
+    fn other_timing_holds_from_the_next_refresh_on() {
+        let (mut announcing, start) = started(timing(), &[VIP]);
+        let hourly = AnnounceTiming {
+            refresh: ms(3_600_000),
+            ..timing()
+        };
+        announcing.retime("VI_1", timing(), start + ms(5_000));
+        assert_eq!(announcing.next(), Some(start + ms(10_000)), "the same");
+        announcing.retime("VI_1", hourly, start + ms(5_000));
+        assert_eq!(announcing.next(), Some(start + ms(3_605_000)));
+    }
+
+    #[test]
     fn what_is_given_up_is_not_announced() {
         let slow = AnnounceTiming {
             arp_interval: ms(500),

@@ -26,7 +26,7 @@ pub struct AdvertPacket {
     sequence: u32,
     signed: Option<Signed>,
     /// Of the last advert with a trailer, whether the present ones have one or not.
-    stamp: Stamp,
+    stamp: Option<Stamp>,
 }
 
 /// What an advert with a trailer needs.
@@ -84,7 +84,7 @@ impl AdvertPacket {
             ip_id: 0,
             sequence: 0,
             signed,
-            stamp: Stamp::default(),
+            stamp: None,
         }
     }
 
@@ -108,12 +108,16 @@ impl AdvertPacket {
         self.sequence = self.sequence.wrapping_add(1);
         self.bytes[self.message + 2] = priority;
         if let Some(signed) = &self.signed {
-            self.stamp = self.stamp.next(wall, signed.window);
+            let stamp = match self.stamp {
+                Some(last) => last.next(wall, signed.window),
+                None => Stamp::of(wall),
+            };
+            self.stamp = Some(stamp);
             trailer::sign(
                 &mut self.bytes[self.message..],
                 &signed.key,
                 &signed.sender,
-                self.stamp,
+                stamp,
             );
         }
     }

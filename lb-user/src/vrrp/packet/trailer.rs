@@ -39,7 +39,7 @@ const CHECKSUM: std::ops::Range<usize> = 6..8;
 /// When an advert was made, and which of that moment it is: grows with every advert of a sender, also over
 /// its restarts as long as its clock does not go back. Nothing is stored for that. Compared as serial
 /// numbers (RFC 1982), because the seconds wrap in 2106.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stamp(u64);
 
 impl Stamp {

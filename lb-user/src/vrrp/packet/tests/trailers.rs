@@ -296,8 +296,8 @@ fn all_copies_of_an_advert_have_one_trailer() {
 #[test]
 fn stamps() {
     let second = Duration::from_secs(1);
-    let first = Stamp::default().next(WALL, WINDOW);
-    assert_eq!(first, Stamp::of(WALL));
+    let first = Stamp::of(WALL);
+    assert_eq!(first.next(WALL + second, WINDOW), Stamp::of(WALL + second));
     let again = first.next(WALL, WINDOW);
     assert!(again.is_after(first), "the clock stands still");
     assert!(!first.is_after(again) && !first.is_after(first));
@@ -312,6 +312,22 @@ fn stamps() {
         assert_eq!(first.is_within(window, WALL + off), timely);
         assert_eq!(first.is_within(window, WALL - off), timely);
     }
+    // The first one is the clock's, also in 2040, which is not after 1970 as serial numbers go.
+    let monotonic = Instance {
+        auth: Auth::Hmac(HmacAuth {
+            window: None,
+            ..published_key()
+        }),
+        ..fourth()
+    };
+    let later = Duration::from_secs(0x8400_0000);
+    let mut packet = AdvertPacket::new(&monotonic, V4_SOURCE.into());
+    packet.next(100, later);
+    let bytes = packet.to(monotonic.group, ChecksumForm::Message);
+    assert_eq!(
+        decode(bytes).unwrap().claimed_stamp(),
+        Some(Stamp::of(later))
+    );
     // The seconds wrap in 2106.
     let last = Duration::from_secs(0xffff_ffff);
     let wrapped = Stamp::of(last + second);
