@@ -25,6 +25,7 @@ mod on_vip;
 mod orders;
 mod packets;
 mod peers;
+mod probes;
 mod program;
 mod shapes;
 mod soak;

@@ -318,6 +318,19 @@ impl Xdp {
         Ok((result.return_value, out))
     }
 
+    /// Runs one of the classifiers of health checks on a frame of a socket with `mark`; returns the frame
+    /// afterwards.
+    pub fn run_probe(
+        &mut self,
+        outgoing: bool,
+        frame: &[u8],
+        mark: u32,
+    ) -> Result<Vec<u8>, DataPlaneError> {
+        self.object
+            .run_probe(outgoing, frame, mark)
+            .map_err(|e| map_error("run a classifier", &e))
+    }
+
     /// The loaded program, for the benchmark's tail calls.
     pub fn program(&mut self) -> Result<&mut aya::programs::Xdp, DataPlaneError> {
         self.object.program()

@@ -159,6 +159,11 @@ impl Object {
         interfaces.try_for_each(|interface| probes::attach(&mut self.ebpf, interface))
     }
 
+    /// See [`Xdp::run_probe`](super::Xdp::run_probe).
+    pub fn run_probe(&mut self, outgoing: bool, frame: &[u8], mark: u32) -> io::Result<Vec<u8>> {
+        probes::run(&mut self.ebpf, outgoing, frame, mark)
+    }
+
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
     pub fn no_probes(&self) -> Option<&str> {
         self.no_probes.as_deref()

@@ -4,12 +4,12 @@
 //! They are attached to the same interfaces as the XDP program, by TCX links (Linux 6.6) or as filters
 //! of the `clsact` queueing discipline. Neither outlives the daemon on purpose: without it nobody asks.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{collections::HashMap, io, sync::atomic::Ordering};
 
 use aya::{
     Ebpf,
     programs::{
-        SchedClassifier, TcAttachType,
+        SchedClassifier, TcAttachType, TestRun, TestRunOptions,
         tc::{self, TcError},
     },
     util::KernelVersion,
@@ -111,6 +111,25 @@ pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
             .map_err(|e| format!("{interface}: {}", chain(&e)))?;
     }
     Ok(())
+}
+
+/// Runs one of them on a frame.
+pub fn run(ebpf: &mut Ebpf, outgoing: bool, frame: &[u8], mark: u32) -> io::Result<Vec<u8>> {
+    let [(out, _), (r#in, _)] = PROGRAMS;
+    let name = if outgoing { out } else { r#in };
+    // struct __sk_buff begins with len, pkt_type, mark.
+    let context: Vec<u8> = [0, 0, mark].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let mut after = vec![0xa5; frame.len() + 256];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut after),
+        ctx_in: Some(&context),
+        ..TestRunOptions::default()
+    };
+    let program = classifier(ebpf, name).map_err(io::Error::other)?;
+    let result = program.test_run(options).map_err(io::Error::other)?;
+    after.truncate(result.data_size_out as usize);
+    Ok(after)
 }
 
 fn classifier<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut SchedClassifier, String> {
