@@ -1,7 +1,11 @@
 //! Programs that operators configured: without a shell, as an unprivileged account, killed with
 //! their process group when they take too long.
 
-use std::{io, process::Stdio, time::Duration};
+use std::{
+    io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -56,6 +60,20 @@ pub enum Outcome {
 
 /// Runs a program with its arguments for at most `limit`.
 pub async fn run(command: &[String], limit: Duration, account: Account) -> io::Result<Outcome> {
+    Ok(match run_to_end(command, limit, account).await? {
+        None => Outcome::Killed,
+        Some((status, _)) if status.success() => Outcome::Succeeded,
+        Some((status, stderr)) => Outcome::Failed(status.to_string(), stderr),
+    })
+}
+
+/// The same, for whoever wants the exit status itself and the beginning of the standard error of one
+/// that failed. Nothing: it was killed.
+pub async fn run_to_end(
+    command: &[String],
+    limit: Duration,
+    account: Account,
+) -> io::Result<Option<(ExitStatus, String)>> {
     let [program, arguments @ ..] = command else {
         return Err(io::Error::other("empty command"));
     };
@@ -76,12 +94,12 @@ pub async fn run(command: &[String], limit: Duration, account: Account) -> io::R
     match timeout(limit, wait(&mut child)).await {
         Ok(outcome) => {
             group.let_live();
-            outcome
+            outcome.map(Some)
         }
         Err(_) => {
             drop(group);
             child.kill().await?;
-            Ok(Outcome::Killed)
+            Ok(None)
         }
     }
 }
@@ -106,7 +124,7 @@ impl Drop for Group {
 
 /// Waits for the script itself. What it leaves running in the background may go on, and may hold
 /// its standard error open.
-async fn wait(child: &mut Child) -> io::Result<Outcome> {
+async fn wait(child: &mut Child) -> io::Result<(ExitStatus, String)> {
     let stderr = child.stderr.take();
     let reader = tokio::spawn(async move {
         let mut text = Vec::new();
@@ -120,7 +138,7 @@ async fn wait(child: &mut Child) -> io::Result<Outcome> {
     });
     let status = child.wait().await?;
     if status.success() {
-        return Ok(Outcome::Succeeded);
+        return Ok((status, String::new()));
     }
     let text = timeout(STDERR_GRACE, reader)
         .await
@@ -128,7 +146,7 @@ async fn wait(child: &mut Child) -> io::Result<Outcome> {
         .and_then(Result::ok)
         .unwrap_or_default();
     let stderr = String::from_utf8_lossy(&text).trim().to_owned();
-    Ok(Outcome::Failed(status.to_string(), stderr))
+    Ok((status, stderr))
 }
 
 #[cfg(test)]

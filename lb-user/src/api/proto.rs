@@ -290,6 +290,8 @@ pub struct CheckStatus {
     pub since: u64,
     /// Error of the attempt that made it down.
     pub cause: Option<String>,
+    /// Weight that its checks want it to have, where they say something about it.
+    pub advised_weight: Option<u32>,
     /// Its checks, which must all pass.
     pub checks: Vec<ProbeStatus>,
 }
@@ -307,7 +309,9 @@ pub struct ProbeStatus {
     pub attempts: u64,
     /// Those that failed.
     pub failures: u64,
-    /// Why the last attempt failed, if it did.
+    /// The last attempt showed nothing of the server: its state may be old.
+    pub blind: bool,
+    /// Why the last attempt failed, or showed nothing.
     pub trouble: Option<String>,
 }
 

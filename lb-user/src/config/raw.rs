@@ -9,7 +9,7 @@ use std::{ops::Range, time::Duration};
 use toml::de::DeTable;
 
 use self::check::check;
-pub use self::check::{RawCheck, RawHttp, RawTls, RawUrl};
+pub use self::check::{RawCheck, RawDns, RawHttp, RawTls, RawUrl};
 pub use self::track::{RawLinkDamping, RawTrack, RawTrackFile, RawTrackProcess, RawTrackScript};
 
 use super::{

@@ -11,7 +11,7 @@ use crate::{
     events::Kind,
     health::{
         board::{Change, News},
-        plan::Job,
+        plan::{Job, Subject},
         probe::Asked,
         state::Health,
     },
@@ -76,15 +76,42 @@ impl Daemon {
                 up: record.health == Health::Up,
                 since: record.since.as_secs(),
                 cause: record.cause.clone(),
+                advised_weight: self.advised_weight(&(*service, *address)),
                 checks: record
                     .checks()
                     .iter()
-                    .map(|(job, health, _)| self.probe_status(job, *health))
+                    .map(|check| self.probe_status(&check.job, check.health))
                     .collect(),
             })
             .collect();
         all.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));
         all
+    }
+
+    /// The weight that its checks want a real server to have.
+    fn advised_weight(&self, subject: &Subject) -> Option<u32> {
+        let (service, address) = *subject;
+        let service = self.config.services.iter().find(|s| s.id == service)?;
+        let server = service.backends.iter().find(|b| b.address == address)?;
+        self.health.advised_weight(subject, server.weight)
+    }
+
+    /// Checks that say nothing at present, in words.
+    pub(super) fn blind_checks(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for ((service, address), record) in self.health.iter() {
+            for check in record.checks() {
+                let reading = self.checks.reading(&check.job);
+                if let (true, Some(trouble)) = (reading.blind, reading.trouble) {
+                    let kind = check.job.check.kind.name();
+                    lines.push(format!(
+                        "{service}: the {kind} check of {address} says nothing: {trouble}"
+                    ));
+                }
+            }
+        }
+        lines.sort();
+        lines
     }
 
     fn probe_status(&self, job: &Job, health: Health) -> ProbeStatus {
@@ -98,24 +125,34 @@ impl Daemon {
             up: health == Health::Up,
             attempts: reading.attempts,
             failures: reading.failures,
+            blind: reading.blind,
             trouble: reading.trouble,
         }
     }
 
     fn on_news(&mut self, news: &News) {
         let (service, address) = news.subject;
-        let lasted = news.lasted.as_secs();
-        let text = match news.health {
-            Health::Up => format!("real server {address} is up after {lasted} s"),
-            Health::Down => format!(
-                "real server {address} is down after {lasted} s: {}",
-                news.cause.as_deref().unwrap_or_default()
-            ),
+        let server = format!("real server {address}");
+        let text = match &news.turn {
+            Some(turn) => {
+                let lasted = turn.lasted.as_secs();
+                match turn.health {
+                    Health::Up => format!("{server} is up after {lasted} s"),
+                    Health::Down => format!(
+                        "{server} is down after {lasted} s: {}",
+                        turn.cause.as_deref().unwrap_or_default()
+                    ),
+                }
+            }
+            None => match self.advised_weight(&news.subject) {
+                Some(weight) => format!("{server}: its checks want weight {weight}"),
+                None => format!("{server}: its checks leave its weight as configured"),
+            },
         };
         let reason = format!("{service}: {text}");
-        match news.health {
-            Health::Up => tracing::info!("{reason}"),
-            Health::Down => tracing::warn!("{reason}"),
+        match &news.turn {
+            Some(turn) if turn.health == Health::Down => tracing::warn!("{reason}"),
+            Some(_) | None => tracing::info!("{reason}"),
         }
         self.event(Kind::Health, &service.to_string(), text);
         self.apply_or_stay(&reason);

@@ -57,7 +57,8 @@ use crate::{
         state::Health,
     },
     model::{
-        Config, Forwarding, Instance, Neighbour, ServiceId, Target, VirtualService, VrrpState,
+        Config, Forwarding, Instance, Neighbour, RealServer, ServiceId, Target, VirtualService,
+        VrrpState,
     },
     net::{
         interfaces::{Interface, Interfaces},
@@ -205,7 +206,7 @@ impl Daemon {
             what: "start the VRRP thread",
             source,
         })?;
-        let (checks, changes) = Checks::new();
+        let (checks, changes) = Checks::new(account);
         let (finder, findings) = track::findings();
         let (tracking, routes) = Tracking::new(&finder);
         let mut daemon = Self {
@@ -416,13 +417,19 @@ impl Daemon {
                 up: true,
                 resolved: true,
                 steered: None,
+                advised: None,
             },
             Target::Host(address) => {
-                let record = self.health.get(&(service.id, address));
+                let subject = (service.id, address);
+                let record = self.health.get(&subject);
+                let configured = service.backends.iter().find(|b| b.address == address);
+                let advised =
+                    |server: &RealServer| self.health.advised_weight(&subject, server.weight);
                 Condition {
+                    advised: configured.and_then(advised),
                     up: record.is_none_or(|record| record.health == Health::Up),
                     resolved: self.is_resolved(service, address),
-                    steered: self.steered.get(&(service.id, address)).copied(),
+                    steered: self.steered.get(&subject).copied(),
                 }
             }
         })

@@ -210,6 +210,7 @@ impl Daemon {
                 ));
             }
         }
+        problems.append(&mut self.blind_checks());
         problems
     }
 }

@@ -196,6 +196,8 @@ pub struct Condition {
     pub resolved: bool,
     /// An operator set its weight, or drained it.
     pub steered: Option<Steering>,
+    /// Its health checks want it to have this weight; an operator's counts more.
+    pub advised: Option<u32>,
 }
 
 /// What an operator told of a real server. Lasts until changed, or until a reload.
@@ -252,7 +254,7 @@ fn backends(
             let condition = condition(target);
             let weight = match condition.steered {
                 Some(Steering::Weight(weight)) => weight,
-                Some(Steering::Drain) | None => server.weight,
+                Some(Steering::Drain) | None => condition.advised.unwrap_or(server.weight),
             };
             let drained = condition.steered == Some(Steering::Drain) || weight == 0;
             let state = if !condition.up {
@@ -339,6 +341,7 @@ mod tests {
             up: true,
             resolved: true,
             steered: None,
+            advised: None,
         }
     }
 
@@ -474,5 +477,19 @@ mod tests {
         assert_eq!(of("10.1.15.50:53", &ops), expected);
         let whole = |s: &mut PlannedService| s.persistence = sticky(300, 32);
         assert_eq!(of("10.1.15.50:53", &whole), " persistent 300");
+    }
+
+    #[test]
+    fn checks_may_want_another_weight() {
+        let service = service(&[4, 4, 4], None, Scheduler::Wrr);
+        let condition = |target| Condition {
+            steered: is_host(target, &[47]).then_some(Steering::Weight(9)),
+            advised: Some(if is_host(target, &[46]) { 0 } else { 2 }),
+            ..fine()
+        };
+        let planned = backends(&service, &condition);
+        let seen: Vec<_> = planned.iter().map(|b| (b.weight, b.state)).collect();
+        use BackendState::{Draining, Up};
+        assert_eq!(seen, [(2, Up), (0, Draining), (9, Up)]);
     }
 }

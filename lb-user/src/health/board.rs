@@ -7,6 +7,7 @@ use super::{
     plan::{Job, Subject},
     state::Health,
 };
+use crate::model::Advice;
 
 /// A check changed what it says.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Change {
     pub health: Health,
     /// Why: the last attempt's error, or nothing on success.
     pub cause: Option<String>,
+    /// What it says of the weight.
+    pub advice: Option<Advice>,
 }
 
 /// What is known of all.
@@ -34,14 +37,34 @@ pub struct Record {
     pub since: Duration,
     /// Why it is down: of the check that failed first.
     pub cause: Option<String>,
-    checks: Vec<(Job, Health, Option<String>)>,
+    checks: Vec<CheckRecord>,
 }
 
-/// A real server that changed its state.
+/// What is known by one check.
+#[derive(Debug)]
+pub struct CheckRecord {
+    /// The check.
+    pub job: Job,
+    /// Its state.
+    pub health: Health,
+    /// Why it is down.
+    pub cause: Option<String>,
+    /// What it says of the weight.
+    pub advice: Option<Advice>,
+}
+
+/// What became of a real server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
     /// Which.
     pub subject: Subject,
+    /// It changed its state; otherwise only what checks say of its weight has changed.
+    pub turn: Option<Turn>,
+}
+
+/// A change of state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
     /// What it is now.
     pub health: Health,
     /// Why it is down.
@@ -59,11 +82,13 @@ impl Board {
         for job in jobs {
             let before = old.get(&job.subject);
             let begins = before.map_or(Health::Up, |record| record.health);
-            let known = before.and_then(|record| record.checks.iter().find(|c| c.0 == *job));
-            let (health, cause) = match (known, before) {
-                (Some((_, health, cause)), _) => (*health, cause.clone()),
-                (None, Some(record)) => (begins, record.cause.clone()),
-                (None, None) => (begins, None),
+            let known = before.and_then(|record| record.checks.iter().find(|c| c.job == *job));
+            let (health, cause, advice) = match (known, before) {
+                (Some(known), _) => (known.health, known.cause.clone(), known.advice),
+                // Nobody knows whether it will ever say something.
+                (None, _) if job.check.kind.may_be_silent() => (Health::Up, None, None),
+                (None, Some(record)) => (begins, record.cause.clone(), None),
+                (None, None) => (begins, None, None),
             };
             let record = self.records.entry(job.subject).or_insert_with(|| Record {
                 health: begins,
@@ -71,12 +96,22 @@ impl Board {
                 cause: before.and_then(|record| record.cause.clone()),
                 checks: Vec::new(),
             });
-            record.checks.push((job.clone(), health, cause));
+            record.checks.push(CheckRecord {
+                job: job.clone(),
+                health,
+                cause,
+                advice,
+            });
         }
         old.clear();
         let mut news = Vec::new();
         for (subject, record) in &mut self.records {
-            news.extend(record.sum_up(*subject, now));
+            let subject = *subject;
+            let turn = record.sum_up(now);
+            news.extend(turn.map(|turn| News {
+                subject,
+                turn: Some(turn),
+            }));
         }
         news
     }
@@ -85,10 +120,18 @@ impl Board {
     pub fn take(&mut self, change: &Change, now: Duration) -> Option<News> {
         let record = self.records.get_mut(&change.job.subject)?;
         // What an ended check left in the queue is stale.
-        let check = record.checks.iter_mut().find(|c| c.0 == change.job)?;
-        check.1 = change.health;
-        check.2.clone_from(&change.cause);
-        record.sum_up(change.job.subject, now)
+        let check = record.checks.iter_mut().find(|c| c.job == change.job)?;
+        check.health = change.health;
+        if change.health == Health::Up || change.cause.is_some() {
+            check.cause.clone_from(&change.cause);
+        }
+        let before = std::mem::replace(&mut check.advice, change.advice);
+        let turn = record.sum_up(now);
+        let is_news = turn.is_some() || before != change.advice;
+        is_news.then_some(News {
+            subject: change.job.subject,
+            turn,
+        })
     }
 
     /// What is known of a real server; nothing of one without checks.
@@ -105,29 +148,36 @@ impl Board {
     pub fn health_of(&self, job: &Job) -> Health {
         self.records
             .get(&job.subject)
-            .and_then(|record| record.checks.iter().find(|c| c.0 == *job))
-            .map_or(Health::Up, |c| c.1)
+            .and_then(|record| record.checks.iter().find(|c| c.job == *job))
+            .map_or(Health::Up, |check| check.health)
+    }
+
+    /// The weight that its checks want a real server to have: the least of them.
+    pub fn advised_weight(&self, subject: &Subject, configured: u32) -> Option<u32> {
+        let checks = &self.records.get(subject)?.checks;
+        let weights = checks.iter().filter_map(|check| check.advice);
+        weights.map(|advice| advice.weight(configured)).min()
     }
 }
 
 impl Record {
-    /// Its checks, what each says, and why it is down.
-    pub fn checks(&self) -> &[(Job, Health, Option<String>)] {
+    /// What is known by each of its checks.
+    pub fn checks(&self) -> &[CheckRecord] {
         &self.checks
     }
 
-    fn sum_up(&mut self, subject: Subject, now: Duration) -> Option<News> {
-        let failed = |(_, health, _): &&(Job, Health, Option<String>)| *health == Health::Down;
+    fn sum_up(&mut self, now: Duration) -> Option<Turn> {
+        let failed = |check: &&CheckRecord| check.health == Health::Down;
         let down = self.checks.iter().find(failed);
         let health = down.map_or(Health::Up, |_| Health::Down);
-        let cause = down.and_then(|(_, _, cause)| cause.clone());
+        let cause = down.and_then(|check| check.cause.clone());
         if health == self.health {
             // One of several causes may be gone.
             let same = self
                 .checks
                 .iter()
                 .filter(failed)
-                .any(|(_, _, c)| *c == self.cause);
+                .any(|check| check.cause == self.cause);
             if !same {
                 self.cause = cause;
             }
@@ -137,8 +187,7 @@ impl Record {
         self.health = health;
         self.since = now;
         self.cause.clone_from(&cause);
-        Some(News {
-            subject,
+        Some(Turn {
             health,
             cause,
             lasted,
@@ -160,6 +209,7 @@ mod tests {
             job: job.clone(),
             health: cause.map_or(Health::Up, |_| Health::Down),
             cause: cause.map(str::to_owned),
+            advice: None,
         }
     }
 
@@ -168,7 +218,11 @@ mod tests {
         let (one, two) = (job(1, 5), job(1, 6));
         let mut board = Board::default();
         assert!(board.follow(&[one.clone(), two.clone()], at(0)).is_empty());
-        let down = board.take(&says(&one, Some("a")), at(10)).unwrap();
+        let down = board
+            .take(&says(&one, Some("a")), at(10))
+            .unwrap()
+            .turn
+            .unwrap();
         assert_eq!(
             (down.health, down.cause.as_deref(), down.lasted),
             (Health::Down, Some("a"), at(10))
@@ -178,7 +232,7 @@ mod tests {
         assert_eq!(board.get(&one.subject).unwrap().cause.as_deref(), Some("a"));
         assert_eq!(board.take(&says(&one, None), at(12)), None);
         assert_eq!(board.get(&one.subject).unwrap().cause.as_deref(), Some("b"));
-        let up = board.take(&says(&two, None), at(15)).unwrap();
+        let up = board.take(&says(&two, None), at(15)).unwrap().turn.unwrap();
         assert_eq!((up.health, up.cause, up.lasted), (Health::Up, None, at(5)));
     }
 
@@ -201,7 +255,12 @@ mod tests {
         // The old one is not listened to any more.
         assert_eq!(board.take(&says(&one, None), at(6)), None);
         assert_eq!(
-            board.take(&says(&two, None), at(7)).unwrap().health,
+            board
+                .take(&says(&two, None), at(7))
+                .unwrap()
+                .turn
+                .unwrap()
+                .health,
             Health::Up
         );
         // One whose checks are gone is not known.
@@ -216,6 +275,34 @@ mod tests {
         board.follow(&[one.clone(), two.clone()], at(0));
         board.take(&says(&one, Some("a")), at(1));
         let news = board.follow(&[two], at(9));
-        assert_eq!((news[0].health, news[0].lasted), (Health::Up, at(8)));
+        let turn = news[0].turn.clone().unwrap();
+        assert_eq!((turn.health, turn.lasted), (Health::Up, at(8)));
+    }
+
+    #[test]
+    fn the_least_of_the_advised_weights_counts() {
+        let (one, two) = (job(1, 5), job(1, 6));
+        let mut board = Board::default();
+        board.follow(&[one.clone(), two.clone()], at(0));
+        assert_eq!(board.advised_weight(&one.subject, 10), None);
+        let advises = |job: &Job, advice| Change {
+            advice,
+            ..says(job, None)
+        };
+        let news = board.take(&advises(&one, Some(Advice::Percent(50))), at(1));
+        assert_eq!(news.unwrap().turn, None);
+        board.take(&advises(&two, Some(Advice::Weight(7))), at(1));
+        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
+        assert_eq!(
+            board.take(&advises(&two, Some(Advice::Weight(7))), at(2)),
+            None
+        );
+        board.take(&advises(&two, Some(Advice::Drain)), at(3));
+        assert_eq!(board.advised_weight(&one.subject, 10), Some(0));
+        board.take(&advises(&two, None), at(4));
+        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
+        // It lasts over a reload of what else is checked.
+        board.follow(std::slice::from_ref(&one), at(5));
+        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -15,15 +15,17 @@ use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 use super::{
     board::Change,
     plan::{Job, difference, first_attempt},
-    probe::Probe,
+    probe::{Probe, ProbeError, Verdict},
     state::{Attempt, CheckState, Health},
 };
+use crate::script::Account;
 
 /// Changes that may wait for the daemon; a check whose change finds no room waits with it.
 const CHANGE_QUEUE: usize = 1024;
 
 /// The running checks.
 pub struct Checks {
+    account: Account,
     tasks: HashMap<Job, Running>,
     changes: mpsc::Sender<Change>,
 }
@@ -38,7 +40,9 @@ struct Running {
 pub struct Gauge {
     attempts: AtomicU64,
     failures: AtomicU64,
-    /// Why the last attempt failed, if it did.
+    /// The last attempt showed nothing of the server.
+    blind: AtomicBool,
+    /// Why the last attempt failed, or showed nothing.
     trouble: Mutex<Option<String>>,
 }
 
@@ -49,16 +53,19 @@ pub struct Reading {
     pub attempts: u64,
     /// Those that failed.
     pub failures: u64,
-    /// Why the last one failed, if it did.
+    /// The last one showed nothing of the server: its state may be old.
+    pub blind: bool,
+    /// Why the last one failed, or showed nothing.
     pub trouble: Option<String>,
 }
 
 impl Checks {
-    /// No checks yet.
-    pub fn new() -> (Self, mpsc::Receiver<Change>) {
+    /// No checks yet; commands will run as `account`.
+    pub fn new(account: Account) -> (Self, mpsc::Receiver<Change>) {
         allow_descriptors();
         let (changes, receiver) = mpsc::channel(CHANGE_QUEUE);
         let checks = Self {
+            account,
             tasks: HashMap::new(),
             changes,
         };
@@ -80,8 +87,10 @@ impl Checks {
             let state = CheckState::new(health(&job), seed());
             let delay = first_attempt(index, count, job.check.timing.warmup);
             let gauge = Arc::new(Gauge::default());
+            let probe = Probe::new(&job, self.account, seed());
             let task = run(
                 job.clone(),
+                probe,
                 state,
                 delay,
                 gauge.clone(),
@@ -115,6 +124,8 @@ impl Gauge {
         if attempt == Attempt::Failed {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
+        self.blind
+            .store(attempt == Attempt::Nothing, Ordering::Relaxed);
         if let Ok(mut last) = self.trouble.lock()
             && last.as_deref() != trouble
         {
@@ -126,6 +137,7 @@ impl Gauge {
         Reading {
             attempts: self.attempts.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            blind: self.blind.load(Ordering::Relaxed),
             trouble: self.trouble.lock().ok().and_then(|last| last.clone()),
         }
     }
@@ -149,26 +161,39 @@ fn seed() -> u64 {
 
 async fn run(
     job: Job,
+    mut probe: Probe,
     mut state: CheckState,
     delay: Duration,
     gauge: Arc<Gauge>,
     changes: mpsc::Sender<Change>,
 ) {
     sleep(delay).await;
-    let mut probe = Probe::new(&job);
+    let mut advice = None;
     loop {
-        let (attempt, trouble) = match probe.attempt().await {
-            Ok(attempt) => (attempt, None),
-            Err(error) if error.is_local() => (Attempt::Nothing, Some(error.to_string())),
-            Err(error) => (Attempt::Failed, Some(error.to_string())),
+        let failed = |attempt, error: &ProbeError| Verdict {
+            attempt,
+            advice,
+            cause: Some(error.to_string()),
         };
-        gauge.note(attempt, trouble.as_deref());
-        let next = state.attempt(attempt, &job.check.timing);
-        if let Some(health) = next.change {
+        let verdict = match probe.attempt().await {
+            Ok(verdict) => verdict,
+            Err(error) if error.is_local() => failed(Attempt::Nothing, &error),
+            Err(error) => failed(Attempt::Failed, &error),
+        };
+        gauge.note(verdict.attempt, verdict.cause.as_deref());
+        let next = state.attempt(verdict.attempt, &job.check.timing);
+        // What says nothing says nothing of the weight either.
+        let advised = match verdict.attempt {
+            Attempt::Nothing => advice,
+            _ => verdict.advice,
+        };
+        if next.change.is_some() || advised != advice {
+            advice = advised;
             let change = Change {
                 job: job.clone(),
-                health,
-                cause: trouble,
+                health: state.health(),
+                cause: verdict.cause,
+                advice,
             };
             if changes.send(change).await.is_err() {
                 return;

@@ -1,6 +1,6 @@
 //! Health checks: is a real server able to do its work?
 //!
-//! `state`, `plan` and `board` are pure; `probe` asks once, and `driver` runs one task per check and
+//! `state`, `plan`, `board` and `words` are pure; `probe` asks once, and `driver` runs one task per check and
 //! tells the daemon of changes, which `board` sums up for each real server.
 
 pub mod board;
@@ -9,3 +9,4 @@ pub mod paths;
 pub mod plan;
 pub mod probe;
 pub mod state;
+pub mod words;

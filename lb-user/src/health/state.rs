@@ -71,6 +71,11 @@ impl CheckState {
         }
     }
 
+    /// Present belief.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
     /// Takes the result of one attempt.
     pub fn attempt(&mut self, attempt: Attempt, timing: &Timing) -> Next {
         let before = self.health;

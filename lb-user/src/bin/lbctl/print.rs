@@ -160,7 +160,10 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
     }
     text.push_str(&backend.state);
     if backend.state == "draining" {
-        let why = if backend.weight == 0 {
+        let advised = check.and_then(|check| check.advised_weight);
+        let why = if backend.weight == 0 && advised == Some(0) {
+            " (by its checks)"
+        } else if backend.weight == 0 {
             " (weight 0)"
         } else {
             " (by an operator)"

@@ -26,6 +26,16 @@ pub struct RawCheck {
     pub jitter: Option<At<i64>>,
     pub http: RawHttp,
     pub tls: RawTls,
+    pub dns: RawDns,
+    pub grpc_service: Option<At<String>>,
+    pub helo: Option<At<String>>,
+    pub payload: Option<At<String>>,
+    pub reply: Option<At<String>>,
+    pub command: Option<At<Vec<String>>>,
+    pub dynamic_weight: Option<At<bool>>,
+    pub send: Option<At<String>>,
+    pub on_silence: Option<At<String>>,
+    pub file: Option<At<String>>,
     /// Keys that were given and belong to some types only.
     pub particular: Vec<(&'static str, Range<usize>)>,
 }
@@ -48,8 +58,18 @@ pub struct RawUrl {
     pub body_sha256: Option<At<String>>,
 }
 
+/// Keys of checks by DNS.
+pub struct RawDns {
+    pub name: Option<At<String>>,
+    pub record: Option<At<String>>,
+    pub expect: Option<At<Vec<At<String>>>>,
+    pub recursion: Option<At<bool>>,
+}
+
 /// Keys of checks over TLS.
 pub struct RawTls {
+    pub tls: Option<At<bool>>,
+    pub starttls: Option<At<bool>>,
     pub server_name: Option<At<String>>,
     pub verify: Option<At<bool>>,
     pub ca_file: Option<At<String>>,
@@ -85,10 +105,27 @@ pub fn check(fields: &mut Fields<'_, '_>) -> RawCheck {
             url: url(fields, &mut keys),
         },
         tls: RawTls {
+            tls: keys.note("tls", fields.boolean("tls")),
+            starttls: keys.note("starttls", fields.boolean("starttls")),
             server_name: keys.note("server_name", fields.string("server_name")),
             verify: keys.note("verify", fields.boolean("verify")),
             ca_file: keys.note("ca_file", fields.string("ca_file")),
         },
+        dns: RawDns {
+            name: keys.note("name", fields.string("name")),
+            record: keys.note("record", fields.string("record")),
+            expect: keys.note("expect", fields.words("expect")),
+            recursion: keys.note("recursion", fields.boolean("recursion")),
+        },
+        grpc_service: keys.note("grpc_service", fields.string("grpc_service")),
+        helo: keys.note("helo", fields.string("helo")),
+        payload: keys.note("payload", fields.string("payload")),
+        reply: keys.note("reply", fields.string("reply")),
+        command: keys.note("command", fields.command("command")),
+        dynamic_weight: keys.note("dynamic_weight", fields.boolean("dynamic_weight")),
+        send: keys.note("send", fields.string("send")),
+        on_silence: keys.note("on_silence", fields.string("on_silence")),
+        file: keys.note("file", fields.string("file")),
         particular: Vec::new(),
     };
     if !fields.was_given("type") {

@@ -148,6 +148,54 @@ fn what_is_refused_and_how() {
             "type = \"tcp\"\naddress = \"224.0.0.1\"",
             "224.0.0.1 is a multicast address",
         ),
+        (
+            "type = \"tcp\"\nanswer_timeout = \"1s\"",
+            "`answer_timeout` belongs to checks of type \"http\", \"https\", \"grpc\"",
+        ),
+        (
+            "type = \"icmp\"\nconnect_timeout = \"1s\"",
+            "`connect_timeout` belongs to checks",
+        ),
+        (
+            "type = \"grpc\"\nverify = false",
+            "`verify` needs `tls = true`",
+        ),
+        (
+            "type = \"grpc\"\ngrpc_service = \"a b\"",
+            "`grpc_service` cannot be sent",
+        ),
+        ("type = \"dns\"", "a check of type \"dns\" needs `name`"),
+        (
+            "type = \"dns\"\nname = \"a\"\nrecord = \"AXFR\"",
+            "`record` cannot be \"AXFR\"",
+        ),
+        ("type = \"udp\"\npayload = \"6?\"", "`payload` has a `?`"),
+        (
+            "type = \"udp\"\npayload = \"616\"",
+            "`payload` is not hexadecimal",
+        ),
+        (
+            "type = \"udp\"\nreply = \"xx\"",
+            "`reply` is not hexadecimal",
+        ),
+        (
+            "type = \"exec\"",
+            "a check of type \"exec\" needs `command`",
+        ),
+        (
+            "type = \"exec\"\ncommand = \"true\"",
+            "`command` must begin with an absolute path",
+        ),
+        ("type = \"agent\"", "a check of type \"agent\" needs `port`"),
+        (
+            "type = \"agent\"\nport = 9001\non_silence = \"up\"",
+            "`on_silence` cannot be \"up\"",
+        ),
+        ("type = \"file\"", "a check of type \"file\" needs `file`"),
+        (
+            "type = \"file\"\nfile = \"a\"",
+            "`file` must be an absolute path",
+        ),
     ];
     for (check, expected) in rows {
         let message = errors(&with(&format!("{check}\n")));

@@ -1,14 +1,20 @@
-//! Health checks: what belongs to which type, and what is in range.
+//! Health checks: what all of them have, and those over HTTP. `kinds` has the other types.
+
+mod kinds;
 
 use std::{net::IpAddr, ops::Range, time::Duration};
 
+use self::kinds::{TYPES, Type, types_of};
 use super::Validator;
 use crate::{
     config::{
         raw::{RawCheck, RawHttp, RawTls, RawUrl},
         reader::At,
     },
-    model::{BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Timing, Tls},
+    model::{
+        BodyRule, Check, CheckKind, HttpCheck, HttpRequest, HttpVersion, Limits, Pattern, Timing,
+        Tls,
+    },
 };
 
 /// More would not be a check any more: each request costs a connection.
@@ -21,87 +27,54 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// alive.
 const DEFAULT_WARMUP: Duration = Duration::from_secs(2);
 
-/// The types, in the order in which they are listed to the operator.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Type {
-    Tcp,
-    Http,
-    Https,
-}
-
-const TYPES: [(&str, Type); 3] = [
-    ("http", Type::Http),
-    ("https", Type::Https),
-    ("tcp", Type::Tcp),
-];
-
-const HTTP: &[Type] = &[Type::Http, Type::Https];
-const STREAMS: &[Type] = &[Type::Http, Type::Https, Type::Tcp];
-
-/// Keys that belong to some types only.
-const PARTICULAR: [(&str, &[Type]); 14] = [
-    ("connect_timeout", STREAMS),
-    ("tls_timeout", &[Type::Https]),
-    ("answer_timeout", HTTP),
-    ("http_version", HTTP),
-    ("url", HTTP),
-    ("method", HTTP),
-    ("path", HTTP),
-    ("host", HTTP),
-    ("status", HTTP),
-    ("body", HTTP),
-    ("body_sha256", HTTP),
-    ("server_name", &[Type::Https]),
-    ("verify", &[Type::Https]),
-    ("ca_file", &[Type::Https]),
-];
-
 impl Validator<'_> {
-    pub(super) fn health_check(&mut self, raw: RawCheck, span: &Range<usize>) -> Check {
-        let kind = self.choice(raw.kind, "type", Type::Tcp, &TYPES);
+    pub(super) fn health_check(&mut self, mut raw: RawCheck, span: &Range<usize>) -> Check {
+        let kind = self.choice(raw.kind.take(), "type", Type::Tcp, &TYPES);
         self.only_of(kind, &raw.particular);
         let limits = self.limits(
-            raw.connect_timeout,
-            raw.tls_timeout,
-            raw.answer_timeout,
-            raw.timeout,
+            raw.connect_timeout.take(),
+            raw.tls_timeout.take(),
+            raw.answer_timeout.take(),
+            raw.timeout.take(),
         );
-        let interval = self.interval(raw.interval, "interval", Duration::from_secs(5));
-        let down_interval = self.interval(raw.down_interval, "down_interval", interval);
-        let retries = self.number(raw.retries, "retries", 0..=100, 1, |_, _| {});
+        let interval = self.interval(raw.interval.take(), "interval", Duration::from_secs(5));
+        let down_interval = self.interval(raw.down_interval.take(), "down_interval", interval);
+        let retries = self.number(raw.retries.take(), "retries", 0..=100, 1, |_, _| {});
         let warmup = interval.min(DEFAULT_WARMUP);
         let range = Duration::ZERO..=HOUR;
         let timing = Timing {
             interval,
-            rising_interval: self.interval(raw.rising_interval, "rising_interval", down_interval),
+            rising_interval: self.interval(
+                raw.rising_interval.take(),
+                "rising_interval",
+                down_interval,
+            ),
             down_interval,
-            rise: self.small(raw.rise, "rise", 1..=255, 1).into(),
-            fall: self.small(raw.fall, "fall", 1..=255, 1).into(),
+            rise: self.small(raw.rise.take(), "rise", 1..=255, 1).into(),
+            fall: self.small(raw.fall.take(), "fall", 1..=255, 1).into(),
             retries: u32::try_from(retries).unwrap_or(1),
             delay_before_retry: self.duration(
-                raw.delay_before_retry,
+                raw.delay_before_retry.take(),
                 "delay_before_retry",
                 range.clone(),
                 Duration::from_secs(1),
             ),
-            warmup: self.duration(raw.warmup, "warmup", range, warmup),
-            jitter: self.small(raw.jitter, "jitter", 0..=50, 0),
+            warmup: self.duration(raw.warmup.take(), "warmup", range, warmup),
+            jitter: self.small(raw.jitter.take(), "jitter", 0..=50, 0),
         };
         let elsewhere = raw.address.is_some() || raw.port.is_some();
-        let on_vip = self.on_vip(raw.target, raw.address.as_ref(), elsewhere);
+        let on_vip = self.on_vip(raw.target.take(), raw.address.as_ref(), elsewhere);
         let port = raw
             .port
+            .take()
             .map(|at| self.number(Some(at), "port", 1..=65_535, 1, |_, _| {}));
-        let address = self.asked(raw.address, "address");
-        let source = self.asked(raw.source_address, "source_address");
-        let kind = match kind {
-            Type::Tcp => CheckKind::Tcp,
-            Type::Http => CheckKind::Http(self.http(raw.http, None)),
-            Type::Https => {
-                let tls = self.tls(raw.tls);
-                CheckKind::Http(self.http(raw.http, Some(tls)))
-            }
-        };
+        let address = self.asked(raw.address.take(), "address");
+        let source = self.asked(raw.source_address.take(), "source_address");
+        let kind = self.kind(kind, raw, span);
+        if matches!(kind, CheckKind::Agent(_)) && port.is_none() {
+            let help = "the agent is another program than the service, on a port of its own";
+            self.error(span, "a check of type \"agent\" needs `port`", help);
+        }
         if let (Some(address), Some(source)) = (address, source)
             && address.is_ipv4() != source.is_ipv4()
         {
@@ -138,10 +111,8 @@ impl Validator<'_> {
 
     fn only_of(&mut self, kind: Type, given: &[(&'static str, Range<usize>)]) {
         for (key, span) in given {
-            let Some((_, types)) = PARTICULAR.iter().find(|(name, _)| name == key) else {
-                continue;
-            };
-            if types.contains(&kind) {
+            let types = types_of(key);
+            if types.is_empty() || types.contains(&kind) {
                 continue;
             }
             let names: Vec<String> = TYPES
@@ -336,23 +307,12 @@ impl Validator<'_> {
     }
 
     fn sha256(&mut self, at: &At<String>) -> Option<[u8; 32]> {
-        let digest = parse_hex(&at.value).and_then(|bytes| bytes.try_into().ok());
+        let pattern = Pattern::parse(&at.value).filter(Pattern::is_exact);
+        let digest = pattern.and_then(|pattern| pattern.bytes().try_into().ok());
         if digest.is_none() {
             let help = "64 hexadecimal digits, as sha256sum prints them";
             self.error(&at.span, "`body_sha256` is no SHA-256", help);
         }
         digest
     }
-}
-
-/// Bytes written as hexadecimal digits.
-fn parse_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let pairs = text.as_bytes().chunks(2);
-    pairs
-        .map(|pair| match pair {
-            [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
-            _ => None,
-        })
-        .collect()
 }

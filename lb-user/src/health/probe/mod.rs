@@ -1,21 +1,38 @@
 //! One attempt of a check. Every kind has a file of its own, with its errors.
 
+mod agent;
+mod datagram;
+mod dns;
 mod exchange;
+mod exec;
+mod file;
+mod grpc;
 mod http;
+mod icmp;
+mod smtp;
 mod tcp;
 mod tls;
+mod udp;
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use thiserror::Error;
 use tokio::time::timeout;
 
-pub use self::{exchange::ExchangeError, http::HttpError, tcp::ConnectError, tls::TlsError};
+pub use self::{
+    agent::AgentError, dns::DnsError, exchange::ExchangeError, exec::ExecError, file::FileError,
+    grpc::GrpcError, http::HttpError, icmp::IcmpError, smtp::SmtpError, tcp::ConnectError,
+    tls::TlsError, udp::UdpError,
+};
 use super::{
     plan::{Job, Via},
     state::Attempt,
+    words::Said,
 };
-use crate::model::{CheckKind, Limits};
+use crate::{
+    model::{Advice, CheckKind, DnsCheck, ExecCheck, Limits, UdpCheck},
+    script::Account,
+};
 
 /// Makes the attempts of one check. Keeps what is costly to make anew.
 pub struct Probe {
@@ -36,6 +53,54 @@ struct Place {
 enum Kind {
     Tcp,
     Http(http::Http),
+    Grpc(grpc::Grpc),
+    Smtp(smtp::Smtp),
+    Dns(DnsCheck),
+    Udp(UdpCheck),
+    Icmp(icmp::Echo),
+    Exec(ExecCheck, Account),
+    Agent(agent::Agent),
+    File(file::WordsFile),
+}
+
+/// What an attempt that did not fail showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Of the state.
+    pub attempt: Attempt,
+    /// Of the weight: nothing is the configured one.
+    pub advice: Option<Advice>,
+    /// Why it is down, where it says so itself.
+    pub cause: Option<String>,
+}
+
+impl Verdict {
+    const fn passed() -> Self {
+        Self {
+            attempt: Attempt::Passed,
+            advice: None,
+            cause: None,
+        }
+    }
+
+    const fn nothing(trouble: String) -> Self {
+        Self {
+            attempt: Attempt::Nothing,
+            advice: None,
+            cause: Some(trouble),
+        }
+    }
+}
+
+/// What a real server says of itself is believed at once.
+impl From<Said> for Verdict {
+    fn from(said: Said) -> Self {
+        Self {
+            attempt: Attempt::Told(said.health),
+            advice: said.advice,
+            cause: said.cause,
+        }
+    }
 }
 
 /// Why an attempt failed, in words for the log.
@@ -47,6 +112,30 @@ pub enum ProbeError {
     /// Not the right answers over HTTP.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// Not what gRPC calls healthy.
+    #[error(transparent)]
+    Grpc(#[from] GrpcError),
+    /// No greeting over SMTP.
+    #[error(transparent)]
+    Smtp(#[from] SmtpError),
+    /// Not the right answer from DNS.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// Not the right reply over UDP.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// No echo.
+    #[error(transparent)]
+    Icmp(#[from] IcmpError),
+    /// A command that did not succeed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// No useful word of an agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// No useful word in a file.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The time for the whole attempt is over.
     #[error(transparent)]
     Late(#[from] Late),
@@ -75,8 +164,9 @@ pub struct Asked(pub SocketAddr);
 pub struct On(Option<std::net::IpAddr>);
 
 impl Probe {
-    /// For a job of the plan.
-    pub fn new(job: &Job) -> Self {
+    /// For a job of the plan. Commands run as `account`; `seed` makes what must be hard to guess or
+    /// different from others.
+    pub fn new(job: &Job, account: Account, seed: u64) -> Self {
         let place = Place {
             target: job.target,
             via: job.via,
@@ -86,12 +176,20 @@ impl Probe {
         let kind = match &job.check.kind {
             CheckKind::Tcp => Kind::Tcp,
             CheckKind::Http(check) => Kind::Http(http::Http::new(check)),
+            CheckKind::Grpc(check) => Kind::Grpc(grpc::Grpc::new(check)),
+            CheckKind::Smtp(check) => Kind::Smtp(smtp::Smtp::new(check)),
+            CheckKind::Dns(check) => Kind::Dns(check.clone()),
+            CheckKind::Udp(check) => Kind::Udp(check.clone()),
+            CheckKind::Icmp => Kind::Icmp(icmp::Echo::new((seed & 0xffff) as u16)),
+            CheckKind::Exec(check) => Kind::Exec(check.clone(), account),
+            CheckKind::Agent(check) => Kind::Agent(agent::Agent::new(check)),
+            CheckKind::File(path) => Kind::File(file::WordsFile::new(path)),
         };
         Self { place, kind }
     }
 
     /// Makes one attempt.
-    pub async fn attempt(&mut self) -> Result<Attempt, ProbeError> {
+    pub async fn attempt(&mut self) -> Result<Verdict, ProbeError> {
         let place = self.place;
         match place.limits.total {
             None => self.kind.attempt(&place).await,
@@ -105,12 +203,20 @@ impl Probe {
 }
 
 impl Kind {
-    async fn attempt(&mut self, place: &Place) -> Result<Attempt, ProbeError> {
+    async fn attempt(&mut self, place: &Place) -> Result<Verdict, ProbeError> {
         match self {
             Kind::Tcp => drop(tcp::connect(place).await?),
             Kind::Http(http) => http.attempt(place).await?,
+            Kind::Grpc(grpc) => grpc.attempt(place).await?,
+            Kind::Smtp(smtp) => smtp.attempt(place).await?,
+            Kind::Dns(check) => dns::attempt(place, check).await?,
+            Kind::Udp(check) => udp::attempt(place, check).await?,
+            Kind::Icmp(echo) => echo.attempt(place).await?,
+            Kind::Exec(check, account) => return Ok(exec::attempt(place, check, *account).await?),
+            Kind::Agent(agent) => return Ok(agent.attempt(place).await?),
+            Kind::File(file) => return Ok(file.attempt(place).await?),
         }
-        Ok(Attempt::Passed)
+        Ok(Verdict::passed())
     }
 }
 
@@ -143,16 +249,22 @@ impl Place {
 }
 
 impl ProbeError {
-    /// Whether the director itself was at fault, so that nothing is known of the server.
+    /// Whether the director itself was at fault, so that nothing is known of the server: no descriptor,
+    /// no memory, no port or source address of its own.
     pub fn is_local(&self) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
             let code = error
                 .downcast_ref::<io::Error>()
                 .and_then(io::Error::raw_os_error);
-            if code.is_some_and(|code| {
-                [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM].contains(&code)
-            }) {
+            let ours = [
+                libc::EMFILE,
+                libc::ENFILE,
+                libc::ENOBUFS,
+                libc::ENOMEM,
+                libc::EADDRNOTAVAIL,
+            ];
+            if code.is_some_and(|code| ours.contains(&code)) {
                 return true;
             }
             next = error.source();
