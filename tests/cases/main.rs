@@ -9,6 +9,7 @@
 mod adverts;
 mod announcements;
 mod bad_input;
+mod checked;
 mod choosing;
 mod events;
 mod flows;
@@ -16,6 +17,8 @@ mod fuzz;
 mod guide;
 mod hammer;
 mod health;
+mod health_checkers;
+mod health_hostile;
 mod ipv6;
 mod life;
 mod many;

@@ -17,6 +17,7 @@ const PURE: &[&str] = &[
     "lb-user/src/health/paths.rs",
     "lb-user/src/health/board.rs",
     "lb-user/src/health/plan.rs",
+    "lb-user/src/health/words.rs",
     "lb-user/src/track/state.rs",
     "lb-user/src/track/process.rs",
     "lb-user/src/track/proc_event.rs",

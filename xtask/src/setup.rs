@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{apt, ebpf, run};
 
 /// Programs of the laboratory, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("nginx", "nginx"),
     ("tcpdump", "tcpdump"),
     ("keepalived", "keepalived"),
@@ -16,6 +16,8 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("ethtool", "ethtool"),
     ("curl", "curl"),
     ("socat", "socat"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("aiosmtpd", "python3-aiosmtpd"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("mount", "mount"),
