@@ -98,3 +98,48 @@ fn silence_costs_the_timeouts_and_retries() {
     guide.rs1.node().silently(true).unwrap();
     wait_for_rs1(&guide.node1, true);
 }
+
+/// A restart forgets nothing: who was down stays down until its check has passed as often as it must.
+#[test]
+fn a_restart_remembers_who_was_down() {
+    let mut guide = Guide::prepare().unwrap();
+    let check = "type = \"tcp\"\ninterval = \"200ms\"\nconnect_timeout = \"500ms\"\nretries = 0\nrise = 5\nrising_interval = \"1s\"";
+    guide.node1.configure(&checked(check)).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    for killed in [false, true] {
+        guide.rs1.stop().unwrap();
+        let said = wait_for_rs1(&guide.node1, false);
+        let of = |director: &Director, address: &str| {
+            let checks = director.status().unwrap().checks;
+            checks.into_iter().find(|c| c.backend == address).unwrap()
+        };
+        let before = of(&guide.node1, "10.1.15.45");
+        // What is known is written down within a second, and when the daemon ends in order.
+        if killed {
+            std::thread::sleep(Duration::from_millis(1_500));
+            guide.node1.kill().unwrap();
+        } else {
+            guide.node1.stop().unwrap();
+        }
+        guide.rs1.resume(&guide.lab).unwrap();
+        guide.node1.start(&guide.lab).unwrap();
+        let after = of(&guide.node1, "10.1.15.45");
+        assert!(!after.up, "killed {killed}: {after:?}");
+        assert_eq!(after.cause.as_deref(), Some(said.as_str()));
+        assert_eq!(after.since, before.since);
+        assert!(of(&guide.node1, "10.1.15.46").up);
+        assert_eq!(wait_for_rs1(&guide.node1, true), "");
+    }
+    let file = guide.node1.config.with_extension("health");
+    std::fs::write(&file, "{}").unwrap();
+    guide.node1.stop().unwrap();
+    // What cannot be read is not believed, and does not keep the daemon from starting.
+    std::fs::write(&file, "{\"version\":1,\"servers\":7}").unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    assert!(
+        guide.node1.log().contains("is of no use"),
+        "{}",
+        guide.node1.log()
+    );
+    wait_for_rs1(&guide.node1, true);
+}

@@ -16,6 +16,8 @@ const PURE: &[&str] = &[
     "lb-user/src/health/state.rs",
     "lb-user/src/health/paths.rs",
     "lb-user/src/health/board.rs",
+    "lb-user/src/health/lateness.rs",
+    "lb-user/src/health/memory.rs",
     "lb-user/src/health/plan.rs",
     "lb-user/src/health/words.rs",
     "lb-user/src/track/state.rs",

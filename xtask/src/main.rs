@@ -87,6 +87,12 @@ enum Bench {
         #[arg(long, default_value_t = 10)]
         trials: u32,
     },
+    /// What two thousand health checks a second cost, how late they begin, and what a death leads to.
+    Health {
+        /// Also write the figures to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -100,7 +106,10 @@ fn main() -> ExitCode {
         } => bench_data_plane(json),
         Command::Bench {
             what: Bench::Failover { json, trials },
-        } => bench_failover(json, trials),
+        } => bench_laboratory("lbd-failover", &["--trials", &trials.to_string()], json),
+        Command::Bench {
+            what: Bench::Health { json },
+        } => bench_laboratory("lbd-health", &[], json),
         Command::Fuzz { target, seconds } => fuzz(target.as_deref(), seconds),
         Command::Soak { minutes, json } => soak(minutes, json),
         Command::Vm { case } => vm(case.as_deref()),
@@ -195,7 +204,8 @@ fn build_release(what: &str) -> Result<()> {
     })
 }
 
-fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
+/// A benchmark with daemons in namespaces.
+fn bench_laboratory(program: &str, arguments: &[&str], json: Option<PathBuf>) -> Result<()> {
     if !run::is_root() {
         bail!("network namespaces need root");
     }
@@ -203,8 +213,8 @@ fn bench_failover(json: Option<PathBuf>, trials: u32) -> Result<()> {
     setup::everything()?;
     ebpf::build()?;
     build_release("building lbd and the benchmark")?;
-    let mut command = std::process::Command::new(run::target().join("release/lbd-failover"));
-    command.args(["--trials", &trials.to_string()]);
+    let mut command = std::process::Command::new(run::target().join("release").join(program));
+    command.args(arguments);
     if let Some(json) = json {
         command.arg("--json").arg(json);
     }

@@ -121,6 +121,8 @@ pub struct Status {
     pub instances: Vec<InstanceStatus>,
     /// Health of checked real servers.
     pub checks: Vec<CheckStatus>,
+    /// What all attempts of health checks have in common.
+    pub probes: ProbesStatus,
     /// The data plane with its services.
     pub data_plane: DataPlaneSnapshot,
     /// What operators told of real servers since the last reload.
@@ -294,6 +296,22 @@ pub struct CheckStatus {
     pub advised_weight: Option<u32>,
     /// Its checks, which must all pass.
     pub checks: Vec<ProbeStatus>,
+}
+
+/// What all attempts of health checks have in common, since the start.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProbesStatus {
+    /// Attempts begun.
+    pub attempts: u64,
+    /// Half of them began at most so late, in milliseconds.
+    pub late_p50_ms: u64,
+    /// 99 of 100 did.
+    pub late_p99_ms: u64,
+    /// The latest.
+    pub late_max_ms: f64,
+    /// The longest from the end of an attempt that changed something to the data plane that follows it,
+    /// in microseconds.
+    pub slowest_reaction_us: u64,
 }
 
 /// One check of a real server.

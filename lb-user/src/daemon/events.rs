@@ -243,6 +243,7 @@ impl Daemon {
     }
 
     pub(super) async fn on_tick(&mut self, reports: &mut Receiver<Report>) {
+        self.remember();
         if self.neighbours.is_due() {
             // Routes change without telling.
             self.find_neighbours_and_apply().await;

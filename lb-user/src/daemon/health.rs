@@ -1,33 +1,116 @@
 //! What health checks lead to.
 
 use std::{
+    fs::File,
+    io::{self, Read},
     net::IpAddr,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::mpsc::Receiver;
+
 use super::Daemon;
 use crate::{
-    api::proto::{CheckStatus, ProbeStatus},
+    api::proto::{CheckStatus, ProbeStatus, ProbesStatus},
     events::Kind,
     health::{
         board::{Change, News},
+        memory::Memory,
         plan::{Job, Subject},
         probe::Asked,
         state::Health,
     },
-    model::Neighbour,
+    model::{Advised, Config, Neighbour},
 };
 
+/// Changes of health that are followed by one change of the data plane.
+const MAX_AT_ONCE: usize = 1_024;
+/// Most that is read of what the daemon before this one knew, in bytes: two kilobytes for each of
+/// the 8,192 real servers that there may be.
+const MAX_MEMORY: u64 = 16 << 20;
+
 impl Daemon {
+    /// Learns what the daemon before this one knew, so that a real server that was down stays down until
+    /// its checks pass.
+    pub(super) fn recall(&mut self) {
+        let path = memory_path(&self.config);
+        let text = match read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "what was known of real servers cannot be read");
+                return;
+            }
+        };
+        match Memory::decode(&text) {
+            Ok(memory) => {
+                let jobs = crate::health::plan::jobs(&self.config);
+                self.health.recall(&memory, &jobs);
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "what was known of real servers is of no use");
+            }
+        }
+    }
+
+    /// Writes down what is known, where that has changed. A file that is there is always whole.
+    pub(super) fn remember(&mut self) {
+        if !std::mem::take(&mut self.memory_is_old) {
+            return;
+        }
+        let path = memory_path(&self.config);
+        let written = self
+            .health
+            .memory()
+            .encode()
+            .map_err(io::Error::other)
+            .and_then(|text| {
+                let new = path.with_extension("health.new");
+                std::fs::write(&new, text)?;
+                std::fs::rename(&new, &path)
+            });
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "what is known of real servers cannot be written down");
+        }
+    }
+
     /// Makes the configuration's checks the running ones.
     pub(super) fn start_checks(&mut self) {
         let mut jobs = crate::health::plan::jobs(&self.config);
         self.lead_to_vips(&mut jobs);
         let news = self.health.follow(&jobs, now());
         let health = &self.health;
-        self.checks.configure(&jobs, |job| health.health_of(job));
-        for news in &news {
-            self.on_news(news);
+        self.checks.configure(&jobs, |job| health.known(job));
+        self.memory_is_old = true;
+        let reasons = news.iter().map(|news| self.tell(news)).collect();
+        self.follow_health(reasons);
+    }
+
+    /// Many servers may change at once, as when a switch dies: what has come meanwhile is done together.
+    pub(super) fn on_health(&mut self, first: Change, more: &mut Receiver<Change>) {
+        let began = first.ended;
+        let waiting = std::iter::from_fn(|| more.try_recv().ok()).take(MAX_AT_ONCE - 1);
+        let mut reasons = Vec::new();
+        for change in std::iter::once(first).chain(waiting) {
+            if let Some(news) = self.health.take(&change, now()) {
+                reasons.push(self.tell(&news));
+            }
+        }
+        self.follow_health(reasons);
+        self.slowest_reaction = self.slowest_reaction.max(began.elapsed());
+    }
+
+    /// What all attempts have in common.
+    pub(super) fn probes_status(&self) -> ProbesStatus {
+        let late = self.checks.lateness();
+        ProbesStatus {
+            attempts: late.attempts,
+            late_p50_ms: late.p50_ms,
+            late_p99_ms: late.p99_ms,
+            late_max_ms: late.max_ms,
+            slowest_reaction_us: u64::try_from(self.slowest_reaction.as_micros())
+                .unwrap_or(u64::MAX),
         }
     }
 
@@ -59,9 +142,15 @@ impl Daemon {
         }
     }
 
-    pub(super) fn on_health(&mut self, change: &Change) {
-        if let Some(news) = self.health.take(change, now()) {
-            self.on_news(&news);
+    fn follow_health(&mut self, reasons: Vec<String>) {
+        let more = reasons.len().saturating_sub(1);
+        if let Some(mut reason) = reasons.into_iter().next() {
+            if more > 0 {
+                reason = format!("{reason}; and {more} more");
+            }
+            self.memory_is_old = true;
+            self.apply_or_stay(&reason);
+            self.follow_watches();
         }
     }
 
@@ -90,10 +179,14 @@ impl Daemon {
 
     /// The weight that its checks want a real server to have.
     fn advised_weight(&self, subject: &Subject) -> Option<u32> {
+        let advised = self.health.advised(subject);
+        if advised == Advised::default() {
+            return None;
+        }
         let (service, address) = *subject;
         let service = self.config.services.iter().find(|s| s.id == service)?;
         let server = service.backends.iter().find(|b| b.address == address)?;
-        self.health.advised_weight(subject, server.weight)
+        advised.weight(server.weight)
     }
 
     /// Checks that say nothing at present, in words.
@@ -130,7 +223,8 @@ impl Daemon {
         }
     }
 
-    fn on_news(&mut self, news: &News) {
+    /// Logs what became of a real server, and says it in words.
+    fn tell(&mut self, news: &News) -> String {
         let (service, address) = news.subject;
         let server = format!("real server {address}");
         let text = match &news.turn {
@@ -155,9 +249,21 @@ impl Daemon {
             Some(_) | None => tracing::info!("{reason}"),
         }
         self.event(Kind::Health, &service.to_string(), text);
-        self.apply_or_stay(&reason);
-        self.follow_watches();
+        reason
     }
+}
+
+/// Beside the socket, in the directory of what lives as long as the system runs.
+fn memory_path(config: &Config) -> PathBuf {
+    config.runtime.socket.with_extension("health")
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(MAX_MEMORY)
+        .read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn now() -> Duration {

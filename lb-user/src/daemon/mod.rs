@@ -57,7 +57,7 @@ use crate::{
         state::Health,
     },
     model::{
-        Config, Forwarding, Instance, Neighbour, RealServer, ServiceId, Target, VirtualService,
+        Advised, Config, Forwarding, Instance, Neighbour, ServiceId, Target, VirtualService,
         VrrpState,
     },
     net::{
@@ -158,6 +158,10 @@ struct Daemon {
     tracking: Tracking,
     links: Links,
     health: Board,
+    /// What is written down of health is not what is known.
+    memory_is_old: bool,
+    /// The longest from the end of an attempt to the data plane that follows it.
+    slowest_reaction: Duration,
     data_plane: Box<dyn DataPlane>,
     /// Why this data plane runs.
     choice: String,
@@ -224,6 +228,8 @@ impl Daemon {
             tracking,
             links: Links::new(),
             health: Board::default(),
+            memory_is_old: false,
+            slowest_reaction: Duration::ZERO,
             data_plane: plane,
             choice: reason,
             switch: Switch {
@@ -298,6 +304,7 @@ impl Daemon {
         self.follow_own_addresses();
         self.find_neighbours().await;
         self.resume().await;
+        self.recall();
         self.apply("start")?;
         self.serve_only_resumed();
         // A change of health makes the daemon look at what is watched.
@@ -370,7 +377,7 @@ impl Daemon {
                 _ = signals.interrupt.recv() => break,
                 () = reached(announcement) => self.addresses.announce_due(&self.interfaces),
                 Some(event) = inputs.net.next() => self.on_net(event).await,
-                Some(change) = inputs.changes.recv() => self.on_health(&change),
+                Some(change) = inputs.changes.recv() => self.on_health(change, &mut inputs.changes),
                 Some(finding) = inputs.findings.recv() => self.on_finding(finding),
                 Ok(()) = inputs.routes.changed() => self.follow_watches(),
                 () = self.links.due() => self.follow_links(),
@@ -392,6 +399,7 @@ impl Daemon {
         while let Some(report) = reports.recv().await {
             self.on_report(report).await;
         }
+        self.remember();
         self.addresses.remove_all().await;
         let detached = self.data_plane.detach();
         self.web = None;
@@ -417,16 +425,13 @@ impl Daemon {
                 up: true,
                 resolved: true,
                 steered: None,
-                advised: None,
+                advised: Advised::default(),
             },
             Target::Host(address) => {
                 let subject = (service.id, address);
                 let record = self.health.get(&subject);
-                let configured = service.backends.iter().find(|b| b.address == address);
-                let advised =
-                    |server: &RealServer| self.health.advised_weight(&subject, server.weight);
                 Condition {
-                    advised: configured.and_then(advised),
+                    advised: self.health.advised(&subject),
                     up: record.is_none_or(|record| record.health == Health::Up),
                     resolved: self.is_resolved(service, address),
                     steered: self.steered.get(&subject).copied(),

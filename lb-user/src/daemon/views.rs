@@ -76,6 +76,7 @@ impl Daemon {
             },
             instances,
             checks,
+            probes: self.probes_status(),
             data_plane,
         }
     }

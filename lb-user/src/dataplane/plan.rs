@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::model::{
-    Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId, SyncDaemonConfig,
-    Target, VirtualService,
+    Advised, Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId,
+    SyncDaemonConfig, Target, VirtualService,
 };
 
 /// What the data plane should hold.
@@ -196,8 +196,8 @@ pub struct Condition {
     pub resolved: bool,
     /// An operator set its weight, or drained it.
     pub steered: Option<Steering>,
-    /// Its health checks want it to have this weight; an operator's counts more.
-    pub advised: Option<u32>,
+    /// What its health checks say of its weight; an operator's counts more.
+    pub advised: Advised,
 }
 
 /// What an operator told of a real server. Lasts until changed, or until a reload.
@@ -254,7 +254,10 @@ fn backends(
             let condition = condition(target);
             let weight = match condition.steered {
                 Some(Steering::Weight(weight)) => weight,
-                Some(Steering::Drain) | None => condition.advised.unwrap_or(server.weight),
+                Some(Steering::Drain) | None => condition
+                    .advised
+                    .weight(server.weight)
+                    .unwrap_or(server.weight),
             };
             let drained = condition.steered == Some(Steering::Drain) || weight == 0;
             let state = if !condition.up {
@@ -305,7 +308,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::model::{Protocol, RealServer};
+    use crate::model::{Advice, Protocol, RealServer};
 
     fn host(last: u8) -> IpAddr {
         Ipv4Addr::new(10, 1, 15, last).into()
@@ -341,7 +344,7 @@ mod tests {
             up: true,
             resolved: true,
             steered: None,
-            advised: None,
+            advised: Advised::default(),
         }
     }
 
@@ -482,10 +485,18 @@ mod tests {
     #[test]
     fn checks_may_want_another_weight() {
         let service = service(&[4, 4, 4], None, Scheduler::Wrr);
-        let condition = |target| Condition {
-            steered: is_host(target, &[47]).then_some(Steering::Weight(9)),
-            advised: Some(if is_host(target, &[46]) { 0 } else { 2 }),
-            ..fine()
+        let advice = |target| match is_host(target, &[46]) {
+            true => Advice::Drain,
+            false => Advice::Percent(50),
+        };
+        let condition = |target| {
+            let mut advised = Advised::default();
+            advised.add(advice(target));
+            Condition {
+                steered: is_host(target, &[47]).then_some(Steering::Weight(9)),
+                advised,
+                ..fine()
+            }
         };
         let planned = backends(&service, &condition);
         let seen: Vec<_> = planned.iter().map(|b| (b.weight, b.state)).collect();

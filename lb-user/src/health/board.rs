@@ -1,13 +1,17 @@
 //! What is known of each checked real server: it is up while all of its checks say so. Pure; times are
 //! since 1970.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{
+    memory::{Memory, Remembered},
     plan::{Job, Subject},
     state::Health,
 };
-use crate::model::Advice;
+use crate::model::{Advice, Advised};
 
 /// A check changed what it says.
 #[derive(Clone, Debug)]
@@ -20,12 +24,17 @@ pub struct Change {
     pub cause: Option<String>,
     /// What it says of the weight.
     pub advice: Option<Advice>,
+    /// When the attempt ended that showed it.
+    pub ended: Instant,
 }
 
 /// What is known of all.
 #[derive(Debug, Default)]
 pub struct Board {
     records: HashMap<Subject, Record>,
+    /// What a daemon before this one knew, until the first checks are told. They may go another way to the
+    /// real server than was known when it was read.
+    remembered: HashMap<Subject, Remembered>,
 }
 
 /// What is known of a real server.
@@ -78,13 +87,18 @@ impl Board {
     /// state: one that is down needs a success of each new check. What is new altogether is up.
     /// Returns what changed by the going of checks that were down.
     pub fn follow(&mut self, jobs: &[Job], now: Duration) -> Vec<News> {
-        let mut old = std::mem::take(&mut self.records);
+        let old = std::mem::take(&mut self.records);
         for job in jobs {
             let before = old.get(&job.subject);
             let begins = before.map_or(Health::Up, |record| record.health);
-            let known = before.and_then(|record| record.checks.iter().find(|c| c.job == *job));
+            let running = before.and_then(|record| record.checks.iter().find(|c| c.job == *job));
+            let running = running.map(|c| (c.health, c.cause.clone(), c.advice));
+            let known = running.or_else(|| {
+                let check = self.remembered.get(&job.subject)?.by(job)?;
+                Some((check.health, check.cause.clone(), check.advice))
+            });
             let (health, cause, advice) = match (known, before) {
-                (Some(known), _) => (known.health, known.cause.clone(), known.advice),
+                (Some(known), _) => known,
                 // Nobody knows whether it will ever say something.
                 (None, _) if job.check.kind.may_be_silent() => (Health::Up, None, None),
                 (None, Some(record)) => (begins, record.cause.clone(), None),
@@ -103,7 +117,7 @@ impl Board {
                 advice,
             });
         }
-        old.clear();
+        self.remembered.clear();
         let mut news = Vec::new();
         for (subject, record) in &mut self.records {
             let subject = *subject;
@@ -144,19 +158,65 @@ impl Board {
         self.records.iter()
     }
 
-    /// What a check says now.
-    pub fn health_of(&self, job: &Job) -> Health {
+    /// What a check says now of the state and of the weight.
+    pub fn known(&self, job: &Job) -> (Health, Option<Advice>) {
         self.records
             .get(&job.subject)
             .and_then(|record| record.checks.iter().find(|c| c.job == *job))
-            .map_or(Health::Up, |check| check.health)
+            .map_or((Health::Up, None), |check| (check.health, check.advice))
     }
 
-    /// The weight that its checks want a real server to have: the least of them.
-    pub fn advised_weight(&self, subject: &Subject, configured: u32) -> Option<u32> {
-        let checks = &self.records.get(subject)?.checks;
-        let weights = checks.iter().filter_map(|check| check.advice);
-        weights.map(|advice| advice.weight(configured)).min()
+    /// Takes what a daemon before this one knew, for the checks that are still the same and for the
+    /// servers that are still there. [`Board::follow`] comes next.
+    pub fn recall(&mut self, memory: &Memory, jobs: &[Job]) {
+        let servers: HashMap<_, _> = memory.servers().iter().map(|s| (s.name(), s)).collect();
+        for job in jobs {
+            let (service, address) = job.subject;
+            let name = service.to_string();
+            let Some(server) = servers.get(&(name.as_str(), address)) else {
+                continue;
+            };
+            self.remembered.insert(job.subject, (*server).clone());
+            let record = self.records.entry(job.subject).or_insert_with(|| Record {
+                health: server.health,
+                since: Duration::from_millis(server.since_ms),
+                cause: server.cause.clone(),
+                checks: Vec::new(),
+            });
+            if let Some(known) = server.by(job) {
+                record.checks.push(CheckRecord {
+                    job: job.clone(),
+                    health: known.health,
+                    cause: known.cause.clone(),
+                    advice: known.advice,
+                });
+            }
+        }
+    }
+
+    /// All that a later daemon should know.
+    pub fn memory(&self) -> Memory {
+        let mut servers = Vec::with_capacity(self.records.len());
+        for ((service, address), record) in &self.records {
+            let since = u64::try_from(record.since.as_millis()).unwrap_or(u64::MAX);
+            let mut server = Remembered::new(*service, *address, record.health, since);
+            server.cause.clone_from(&record.cause);
+            for check in &record.checks {
+                server.add(&check.job, check.health, check.cause.clone(), check.advice);
+            }
+            servers.push(server);
+        }
+        Memory::new(servers)
+    }
+
+    /// What the checks of a real server say of its weight.
+    pub fn advised(&self, subject: &Subject) -> Advised {
+        let mut advised = Advised::default();
+        let checks = self.records.get(subject).map(Record::checks);
+        for advice in checks.unwrap_or_default().iter().filter_map(|c| c.advice) {
+            advised.add(advice);
+        }
+        advised
     }
 }
 
@@ -210,6 +270,7 @@ mod tests {
             health: cause.map_or(Health::Up, |_| Health::Down),
             cause: cause.map(str::to_owned),
             advice: None,
+            ended: std::time::Instant::now(),
         }
     }
 
@@ -248,8 +309,8 @@ mod tests {
                 .follow(&[two.clone(), other.clone()], at(5))
                 .is_empty()
         );
-        assert_eq!(board.health_of(&two), Health::Down);
-        assert_eq!(board.health_of(&other), Health::Up);
+        assert_eq!(board.known(&two).0, Health::Down);
+        assert_eq!(board.known(&other).0, Health::Up);
         let record = board.get(&one.subject).unwrap();
         assert_eq!((record.since, record.cause.as_deref()), (at(1), Some("a")));
         // The old one is not listened to any more.
@@ -284,7 +345,7 @@ mod tests {
         let (one, two) = (job(1, 5), job(1, 6));
         let mut board = Board::default();
         board.follow(&[one.clone(), two.clone()], at(0));
-        assert_eq!(board.advised_weight(&one.subject, 10), None);
+        assert_eq!(board.advised(&one.subject).weight(10), None);
         let advises = |job: &Job, advice| Change {
             advice,
             ..says(job, None)
@@ -292,17 +353,58 @@ mod tests {
         let news = board.take(&advises(&one, Some(Advice::Percent(50))), at(1));
         assert_eq!(news.unwrap().turn, None);
         board.take(&advises(&two, Some(Advice::Weight(7))), at(1));
-        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
+        assert_eq!(board.advised(&one.subject).weight(10), Some(5));
         assert_eq!(
             board.take(&advises(&two, Some(Advice::Weight(7))), at(2)),
             None
         );
         board.take(&advises(&two, Some(Advice::Drain)), at(3));
-        assert_eq!(board.advised_weight(&one.subject, 10), Some(0));
+        assert_eq!(board.advised(&one.subject).weight(10), Some(0));
         board.take(&advises(&two, None), at(4));
-        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
+        assert_eq!(board.advised(&one.subject).weight(10), Some(5));
         // It lasts over a reload of what else is checked.
         board.follow(std::slice::from_ref(&one), at(5));
-        assert_eq!(board.advised_weight(&one.subject, 10), Some(5));
+        assert_eq!(board.advised(&one.subject).weight(10), Some(5));
+    }
+
+    #[test]
+    fn a_later_daemon_knows_what_was_known() {
+        let (down, up, other) = (job(1, 5), job(1, 6), job(2, 5));
+        let jobs = [down.clone(), up.clone(), other.clone()];
+        let mut board = Board::default();
+        board.follow(&jobs, at(0));
+        board.take(&says(&down, Some("a")), at(1));
+        let advice = Some(Advice::Percent(50));
+        let advised = Change {
+            advice,
+            ..says(&other, None)
+        };
+        board.take(&advised, at(2));
+        let memory = board.memory();
+
+        let mut later = Board::default();
+        later.recall(&memory, &jobs);
+        assert!(later.follow(&jobs, at(9)).is_empty());
+        assert_eq!(later.known(&down), (Health::Down, None));
+        assert_eq!(later.known(&up), (Health::Up, None));
+        assert_eq!(later.known(&other), (Health::Up, advice));
+        let record = later.get(&down.subject).unwrap();
+        assert_eq!((record.since, record.cause.as_deref()), (at(1), Some("a")));
+        // One success of the check that had failed is all that is missing.
+        assert!(
+            later
+                .take(&says(&down, None), at(10))
+                .unwrap()
+                .turn
+                .is_some()
+        );
+
+        // Other checks of the same server: all of them must pass. Another server: nothing is known.
+        let jobs = [job(1, 8), job(3, 5)];
+        let mut other = Board::default();
+        other.recall(&memory, &jobs);
+        other.follow(&jobs, at(9));
+        assert_eq!(other.known(&jobs[0]).0, Health::Down);
+        assert_eq!(other.known(&jobs[1]).0, Health::Up);
     }
 }

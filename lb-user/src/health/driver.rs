@@ -10,15 +10,20 @@ use std::{
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     board::Change,
+    lateness::{Lateness, LatenessReading},
     plan::{Job, difference, first_attempt},
     probe::{Probe, ProbeError, Verdict},
     state::{Attempt, CheckState, Health},
 };
-use crate::script::Account;
+use crate::{model::Advice, script::Account};
 
 /// Changes that may wait for the daemon; a check whose change finds no room waits with it.
 const CHANGE_QUEUE: usize = 1024;
@@ -27,6 +32,7 @@ const CHANGE_QUEUE: usize = 1024;
 pub struct Checks {
     account: Account,
     tasks: HashMap<Job, Running>,
+    lateness: Arc<Lateness>,
     changes: mpsc::Sender<Change>,
 }
 
@@ -67,14 +73,15 @@ impl Checks {
         let checks = Self {
             account,
             tasks: HashMap::new(),
+            lateness: Arc::default(),
             changes,
         };
         (checks, receiver)
     }
 
-    /// Makes `wanted` the running checks. Unchanged ones are not disturbed; `health` says what is
-    /// known of one that begins.
-    pub fn configure(&mut self, wanted: &[Job], health: impl Fn(&Job) -> Health) {
+    /// Makes `wanted` the running checks. Unchanged ones are not disturbed; `known` says what is
+    /// known by one that begins.
+    pub fn configure(&mut self, wanted: &[Job], known: impl Fn(&Job) -> (Health, Option<Advice>)) {
         let running: HashSet<Job> = self.tasks.keys().cloned().collect();
         let (ending, beginning) = difference(&running, wanted);
         for job in ending {
@@ -84,21 +91,27 @@ impl Checks {
         }
         let count = beginning.len();
         for (index, job) in beginning.into_iter().enumerate() {
-            let state = CheckState::new(health(&job), seed());
+            let (health, advice) = known(&job);
+            let state = CheckState::new(health, seed());
             let delay = first_attempt(index, count, job.check.timing.warmup);
             let gauge = Arc::new(Gauge::default());
             let probe = Probe::new(&job, self.account, seed());
             let task = run(
                 job.clone(),
                 probe,
-                state,
+                (state, advice),
                 delay,
-                gauge.clone(),
+                (gauge.clone(), self.lateness.clone()),
                 self.changes.clone(),
             );
             let task = tokio::spawn(task);
             self.tasks.insert(job, Running { task, gauge });
         }
+    }
+
+    /// How late all attempts began so far.
+    pub fn lateness(&self) -> LatenessReading {
+        self.lateness.read()
     }
 
     /// What a check has done so far.
@@ -162,14 +175,15 @@ fn seed() -> u64 {
 async fn run(
     job: Job,
     mut probe: Probe,
-    mut state: CheckState,
+    (mut state, mut advice): (CheckState, Option<Advice>),
     delay: Duration,
-    gauge: Arc<Gauge>,
+    (gauge, lateness): (Arc<Gauge>, Arc<Lateness>),
     changes: mpsc::Sender<Change>,
 ) {
-    sleep(delay).await;
-    let mut advice = None;
+    let mut due = Instant::now() + delay;
     loop {
+        sleep_until(due).await;
+        lateness.note(due.elapsed());
         let failed = |attempt, error: &ProbeError| Verdict {
             attempt,
             advice,
@@ -180,6 +194,7 @@ async fn run(
             Err(error) if error.is_local() => failed(Attempt::Nothing, &error),
             Err(error) => failed(Attempt::Failed, &error),
         };
+        let ended = Instant::now();
         gauge.note(verdict.attempt, verdict.cause.as_deref());
         let next = state.attempt(verdict.attempt, &job.check.timing);
         // What says nothing says nothing of the weight either.
@@ -193,12 +208,13 @@ async fn run(
                 job: job.clone(),
                 health: state.health(),
                 cause: verdict.cause,
+                ended: ended.into_std(),
                 advice,
             };
             if changes.send(change).await.is_err() {
                 return;
             }
         }
-        sleep(next.wait).await;
+        due = ended + next.wait;
     }
 }

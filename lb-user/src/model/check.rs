@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 /// A health check of a real server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Check {
@@ -312,7 +314,8 @@ pub struct AgentCheck {
 }
 
 /// What a check says of a real server's weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Advice {
     /// It keeps its flows and gets no new ones.
     Drain,
@@ -337,6 +340,35 @@ impl Advice {
                 u32::try_from(rounded).unwrap_or(most)
             }
         }
+    }
+}
+
+/// What all checks of a real server say of its weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Advised {
+    /// The least of the weights.
+    weight: Option<u32>,
+    /// The least of the shares, per cent.
+    percent: Option<u32>,
+}
+
+impl Advised {
+    /// Takes what another check says.
+    pub fn add(&mut self, advice: Advice) {
+        let least = |known: Option<u32>, new: u32| Some(known.map_or(new, |known| known.min(new)));
+        match advice {
+            Advice::Drain => self.weight = Some(0),
+            Advice::Weight(weight) => self.weight = least(self.weight, weight),
+            Advice::Percent(share) => self.percent = least(self.percent, share),
+        }
+    }
+
+    /// The weight, where `configured` is in the configuration; nothing where no check says anything.
+    pub fn weight(self, configured: u32) -> Option<u32> {
+        let shares = self.percent.map(Advice::Percent);
+        let weights = self.weight.map(Advice::Weight);
+        let both = shares.into_iter().chain(weights);
+        both.map(|advice| advice.weight(configured)).min()
     }
 }
 

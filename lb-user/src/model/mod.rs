@@ -22,8 +22,9 @@ use serde::{Deserialize, Serialize};
 pub use self::announce::AnnounceTiming;
 pub use self::auth::{Auth, HmacAuth, HmacKey, HmacMode, Secret};
 pub use self::check::{
-    Advice, AgentCheck, BodyRule, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck, HttpCheck,
-    HttpRequest, HttpVersion, Limits, Pattern, RECORDS, SmtpCheck, Timing, Tls, UdpCheck,
+    Advice, Advised, AgentCheck, BodyRule, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck,
+    HttpCheck, HttpRequest, HttpVersion, Limits, Pattern, RECORDS, SmtpCheck, Timing, Tls,
+    UdpCheck,
 };
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
 pub use self::probe::ProbePath;
