@@ -11,6 +11,7 @@ mod announcements;
 mod bad_input;
 mod checked;
 mod choosing;
+mod doctor;
 mod events;
 mod flows;
 mod fuzz;

@@ -1,7 +1,10 @@
 //! Documents of the API. Pure.
 
+mod doctor;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::doctor::{DOCTOR, Diagnosis, Finding};
 pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,

@@ -26,8 +26,8 @@ use tokio::{
 
 use super::{
     proto::{
-        self, CaptureQuery, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload, Status,
-        Steer, Steered, TableInfo, VrrpOrder, Why, WhyQuery,
+        self, CaptureQuery, Diagnosis, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload,
+        Status, Steer, Steered, TableInfo, VrrpOrder, Why, WhyQuery,
     },
     web::show_metrics,
 };
@@ -51,6 +51,8 @@ pub enum Request {
     Vrrp(VrrpOrder, oneshot::Sender<Result<Steered, Failure>>),
     /// Some flows.
     Flows(FlowQuery, oneshot::Sender<Result<FlowPage, String>>),
+    /// What is wrong around here.
+    Doctor(oneshot::Sender<Diagnosis>),
     /// What would become of a packet.
     Why(WhyQuery, oneshot::Sender<Result<Why, String>>),
     /// What becomes of packets.
@@ -137,6 +139,7 @@ impl Server {
             .route(proto::EVENTS, get(events))
             .route(proto::STEER, post(steer))
             .route(proto::VRRP, post(vrrp))
+            .route(proto::DOCTOR, get(doctor))
             .route(proto::FLOWS, get(flows))
             .route(proto::WHY, get(why))
             .route(proto::CAPTURE, get(capture))
@@ -191,6 +194,13 @@ struct EventsQuery {
 async fn events(State(daemon): Daemon, Query(query): Query<EventsQuery>) -> Response {
     match ask(&daemon, |answer| Request::Events(query.since, answer)).await {
         Some(page) => Json(page).into_response(),
+        None => busy(),
+    }
+}
+
+async fn doctor(State(daemon): Daemon) -> Response {
+    match ask(&daemon, Request::Doctor).await {
+        Some(diagnosis) => Json(diagnosis).into_response(),
         None => busy(),
     }
 }

@@ -2,6 +2,7 @@
 //! what the others must do, in one task, one event at a time.
 
 mod addresses;
+mod doctor;
 mod error;
 mod events;
 mod files;

@@ -101,6 +101,13 @@ impl Neighbours {
         }))
     }
 
+    /// The MAC address of a host on a connected network.
+    pub fn mac_of(&self, address: IpAddr) -> Option<[u8; 6]> {
+        let mut macs = self.macs.iter();
+        macs.find(|((_, known), _)| *known == address)
+            .map(|(_, mac)| *mac)
+    }
+
     /// Hosts whose MAC address is not known although they are on a connected network.
     pub fn unresolved(&self) -> impl Iterator<Item = (u32, IpAddr)> + '_ {
         self.hops().filter(|hop| !self.macs.contains_key(hop))

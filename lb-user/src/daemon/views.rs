@@ -37,6 +37,7 @@ impl Daemon {
             Request::Vrrp(order, answer) => drop(answer.send(self.order(&order).await)),
             Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
             Request::Capture(query, answer) => drop(answer.send(self.data_plane.capture(&query))),
+            Request::Doctor(answer) => self.diagnose(answer).await,
             Request::Why(query, answer) => drop(answer.send(self.data_plane.why(&query))),
             Request::Reload { dry_run, answer } => {
                 let result = self.answer_reload(dry_run, reports).await;
@@ -45,7 +46,7 @@ impl Daemon {
         }
     }
 
-    async fn status(&mut self) -> Status {
+    pub(super) async fn status(&mut self) -> Status {
         let snapshots = match &self.vrrp {
             Some(vrrp) => vrrp.snapshot().await,
             None => Vec::new(),

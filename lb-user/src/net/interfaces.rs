@@ -171,6 +171,11 @@ impl Interfaces {
         Some((at, vlans))
     }
 
+    /// The MAC address of every interface.
+    pub fn macs(&self) -> impl Iterator<Item = [u8; 6]> + '_ {
+        self.by_index.values().map(|interface| interface.mac)
+    }
+
     /// The MAC addresses to which frames for this host are sent on the named interfaces: their own,
     /// those of VLANs and macvlans upon them, and of the bridge or bond that they belong to.
     pub fn own_macs(&self, names: &[String]) -> Vec<(u32, [u8; 6])> {

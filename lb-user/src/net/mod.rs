@@ -6,6 +6,7 @@
 pub mod announce;
 pub mod announcing;
 pub mod arp;
+pub mod arping;
 pub mod interfaces;
 pub mod ndisc;
 pub mod netlink;

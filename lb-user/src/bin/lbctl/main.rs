@@ -1,6 +1,7 @@
 //! Shows and steers a running lbd. Knows only the API.
 
 mod capture;
+mod doctor;
 mod events;
 mod print;
 mod tables;
@@ -12,7 +13,7 @@ use clap::{Parser, Subcommand};
 use hyper::Method;
 use lb_user::api::{
     client::{self, ClientError},
-    proto::{self, FlowPage, MapDump, Reload, Status, Steered, TableInfo, Why},
+    proto::{self, Diagnosis, FlowPage, MapDump, Reload, Status, Steered, TableInfo, Why},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -93,6 +94,9 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
+    /// Look for what usually goes wrong: real servers that answer ARP for a VIP, real servers that are down or
+    /// cannot be found, and what slows this host. Exit code 1 if anything is found.
+    Doctor,
     /// What would become of a client's packet, and why.
     Why {
         /// Client with its port, such as 192.0.2.9:40000.
@@ -206,12 +210,13 @@ const INVALID_CONFIG: u8 = 4;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments).await {
+    let mut code = ExitCode::SUCCESS;
+    match run(&arguments, &mut code).await {
         Ok(text) => {
             use std::io::Write;
             // A reader that closes the pipe early has seen what it wanted.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            code
         }
         Err(error) => {
             eprintln!("lbctl: {error}");
@@ -230,7 +235,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments) -> Result<String, ClientError> {
+/// What to print. A command that found something wrong changes the exit code.
+async fn run(arguments: &Arguments, code: &mut ExitCode) -> Result<String, ClientError> {
     match &arguments.command {
         Command::Status => {
             let status: Status = get(arguments, proto::STATUS).await?;
@@ -272,6 +278,13 @@ async fn run(arguments: &Arguments) -> Result<String, ClientError> {
             Ok(show(arguments, &status.instances, |instances| {
                 print::vrrp(instances)
             }))
+        }
+        Command::Doctor => {
+            let diagnosis: Diagnosis = get(arguments, proto::DOCTOR).await?;
+            if !diagnosis.findings.is_empty() {
+                *code = ExitCode::FAILURE;
+            }
+            Ok(show(arguments, &diagnosis, doctor::print))
         }
         Command::Events { follow, since } => {
             if *follow {
