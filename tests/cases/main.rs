@@ -32,7 +32,6 @@ mod peers;
 mod probes;
 mod program;
 mod shapes;
-mod soak;
 mod steering;
 mod sync_groups;
 mod tracking;

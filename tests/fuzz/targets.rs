@@ -34,8 +34,6 @@ pub struct Target {
     pub name: &'static str,
     /// Reads.
     pub run: fn(&[u8]),
-    /// How often the test runs it: slow ones less.
-    pub runs: u32,
 }
 
 /// All of them.
@@ -43,42 +41,34 @@ pub const TARGETS: [Target; 8] = [
     Target {
         name: "advert",
         run: advert,
-        runs: 4_000_000,
     },
     Target {
         name: "machine",
         run: machine,
-        runs: 500_000,
     },
     Target {
         name: "netlink",
         run: netlink_message,
-        runs: 500_000,
     },
     Target {
         name: "configuration",
         run: configuration,
-        runs: 80_000,
     },
     Target {
         name: "sources",
         run: sources,
-        runs: 400_000,
     },
     Target {
         name: "request",
         run: request,
-        runs: 400_000,
     },
     Target {
         name: "capture",
         run: captured,
-        runs: 100_000,
     },
     Target {
         name: "flow",
         run: flow,
-        runs: 100_000,
     },
 ];
 

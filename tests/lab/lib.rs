@@ -17,6 +17,7 @@ pub mod sniffer;
 pub mod soak;
 pub mod steps;
 pub mod wait;
+pub mod witness;
 
 pub use director::Director;
 pub use guide::Guide;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lb_user::{api::proto::InstanceStatus, model::VrrpState};
 use serde::Serialize;
 
-use crate::{Director, Lab, Node, Process, guide::VIP, network::INTERFACE};
+use crate::{Director, Lab, Node, Process, guide::VIP, network::INTERFACE, witness::Witness};
 
 /// Between two looks at the directors.
 const LOOK: Duration = Duration::from_secs(1);
@@ -15,6 +15,31 @@ const LOOK: Duration = Duration::from_secs(1);
 const LOOPS_PER_CORE: usize = 2;
 const INSTANCE: &str = "VI_1";
 const PRIORITIES: [u8; 2] = [100, 98];
+
+/// What was seen of the pair.
+#[derive(Clone, Debug, Serialize)]
+pub struct Soak {
+    /// Both directors, the master first.
+    pub directors: Vec<Seen>,
+    /// How late an idle thread of lbd's priority was at worst, on any core, microseconds.
+    pub machine_lateness_us: u64,
+}
+
+impl Soak {
+    /// Whether anybody changed its state.
+    pub fn is_quiet(&self) -> bool {
+        self.directors
+            .iter()
+            .all(|seen| seen.transitions.is_empty())
+    }
+
+    /// Whether the machine itself kept a core from such threads for so long that adverts failed to come in
+    /// time, whoever sends them. The backup waits for 36 ms, so the next advert, due after 10, is 26 late; a
+    /// witness that wakes every 10 ms sees at least 16 of that.
+    pub fn stood_still(&self) -> bool {
+        self.machine_lateness_us > 16_000
+    }
+}
 
 /// What was seen of one director.
 #[derive(Clone, Debug, Serialize)]
@@ -59,7 +84,7 @@ impl Load {
 }
 
 /// Runs the pair for `time` under load, and tells how long it has run at each look.
-pub fn run(time: Duration, mut told: impl FnMut(Duration, &[Seen])) -> Result<Vec<Seen>> {
+pub fn run(time: Duration, mut told: impl FnMut(Duration, &Soak)) -> Result<Soak> {
     let lab = Lab::new()?;
     let nodes = [
         lab.node("node1", [10, 1, 15, 43])?,
@@ -85,11 +110,15 @@ pub fn run(time: Duration, mut told: impl FnMut(Duration, &[Seen])) -> Result<Ve
     }
     let before: Vec<_> = directors.iter().map(Before::of).collect::<Result<_>>()?;
     let load = Load::start(&lab, &other)?;
+    let witness = Witness::start()?;
     let begin = Instant::now();
-    let look = |directors: &[Director]| -> Result<Vec<Seen>> {
+    let look = |directors: &[Director]| -> Result<Soak> {
         let both = directors.iter().zip(&before);
-        both.map(|(director, before)| before.compare(director))
-            .collect()
+        let seen = both.map(|(director, before)| before.compare(director));
+        Ok(Soak {
+            directors: seen.collect::<Result<_>>()?,
+            machine_lateness_us: u64::try_from(witness.worst().as_micros())?,
+        })
     };
     while begin.elapsed() < time {
         std::thread::sleep(LOOK.min(time));
@@ -97,6 +126,7 @@ pub fn run(time: Duration, mut told: impl FnMut(Duration, &[Seen])) -> Result<Ve
     }
     let seen = look(&directors)?;
     drop(load);
+    witness.finish()?;
     for director in &mut directors {
         director.stop()?;
     }

@@ -107,7 +107,12 @@ fn fuzz(program: &Path, name: &str, seconds: u32) -> Result<()> {
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={SLOW}"))
         .arg(format!("-artifact_prefix={}/{name}-", findings.display()))
-        .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0"]);
+        .args([
+            "-max_len=4096",
+            "-print_final_stats=1",
+            "-print_funcs=0",
+            "-verbosity=0",
+        ]);
     run::through_interrupts(&mut command)
         .with_context(|| format!("a finding of {name} is in {}", findings.display()))
 }

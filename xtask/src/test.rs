@@ -55,7 +55,15 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     tally.tests("unit tests and rules", &unit, filter, &[])?;
     // The daemon and lbctl that the system tests start.
     run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
-    let system = ["test", "--package", "lb-tests", "--test", "cases"];
+    let system = [
+        "test",
+        "--package",
+        "lb-tests",
+        "--test",
+        "cases",
+        "--test",
+        "soak",
+    ];
     let missing = setup::missing_programs();
     if root && missing.is_empty() {
         tally.tests(

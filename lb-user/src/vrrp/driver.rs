@@ -9,11 +9,11 @@ mod hear;
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     net::IpAddr,
     os::fd::OwnedFd,
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, TryLockError, Weak},
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
@@ -105,9 +105,14 @@ enum Command {
     Stop(oneshot::Sender<()>),
 }
 
+/// Commands on their way. Senders lock it for a moment; the thread never waits for the lock: a sender
+/// that was interrupted holding it might never run again while a thread of real-time priority spins.
+type Queue = Mutex<VecDeque<Command>>;
+
 /// The running thread.
 pub struct Driver {
-    commands: mpsc::Sender<Command>,
+    /// The thread's; commands to one that is gone are dropped, and with them the wait for an answer.
+    commands: Weak<Queue>,
     wake: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -115,7 +120,8 @@ pub struct Driver {
 impl Driver {
     /// Starts the thread, without instances.
     pub fn start() -> io::Result<(Self, async_mpsc::Receiver<Report>)> {
-        let (commands, inbox) = mpsc::channel();
+        let inbox = Arc::new(Queue::default());
+        let commands = Arc::downgrade(&inbox);
         let (reports, outbox) = async_mpsc::channel(REPORT_QUEUE);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let waiter = Waiter::new()?;
@@ -184,8 +190,11 @@ impl Driver {
     }
 
     fn send(&self, command: Command) {
-        // Both fail only when the thread is gone, and then there is nobody to tell.
-        let _ = self.commands.send(command);
+        if let Some(queue) = self.commands.upgrade() {
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            queue.push_back(command);
+        }
+        // It fails only when the thread is gone, and then there is nobody to tell.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 }
@@ -198,7 +207,7 @@ fn wall() -> Duration {
 }
 
 struct Loop {
-    inbox: mpsc::Receiver<Command>,
+    inbox: Arc<Queue>,
     reports: async_mpsc::Sender<Report>,
     wake: OwnedFd,
     waiter: Waiter,
@@ -211,7 +220,7 @@ struct Loop {
 
 impl Loop {
     fn new(
-        inbox: mpsc::Receiver<Command>,
+        inbox: Arc<Queue>,
         reports: async_mpsc::Sender<Report>,
         wake: OwnedFd,
         waiter: Waiter,
@@ -235,7 +244,7 @@ impl Loop {
             let late = self.wait();
             self.in_round(|work, runners| round::wake(work, runners, late));
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            while let Ok(command) = self.inbox.try_recv() {
+            for command in self.take_commands() {
                 match command {
                     Command::Configure(setups, done) => {
                         self.configure(setups);
@@ -263,6 +272,15 @@ impl Loop {
             }
             self.receive(&mut buffer);
             self.in_round(round::finish);
+        }
+    }
+
+    /// None while a sender is at it: it wakes us afterwards.
+    fn take_commands(&self) -> VecDeque<Command> {
+        match self.inbox.try_lock() {
+            Ok(mut queue) => std::mem::take(&mut *queue),
+            Err(TryLockError::Poisoned(queue)) => std::mem::take(&mut *queue.into_inner()),
+            Err(TryLockError::WouldBlock) => VecDeque::new(),
         }
     }
 

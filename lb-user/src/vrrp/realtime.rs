@@ -23,15 +23,16 @@ pub fn claim() -> Result<(), io::Error> {
     };
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: 0 is the calling thread; the parameter lives until the call returns.
-    if unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let scheduling = match unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
     // ONFAULT: the flow tables are mapped too, and mostly empty.
     // SAFETY: no memory is passed.
     if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    scheduling
 }
 
 /// Waits for any of its descriptors. One that is closed leaves by itself.
