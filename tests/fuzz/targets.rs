@@ -17,8 +17,10 @@ use lb_common::{
 use lb_user::{
     api::proto::{Status, Steer, VrrpOrder},
     config,
+    dataplane::ipvs::{codec, sync::Message},
     model::{ChecksumForm, Instance, VrrpState, VrrpVersion},
     net::{interfaces::Interfaces, netlink},
+    track::proc_event,
     vrrp::{
         fsm::{Effect, Event, Machine, Settings},
         packet::{self, Advert, AdvertPacket},
@@ -37,7 +39,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "advert",
         run: advert,
@@ -49,6 +51,18 @@ pub const TARGETS: [Target; 8] = [
     Target {
         name: "netlink",
         run: netlink_message,
+    },
+    Target {
+        name: "ipvs",
+        run: ipvs,
+    },
+    Target {
+        name: "sync",
+        run: sync,
+    },
+    Target {
+        name: "process",
+        run: process,
     },
     Target {
         name: "configuration",
@@ -271,6 +285,24 @@ fn netlink_message(bytes: &[u8]) {
         // Messages begin at multiples of four.
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
+}
+
+/// What the kernel's IPVS answers.
+fn ipvs(bytes: &[u8]) {
+    let _ = codec::answers(bytes);
+}
+
+/// IPVS's sync protocol: what is understood can be said again.
+fn sync(bytes: &[u8]) {
+    if let Ok(message) = Message::decode(bytes) {
+        let again = Message::decode(&message.encode());
+        assert_eq!(again.as_ref(), Ok(&message));
+    }
+}
+
+/// The kernel's events of processes.
+fn process(bytes: &[u8]) {
+    let _ = proc_event::decode(bytes);
 }
 
 /// A configuration file. What is wrong is told, whatever it is.

@@ -12,7 +12,7 @@ pub mod damping;
 pub mod driver;
 mod file;
 pub mod files;
-mod proc_event;
+pub mod proc_event;
 mod process;
 pub mod processes;
 mod procfs;
