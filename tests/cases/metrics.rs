@@ -1,6 +1,6 @@
 //! Metrics and the status page, read by Prometheus's own parser.
 
-use std::{collections::BTreeMap, io::Write, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, io::Write, net::TcpStream, process::Stdio, time::Duration};
 
 use lab::{
     Guide,
@@ -206,5 +206,46 @@ fn prometheus_reads_what_lbctl_shows() {
     ];
     let over_unix = guide.node1.node.run("curl", &arguments).unwrap();
     assert!(!parsed(&over_unix).is_empty());
+    guide.node1.stop().unwrap();
+}
+
+/// Whoever connects and says nothing keeps nobody from lbctl, and others from the metrics only while he is
+/// there.
+#[test]
+fn silent_connections_are_bounded() {
+    let mut guide = Guide::prepare().unwrap();
+    let plain = guide::config(&Settings::of(100));
+    let config = format!("[metrics]\nlisten = \"{ADDRESS}\"\n{plain}");
+    guide.node1.configure(&config).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    let descriptors = |guide: &mut Guide| {
+        let pid = guide.node1.process().unwrap().id();
+        let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        all.count()
+    };
+    let before = descriptors(&mut guide);
+    let silent: Vec<TcpStream> = guide
+        .node1
+        .node
+        .within(|| {
+            let connect = |_| TcpStream::connect(ADDRESS).unwrap();
+            (0..100).map(connect).collect()
+        })
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let more = descriptors(&mut guide) - before;
+    assert!((60..=70).contains(&more), "64 are let in: {more}");
+    guide.node1.status().unwrap();
+    let url = format!("http://{ADDRESS}/metrics");
+    let ask = ["--silent", "--fail", "--max-time", "1", &url];
+    assert!(
+        guide.node1.node.run("curl", &ask).is_err(),
+        "no place is left"
+    );
+    drop(silent);
+    wait::until_true("they are gone", Duration::from_secs(5), || {
+        Ok(guide.node1.node.run("curl", &ask).is_ok())
+    })
+    .unwrap();
     guide.node1.stop().unwrap();
 }
