@@ -121,6 +121,7 @@ mod tests {
             auth: crate::model::Auth::None,
             announce: crate::model::AnnounceTiming::default(),
             excluded: Vec::new(),
+            network: Default::default(),
             sync_group: None,
             watches: Vec::new(),
             damping: crate::model::LinkDamping::default(),

@@ -40,6 +40,7 @@ pub fn instance(change: impl FnOnce(&mut Instance)) -> Instance {
             length: 16,
         }],
         excluded: Vec::new(),
+        network: Default::default(),
         sync_group: None,
         watches: Vec::new(),
         damping: lb_user::model::LinkDamping::default(),

@@ -5,6 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -85,36 +86,53 @@ impl Lab {
         let address = Ipv4Addr::from(address);
         let port = format!("p-{name}");
         add_namespace(&self.registry, &namespace)?;
-        let switch = &self.switch;
-        inside(
-            switch,
-            "ip",
-            &[
-                "link", "add", &port, "type", "veth", "peer", "name", INTERFACE, "netns",
-                &namespace,
-            ],
-        )?;
-        inside(switch, "ip", &["link", "set", &port, "master", "br0", "up"])?;
-        let pinned = self.pass.to_str().context("path")?;
-        inside(
-            switch,
-            "ip",
-            &["link", "set", "dev", &port, "xdpdrv", "pinned", pinned],
-        )?;
         let node = Node {
             name: name.to_owned(),
             address,
             namespace,
             port,
-            switch: switch.clone(),
+            switch: self.switch.clone(),
         };
-        let network = format!("{address}/16");
         node.ip(&["link", "set", "lo", "up"])?;
+        self.plug(&node)?;
+        Ok(node)
+    }
+
+    /// Gives a host its interface, with its address; one that it had is removed first.
+    pub fn plug(&self, node: &Node) -> Result<()> {
+        let (switch, port) = (&self.switch, &node.port);
+        if node.ip(&["link", "show", INTERFACE]).is_ok() {
+            node.ip(&["link", "delete", INTERFACE])?;
+        }
+        inside(
+            switch,
+            "ip",
+            &[
+                "link",
+                "add",
+                port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                INTERFACE,
+                "netns",
+                &node.namespace,
+            ],
+        )?;
+        inside(switch, "ip", &["link", "set", port, "master", "br0", "up"])?;
+        let pinned = self.pass.to_str().context("path")?;
+        inside(
+            switch,
+            "ip",
+            &["link", "set", "dev", port, "xdpdrv", "pinned", pinned],
+        )?;
+        let network = format!("{}/16", node.address);
         node.ip(&["address", "add", &network, "dev", INTERFACE])?;
         node.ip(&["link", "set", INTERFACE, "up"])?;
         // XDP sees checksums that the sender left to its hardware, and receivers drop them.
-        node.run("ethtool", &["-K", INTERFACE, "tx", "off"])?;
-        Ok(node)
+        node.run("ethtool", &["-K", INTERFACE, "tx", "off"])
+            .map(|_| ())
     }
 
     /// A cable between two hosts beside the switch, `eth1` to `eth1`, as a network of its own.
@@ -226,6 +244,29 @@ impl Node {
         };
         let arguments = [&["link", "set", self.port.as_str()], master].concat();
         inside(&self.switch, "ip", &arguments).map(|_| ())
+    }
+
+    /// What `ip` tells of addresses, routes and rules, of both versions of IP, when no address is
+    /// tentative any more.
+    pub fn picture(&self) -> Result<String> {
+        crate::wait::until("addresses are settled", Duration::from_secs(5), || {
+            let picture = self.present_picture()?;
+            Ok((!picture.contains("tentative")).then_some(picture))
+        })
+    }
+
+    fn present_picture(&self) -> Result<String> {
+        let mut picture = String::new();
+        for arguments in [
+            &["-details", "address", "show"][..],
+            &["-4", "route", "show", "table", "all"],
+            &["-6", "route", "show", "table", "all"],
+            &["-4", "rule", "show"],
+            &["-6", "rule", "show"],
+        ] {
+            picture += &format!("{arguments:?}\n{}", self.ip(arguments)?);
+        }
+        Ok(picture)
     }
 
     /// MAC address of the host's interface.

@@ -34,6 +34,7 @@ fn known_keys() -> BTreeSet<String> {
         "table",
         "tables",
         "one_or_more",
+        "mixed",
     ] {
         for rest in source.split(&format!("fields.{getter}(\"")).skip(1) {
             keys.insert(rest.split('"').next().unwrap().to_owned());

@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "lb-user/src/track/damping.rs",
     "lb-user/src/net/ndisc.rs",
     "lb-user/src/net/announcing.rs",
+    "lb-user/src/net/nft.rs",
     "lb-user/src/dataplane/plan.rs",
     "lb-user/src/dataplane/rate.rs",
     "lb-user/src/dataplane/ipvs/codec",
@@ -195,6 +196,41 @@ fn only_the_xdp_data_plane_and_its_benchmark_know_aya() {
         if !allowed && !own_words {
             assert!(!code(&text).contains("aya::"), "{name} must not use aya");
         }
+    }
+}
+
+/// The wall clock jumps when somebody sets it. Those that name it show it, and wait for nothing.
+#[test]
+fn only_what_is_shown_has_a_wall_clock() {
+    let showing = [
+        "lb-user/src/daemon/",        // Since when something is so, in status and log.
+        "lb-user/src/vrrp/driver.rs", // And the stamps of HMAC.
+        "lb-user/src/vrrp/round.rs",
+        "lb-user/src/vrrp/runner.rs",
+        "lb-user/src/dataplane/ipvs/mod.rs", // When it was repaired last.
+        "lb-user/src/dataplane/xdp/capture.rs", // Time stamps of packets.
+        "lb-user/src/bin/lbctl/print.rs",
+    ];
+    // What begins or measures a wait, beside the wall clock on one line.
+    let waits = ["sleep", "timeout", "deadline", "interval", "Instant"];
+    for (name, text) in files("lb-user/src", ".rs") {
+        for line in code(&text).lines().filter(|l| l.contains("SystemTime")) {
+            let allowed = showing.iter().any(|place| name.starts_with(place));
+            assert!(
+                allowed,
+                "{name}: use Instant, or add the file to the list: {line}"
+            );
+            let is_import = line.trim_start().starts_with("use ") || line.contains("time::{");
+            let waits = waits.iter().any(|word| line.contains(word));
+            assert!(
+                is_import || !waits,
+                "{name} waits by the wall clock: {line}"
+            );
+        }
+        assert!(
+            !code(&text).contains("CLOCK_REALTIME"),
+            "{name} uses the wall clock"
+        );
     }
 }
 

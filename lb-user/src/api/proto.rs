@@ -186,6 +186,12 @@ pub struct InstanceStatus {
     pub addresses: Vec<String>,
     /// Addresses held with them that are not in the adverts.
     pub excluded_addresses: Vec<String>,
+    /// The virtual MAC address and its interface, where it is used.
+    pub virtual_mac: Option<String>,
+    /// Whether this host's own stack takes packets to the addresses.
+    pub accept: bool,
+    /// Routes and rules of a master, as `ip` shows them.
+    pub placed: Vec<String>,
     /// Other routers, spoken to one by one; none: a group.
     pub unicast_peers: Vec<String>,
     /// Advertisement interval, milliseconds.

@@ -22,6 +22,9 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     if old.sync_daemon != new.sync_daemon {
         lines.push("lvs_sync_daemon changed".to_owned());
     }
+    if old.statics != new.statics {
+        lines.push("static addresses, routes and rules changed".to_owned());
+    }
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
             None => lines.push(format!("VRRP instance {} added", instance.name)),

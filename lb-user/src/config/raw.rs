@@ -1,6 +1,7 @@
 //! The file as written: every key optional, every value with its place.
 
 mod check;
+mod network;
 mod track;
 pub mod vrrp;
 
@@ -8,10 +9,13 @@ use std::{ops::Range, time::Duration};
 
 use toml::de::DeTable;
 
-use self::check::check;
 pub use self::check::{RawCheck, RawDns, RawHttp, RawTls, RawUrl};
+pub use self::network::{RawAddress, RawRoute, RawRule};
 pub use self::track::{RawLinkDamping, RawTrack, RawTrackFile, RawTrackProcess, RawTrackScript};
-
+use self::{
+    check::check,
+    network::{ADDRESSES, address, plain},
+};
 use super::{
     diagnostic::Diagnostic,
     reader::{At, Fields},
@@ -26,6 +30,9 @@ pub struct Raw {
     pub protection: Option<At<RawProtection>>,
     pub metrics: Option<At<RawMetrics>>,
     pub sync_daemon: Option<At<RawSyncDaemon>>,
+    pub static_addresses: Vec<At<RawAddress>>,
+    pub static_routes: Vec<At<RawRoute>>,
+    pub static_rules: Vec<At<RawRule>>,
     pub track_scripts: Vec<At<RawTrackScript>>,
     pub track_processes: Vec<At<RawTrackProcess>>,
     pub track_files: Vec<At<RawTrackFile>>,
@@ -98,8 +105,13 @@ pub struct RawInstance {
     pub password: Option<At<String>>,
     pub auth_hmac: Option<At<vrrp::RawHmac>>,
     pub announce: vrrp::RawAnnounce,
-    pub addresses: Option<At<Vec<At<String>>>>,
-    pub excluded_addresses: Option<At<Vec<At<String>>>>,
+    pub addresses: Option<At<Vec<At<RawAddress>>>>,
+    pub excluded_addresses: Option<At<Vec<At<RawAddress>>>>,
+    pub use_virtual_mac: Option<At<bool>>,
+    pub vmac_interface: Option<At<String>>,
+    pub accept: Option<At<bool>>,
+    pub routes: Vec<At<RawRoute>>,
+    pub rules: Vec<At<RawRule>>,
     pub sync_group: Option<At<String>>,
     pub tracks: Vec<At<RawTrack>>,
     pub damping: RawLinkDamping,
@@ -152,6 +164,9 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         protection: fields.table("protection", protection),
         metrics: fields.table("metrics", metrics),
         sync_daemon: fields.table("lvs_sync_daemon", sync_daemon),
+        static_addresses: fields.tables("static_address", address),
+        static_routes: fields.tables("static_route", network::route),
+        static_rules: fields.tables("static_rule", network::rule),
         track_scripts: fields.tables("track_script", track::track_script),
         track_processes: fields.tables("track_process", track::track_process),
         track_files: fields.tables("track_file", track::track_file),
@@ -258,8 +273,13 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         password: fields.string("password"),
         auth_hmac: fields.table("auth_hmac", vrrp::hmac),
         announce: vrrp::announce(fields),
-        addresses: fields.strings("addresses"),
-        excluded_addresses: fields.strings("excluded_addresses"),
+        addresses: fields.mixed("addresses", ADDRESSES, plain, address),
+        excluded_addresses: fields.mixed("excluded_addresses", ADDRESSES, plain, address),
+        use_virtual_mac: fields.boolean("use_virtual_mac"),
+        vmac_interface: fields.string("vmac_interface"),
+        accept: fields.boolean("accept"),
+        routes: fields.tables("virtual_route", network::route),
+        rules: fields.tables("virtual_rule", network::rule),
         sync_group: fields.string("sync_group"),
         tracks: fields.tables("track", track::track),
         damping: track::link_damping(fields),

@@ -113,6 +113,46 @@ impl<'d, 'i> Fields<'d, 'i> {
         }
     }
 
+    /// A list whose items are strings, taken by `of_string`, or tables, read with `read`.
+    pub fn mixed<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        of_string: impl Fn(At<String>) -> T,
+        read: impl Fn(&mut Fields<'_, 'i>) -> T,
+    ) -> Option<At<Vec<At<T>>>> {
+        let value = self.remove(key)?;
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, expected);
+            return None;
+        };
+        let mut all = Vec::with_capacity(items.len());
+        for item in items {
+            let span = item.span();
+            let value = match item.get_ref() {
+                DeValue::String(text) => of_string(At {
+                    value: text.to_string(),
+                    span: span.clone(),
+                }),
+                DeValue::Table(table) => {
+                    let mut fields = Fields::new(key, span.clone(), table, self.errors);
+                    let value = read(&mut fields);
+                    fields.finish();
+                    value
+                }
+                _ => {
+                    self.wrong_type(key, item, expected);
+                    continue;
+                }
+            };
+            all.push(At { value, span });
+        }
+        Some(At {
+            value: all,
+            span: value.span(),
+        })
+    }
+
     /// A program with its arguments: a list, or one string that is split as a shell would, quotes
     /// and backslashes included, without running one.
     pub fn command(&mut self, key: &'static str) -> Option<At<Vec<String>>> {

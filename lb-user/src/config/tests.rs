@@ -430,3 +430,116 @@ mod properties {
         }
     }
 }
+
+/// Addresses, routes and rules, and what is refused of them.
+#[test]
+fn what_lies_in_the_network_stack() {
+    use crate::model::network::{Action, Item, MAIN_TABLE, Scope};
+
+    let with = |text: &str| GUIDE.replace("notify = ", &format!("{text}\nnotify = "));
+    let valid = |text: &str| parse("lbd.toml", text, "host").unwrap();
+    let config = valid(&with(
+        "use_virtual_mac = true\nexcluded_addresses = [{ address = \"10.1.15.51\", dev = \"lo\", scope = \"host\" }]",
+    ));
+    let instance = &config.instances[0];
+    assert_eq!(instance.device(), "vrrp.20");
+    assert_eq!(instance.virtual_mac_address(), [0, 0, 0x5e, 0, 1, 20]);
+    assert!(instance.network.accept);
+    let Item::Address(address) = &instance.items()[1] else {
+        panic!("{:?}", instance.items());
+    };
+    assert_eq!(
+        (address.device.as_str(), address.options.scope),
+        ("lo", Some(Scope::Host))
+    );
+    let text = format!(
+        "{GUIDE}[[vrrp.virtual_route]]\nto = \"default\"\nvia = \"10.1.15.1\"\n\
+         [[vrrp.virtual_rule]]\npriority = 7\nto = \"2001:db8::/32\"\ntype = \"prohibit\"\n"
+    );
+    // The last instance's tables come before the services'.
+    let (head, tail) = text.split_at(text.find("[[vrrp.virtual_route]]").unwrap());
+    let at = head.find("[[service]]").unwrap();
+    let text = format!("{}{tail}{}", &head[..at], &head[at..]);
+    let network = &valid(&text).instances[0].network;
+    assert_eq!(
+        network.routes[0].to_string(),
+        "0.0.0.0/0 via 10.1.15.1 metric 0"
+    );
+    assert_eq!(network.routes[0].table, MAIN_TABLE);
+    assert_eq!(
+        (network.rules[0].action, network.rules[0].is_v6),
+        (Action::Prohibit, true)
+    );
+    let statics = |text: &str| errors(&format!("{text}\n{GUIDE}"));
+    let route = "[[static_route]]\nto = \"192.0.2.0/24\"\n";
+    let rows = [
+        (
+            with("vmac_interface = \"v\""),
+            "`vmac_interface` without `use_virtual_mac = true`",
+        ),
+        (
+            with("excluded_addresses = [7]"),
+            "a list of addresses, each a string or a table",
+        ),
+        (
+            with("excluded_addresses = [{ address = \"2001:db8::1\", label = \"x\" }]"),
+            "IPv6 addresses have no `label`",
+        ),
+        (
+            with("excluded_addresses = [{ adress = \"10.1.15.51\" }]"),
+            "did you mean `address`?",
+        ),
+    ];
+    for (text, expected) in rows {
+        let errors = errors(&text);
+        assert!(errors.contains(expected), "{expected}\n{errors}");
+    }
+    let rows = [
+        (
+            "[[static_address]]\naddress = \"192.0.2.1/24\"".to_owned(),
+            "needs `dev`",
+        ),
+        (route.to_owned(), "a route needs `via` or `dev`"),
+        (
+            format!("{route}via = \"fe80::1\""),
+            "another version of IP than that of `to`",
+        ),
+        (
+            format!("{route}via = \"10.1.15.1\"\ntype = \"blackhole\""),
+            "leads nowhere",
+        ),
+        (
+            format!("{route}dev = \"eth0\"\nonlink = true"),
+            "`onlink` needs `via` and `dev`",
+        ),
+        (
+            format!("{route}dev = \"eth0\"\n{route}dev = \"eth1\""),
+            "exclude each other",
+        ),
+        (
+            "[[static_route]]\nto = \"default\"\ndev = \"eth0\"".to_owned(),
+            "of which version of IP?",
+        ),
+        (
+            "[[static_rule]]\npriority = 5\ntable = 5".to_owned(),
+            "a rule of which version of IP?",
+        ),
+        (
+            "[[static_rule]]\nfamily = \"ipv4\"\ntable = 5".to_owned(),
+            "needs `priority`",
+        ),
+        (
+            "[[static_rule]]\nfamily = \"ipv4\"\npriority = 5".to_owned(),
+            "a rule needs `table`",
+        ),
+        (
+            "[[static_rule]]\nfrom = \"::/0\"\nto = \"10.0.0.0/8\"\npriority = 5\ntable = 9"
+                .to_owned(),
+            "IPv4 and IPv6 in one rule",
+        ),
+    ];
+    for (text, expected) in rows {
+        let errors = statics(&text);
+        assert!(errors.contains(expected), "{text}\n{expected}\n{errors}");
+    }
+}

@@ -1,9 +1,16 @@
-//! Virtual addresses on interfaces and their announcement.
+//! Virtual addresses on interfaces and their announcement, and what else a master puts in place.
 
-use std::{collections::BTreeMap, io, time::Instant};
+use std::{collections::BTreeMap, io, net::IpAddr, time::Instant};
 
+use super::{
+    placed::{Owner, Placed},
+    virtual_macs::VirtualMacs,
+};
 use crate::{
-    model::{Instance, Prefix},
+    model::{
+        Instance, Prefix,
+        network::{AddressOptions, PlacedAddress},
+    },
     net::{
         announce::Announcer,
         announcing::{Announcing, Occasion},
@@ -12,175 +19,115 @@ use crate::{
     },
 };
 
-/// What a master holds.
-#[derive(Clone)]
+/// What a master announces.
+#[derive(Clone, PartialEq, Eq)]
 struct Held {
-    interface: String,
-    ifindex: u32,
-    prefixes: Vec<Prefix>,
-    /// Those that an owner (priority 255) had on its interface already: its real addresses, which
-    /// are announced but never taken away.
-    own: Vec<Prefix>,
+    /// Addresses with their interfaces.
+    addresses: Vec<(String, IpAddr)>,
+    /// The interface of its virtual MAC address.
+    virtual_mac: Option<String>,
 }
 
-/// Virtual addresses that are on interfaces because of us.
+/// Virtual addresses that are on interfaces because of us, and what else a master puts in place.
 pub struct Addresses {
-    netlink: Netlink,
     announcer: Announcer,
     announcing: Announcing,
     /// Announcements sent, by instance.
     sent: BTreeMap<String, u64>,
     held: BTreeMap<String, Held>,
+    /// Addresses, routes and rules.
+    pub placed: Placed,
+    /// Interfaces of virtual MAC addresses.
+    pub virtual_macs: VirtualMacs,
 }
 
 impl Addresses {
     /// Needs CAP_NET_RAW.
     pub fn new(netlink: Netlink) -> io::Result<Self> {
         Ok(Self {
-            netlink,
             announcer: Announcer::open()?,
             announcing: Announcing::default(),
             sent: BTreeMap::new(),
             held: BTreeMap::new(),
+            placed: Placed::new(netlink.clone()),
+            virtual_macs: VirtualMacs::new(netlink),
         })
     }
 
-    /// Virtual addresses of an instance that a daemon that died left behind. The owner of an address
-    /// (priority 255) keeps it: it is the interface's real one.
-    pub fn left_from_before(&self, instance: &Instance, interfaces: &Interfaces) -> Vec<Prefix> {
-        let present = |prefix: &&Prefix| {
-            let interface = interfaces.by_name(&instance.interface);
-            interface.is_some_and(|interface| interface.addresses.contains(prefix))
-        };
-        if instance.priority == 255 {
-            return Vec::new();
-        }
-        instance.held().filter(present).copied().collect()
+    /// Holds what an instance has in place as it is, announced by the daemon before this one.
+    pub async fn resume(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        self.virtual_macs.raise(instance).await;
+        self.placed.adopt(&owner(&instance.name), instance.items());
+        self.watch(instance, interfaces);
     }
 
-    /// Removes addresses that were left behind.
-    pub async fn remove(&self, instance: &Instance, left: &[Prefix], interfaces: &Interfaces) {
-        let Some(interface) = interfaces.by_name(&instance.interface) else {
-            return;
-        };
-        for prefix in left {
-            tracing::warn!(address = %prefix, interface = interface.name, "removing a virtual address left from before");
-            self.delete(interface.ifindex, *prefix).await;
-        }
-    }
-
-    /// Holds an instance's addresses as they are, announced by the daemon before this one.
-    pub fn resume(&mut self, instance: &Instance, interfaces: &Interfaces) {
-        let Some(interface) = interfaces.by_name(&instance.interface) else {
-            return;
-        };
-        let held = Held {
-            interface: interface.name.clone(),
-            ifindex: interface.ifindex,
-            prefixes: instance.held().copied().collect(),
-            own: Vec::new(),
-        };
-        self.watch(instance, &held);
-        self.held.insert(instance.name.clone(), held);
-    }
-
-    /// Puts a master's addresses in place and announces them.
+    /// Puts in place what a master has, and announces its addresses.
     pub async fn hold(&mut self, instance: &Instance, interfaces: &Interfaces) {
-        let Some(interface) = interfaces.by_name(&instance.interface) else {
+        if interfaces.by_name(&instance.interface).is_none() {
             return;
-        };
-        let prefixes: Vec<Prefix> = instance.held().copied().collect();
-        let before = self.held.remove(&instance.name);
-        let (mut own, ours) =
-            before.map_or_else(Default::default, |held| (held.own, held.prefixes));
-        for prefix in &prefixes {
-            let present = interface
-                .addresses
-                .iter()
-                .any(|p| p.address == prefix.address);
-            let is_new = !ours.contains(prefix) && !self.holds(interface.ifindex, prefix);
-            if instance.priority == 255 && present && is_new {
-                own.push(*prefix);
-            } else if !own.contains(prefix) {
-                self.add(interface.ifindex, *prefix).await;
-            }
         }
-        let held = Held {
-            interface: interface.name.clone(),
-            ifindex: interface.ifindex,
-            prefixes,
-            own,
-        };
-        self.watch(instance, &held);
-        self.held.insert(instance.name.clone(), held);
+        self.virtual_macs.raise(instance).await;
+        self.placed
+            .put(&owner(&instance.name), instance.items(), interfaces)
+            .await;
+        self.watch(instance, interfaces);
         self.announce(&instance.name, Occasion::Promotion, interfaces);
     }
 
-    fn watch(&mut self, instance: &Instance, held: &Held) {
-        let addresses = held.prefixes.iter().map(|prefix| prefix.address).collect();
+    /// Knows what there is to announce from now on.
+    fn watch(&mut self, instance: &Instance, interfaces: &Interfaces) {
+        let held = Held::of(instance);
+        let device = interfaces.by_name(instance.device());
+        let addresses = held.addresses.iter().map(|(_, address)| *address);
         self.announcing.hold(
             &instance.name,
-            held.ifindex,
-            addresses,
+            device.map_or(0, |device| device.ifindex),
+            addresses.collect(),
             instance.announce,
             Instant::now(),
         );
+        self.held.insert(instance.name.clone(), held);
     }
 
-    /// Takes addresses away that an instance held, except those that another holds by now.
-    pub async fn release(&mut self, name: &str) {
+    /// Takes away what an instance had in place, except what another holds by now.
+    pub async fn release(&mut self, name: &str, interfaces: &Interfaces) {
         self.announcing.forget(name);
-        if let Some(held) = self.held.remove(name) {
-            self.delete_unless_held(&held).await;
+        let held = self.held.remove(name);
+        self.placed.take(&owner(name), interfaces).await;
+        if let Some(device) = held.and_then(|held| held.virtual_mac) {
+            self.virtual_macs.lower(&device).await;
         }
     }
 
-    /// Follows a changed address list, or other timing, of an instance that stays master.
+    /// Follows a changed configuration of an instance that stays master.
     pub async fn update(&mut self, instance: &Instance, interfaces: &Interfaces) {
         self.announcing
             .retime(&instance.name, instance.announce, Instant::now());
-        let Some(held) = self.held.get(&instance.name) else {
+        let Some(before) = self.held.get(&instance.name).cloned() else {
             return;
         };
-        if held.prefixes.iter().eq(instance.held()) {
+        if before == Held::of(instance) {
+            // Nothing to announce; routes and rules may differ.
+            self.placed
+                .put(&owner(&instance.name), instance.items(), interfaces)
+                .await;
             return;
         }
-        let before = held.clone();
-        // The kernel knows IPv6 addresses without their length: the old one must go first.
-        for prefix in before.prefixes.iter().filter(|p| p.address.is_ipv6()) {
-            let other_length = |new: &Prefix| new.address == prefix.address && new != prefix;
-            if instance.held().any(other_length) {
-                self.delete(before.ifindex, *prefix).await;
-            }
-        }
         self.hold(instance, interfaces).await;
-        self.delete_unless_held(&before).await;
-    }
-
-    async fn delete_unless_held(&self, before: &Held) {
-        for prefix in before
-            .prefixes
-            .iter()
-            .filter(|prefix| !before.own.contains(prefix))
-        {
-            if !self.holds(before.ifindex, prefix) {
-                self.delete(before.ifindex, *prefix).await;
-            }
+        let is_other = |name: &String| instance.network.virtual_mac.as_ref() != Some(name);
+        if let Some(device) = before.virtual_mac.filter(is_other) {
+            self.virtual_macs.lower(&device).await;
         }
     }
 
-    fn holds(&self, ifindex: u32, prefix: &Prefix) -> bool {
-        self.held
-            .values()
-            .any(|held| held.ifindex == ifindex && held.prefixes.contains(prefix))
-    }
-
-    /// Takes every held address away.
-    pub async fn remove_all(&mut self) {
+    /// Takes everything away that is in place.
+    pub async fn remove_all(&mut self, interfaces: &Interfaces) {
         let names: Vec<String> = self.held.keys().cloned().collect();
         for name in names {
-            self.release(&name).await;
+            self.release(&name, interfaces).await;
         }
+        self.placed.take(&Owner::Host, interfaces).await;
+        self.virtual_macs.remove_all().await;
     }
 
     /// Announces an instance's addresses now, and again as configured. Says whether it holds any.
@@ -198,18 +145,21 @@ impl Addresses {
     /// Sends the announcements that are due.
     pub fn announce_due(&mut self, interfaces: &Interfaces) {
         for due in self.announcing.due(Instant::now()) {
-            let Some(held) = self.held.get(&*due.instance) else {
+            let held = self.held.get(&*due.instance);
+            let mut addresses = held.iter().flat_map(|held| &held.addresses);
+            let place = addresses.find(|(_, address)| *address == due.address);
+            let Some((device, _)) = place else {
                 continue;
             };
-            let Some(interface) = interfaces.by_name(&held.interface) else {
+            let Some(interface) = interfaces.by_name(device) else {
                 continue;
             };
-            let router = due.address.is_ipv6() && forwards_v6(&held.interface);
-            let (ifindex, mac) = (held.ifindex, interface.mac);
+            let router = due.address.is_ipv6() && forwards_v6(device);
+            let (ifindex, mac) = (interface.ifindex, interface.mac);
             match self.announcer.announce(ifindex, mac, due.address, router) {
                 Ok(()) => *self.sent.entry(due.instance.to_string()).or_default() += 1,
                 Err(error) => {
-                    tracing::warn!(address = %due.address, interface = held.interface, %error, "cannot announce an address");
+                    tracing::warn!(address = %due.address, interface = device, %error, "cannot announce an address");
                 }
             }
         }
@@ -226,47 +176,34 @@ impl Addresses {
             .retain(|name, _| instances.iter().any(|instance| instance.name == *name));
     }
 
-    /// Puts back every held address that is not there.
-    pub async fn restore_missing(&self, interfaces: &Interfaces) {
-        for held in self.held.values() {
-            let Some(interface) = interfaces.by_index(held.ifindex) else {
-                continue;
+    /// Puts back an address that somebody else removed.
+    pub async fn restore(&mut self, ifindex: u32, prefix: Prefix, interfaces: &Interfaces) {
+        if let Some(interface) = interfaces.by_index(ifindex) {
+            let removed = PlacedAddress {
+                prefix,
+                device: interface.name.clone(),
+                options: AddressOptions::default(),
             };
-            for prefix in held
-                .prefixes
-                .iter()
-                .filter(|p| !interface.addresses.contains(p))
-            {
-                self.restore(held.ifindex, *prefix).await;
-            }
+            self.placed.restore(Some(&removed), interfaces).await;
         }
     }
+}
 
-    /// Puts back a held address that somebody else removed.
-    pub async fn restore(&self, ifindex: u32, prefix: Prefix) {
-        if self.holds(ifindex, &prefix) {
-            tracing::warn!(address = %prefix, "a virtual address was removed by somebody else; putting it back");
-            self.add(ifindex, prefix).await;
+impl Held {
+    /// What an instance announces from now on.
+    fn of(instance: &Instance) -> Self {
+        let placed = instance.held().map(|prefix| instance.placed(*prefix));
+        Self {
+            addresses: placed
+                .map(|placed| (placed.device, placed.prefix.address))
+                .collect(),
+            virtual_mac: instance.network.virtual_mac.clone(),
         }
     }
+}
 
-    async fn add(&self, ifindex: u32, prefix: Prefix) {
-        if let Err(error) = self.netlink.add_address(ifindex, prefix).await {
-            tracing::error!(
-                error = super::with_sources(&error),
-                "cannot put a virtual address in place"
-            );
-        }
-    }
-
-    async fn delete(&self, ifindex: u32, prefix: Prefix) {
-        if let Err(error) = self.netlink.delete_address(ifindex, prefix).await {
-            tracing::error!(
-                error = super::with_sources(&error),
-                "cannot take a virtual address away"
-            );
-        }
-    }
+fn owner(name: &str) -> Owner {
+    Owner::Instance(name.to_owned())
 }
 
 /// Whether this host is an IPv6 router on an interface.

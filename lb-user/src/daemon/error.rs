@@ -59,6 +59,11 @@ pub enum DaemonError {
     /// An interface is missing.
     #[error("interface {0} does not exist; `ip link` lists those that do")]
     NoInterface(String),
+    /// The name for a virtual MAC address's interface belongs to somebody else's.
+    #[error(
+        "interface {0} exists and is not one that lbd made; remove it, or give another name as `vmac_interface`"
+    )]
+    ForeignInterface(String),
     /// The source of adverts is not on the interface.
     #[error(
         "{name}: source_address {source_address} is not an address of {interface}; `ip address show {interface}` lists them"

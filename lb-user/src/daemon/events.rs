@@ -86,12 +86,12 @@ impl Daemon {
                 self.addresses.hold(instance, &self.interfaces).await;
             }
             (VrrpState::Backup | VrrpState::Fault, _) => {
-                self.addresses.release(name).await;
+                self.addresses.release(name, &self.interfaces).await;
                 self.set_role(role, false);
             }
             (VrrpState::Init, _) | (VrrpState::Master, None) => {
                 self.set_role(role, false);
-                self.addresses.release(name).await;
+                self.addresses.release(name, &self.interfaces).await;
             }
         }
         self.note_transition(name, state, reason, peer, priority);
@@ -171,7 +171,9 @@ impl Daemon {
                 present,
             } => {
                 if !present {
-                    self.addresses.restore(*ifindex, *prefix).await;
+                    self.addresses
+                        .restore(*ifindex, *prefix, &self.interfaces)
+                        .await;
                 }
                 let holders = || {
                     let holds = |i: &&Instance| i.held().any(|held| held == prefix);
@@ -193,7 +195,7 @@ impl Daemon {
             }
             NetEvent::Link { .. } | NetEvent::LinkGone { .. } => {
                 if changed.is_some() {
-                    self.follow_own_addresses();
+                    self.follow_interfaces().await;
                     self.follow_links();
                     self.find_neighbours_and_apply().await;
                 }
@@ -218,8 +220,7 @@ impl Daemon {
                     self.interfaces.apply(event);
                     self.neighbours.learn(event);
                 }
-                self.follow_own_addresses();
-                self.addresses.restore_missing(&self.interfaces).await;
+                self.follow_interfaces().await;
                 self.follow_links();
                 self.find_neighbours_and_apply().await;
             }
@@ -244,7 +245,9 @@ impl Daemon {
 
     pub(super) async fn on_tick(&mut self, reports: &mut Receiver<Report>) {
         self.remember();
+        self.attach();
         if self.neighbours.is_due() {
+            self.put_back().await;
             // Routes change without telling.
             self.find_neighbours_and_apply().await;
         } else {
@@ -279,7 +282,9 @@ impl Daemon {
                     instance = snapshot.name,
                     "another master is heard; no longer serving for the daemon before"
                 );
-                self.addresses.release(&snapshot.name).await;
+                self.addresses
+                    .release(&snapshot.name, &self.interfaces)
+                    .await;
                 let role = self.roles.of(&snapshot.name);
                 self.set_role(role, false);
             }

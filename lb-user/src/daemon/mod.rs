@@ -1,6 +1,7 @@
 //! The composition root: the only part that knows all subsystems. It turns what one reports into
 //! what the others must do, in one task, one event at a time.
 
+mod accepting;
 mod addresses;
 mod doctor;
 mod error;
@@ -10,12 +11,15 @@ mod health;
 mod journal;
 mod links;
 mod neighbours;
+mod placed;
+mod placing;
 mod reload;
 mod roles;
 mod steering;
 mod tracking;
 mod tracking_view;
 mod views;
+mod virtual_macs;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -62,6 +66,7 @@ use crate::{
         VrrpState,
     },
     net::{
+        firewall::Firewall,
         interfaces::{Interface, Interfaces},
         netlink::{Events, Netlink},
         routes,
@@ -126,6 +131,7 @@ struct Inputs {
     routes: watch::Receiver<routes::Found>,
     requests: mpsc::Receiver<Request>,
     net: Events,
+    removals: mpsc::Receiver<()>,
 }
 
 /// What is known of an instance besides what the VRRP thread knows. One that a reload removes stays
@@ -150,6 +156,9 @@ struct Daemon {
     netlink: Netlink,
     interfaces: Interfaces,
     addresses: Addresses,
+    firewall: Firewall,
+    /// Why addresses that should be closed are not.
+    not_closed: Option<String>,
     neighbours: Neighbours,
     roles: Roles,
     vrrp: Option<Driver>,
@@ -169,6 +178,8 @@ struct Daemon {
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
     resumed: HashSet<String>,
+    /// For the watch over routes and rules; gone when that is running.
+    removals: Option<mpsc::Sender<()>>,
     /// What operators told of real servers since the last reload.
     steered: BTreeMap<(ServiceId, IpAddr), Steering>,
     /// Why the last reload was refused, and what of it waits for a restart.
@@ -212,6 +223,7 @@ impl Daemon {
             source,
         })?;
         let (checks, changes) = Checks::new(account);
+        let (removal_sender, removals) = mpsc::channel(1);
         let (finder, findings) = track::findings();
         let (tracking, routes) = Tracking::new(&finder);
         let mut daemon = Self {
@@ -220,6 +232,8 @@ impl Daemon {
             netlink,
             interfaces,
             addresses,
+            firewall: Firewall::default(),
+            not_closed: None,
             neighbours,
             roles: Roles::default(),
             vrrp: Some(vrrp),
@@ -239,6 +253,7 @@ impl Daemon {
                 at: SystemTime::now(),
             },
             resumed: HashSet::new(),
+            removals: Some(removal_sender),
             steered: BTreeMap::new(),
             refused: None,
             waiting: Vec::new(),
@@ -265,6 +280,7 @@ impl Daemon {
                 routes,
                 requests,
                 net,
+                removals,
             },
         ))
     }
@@ -302,10 +318,13 @@ impl Daemon {
     async fn first_configuration(&mut self, accounts: &Accounts) -> Result<(), DaemonError> {
         let freed = self.roles.follow(&names(&self.config));
         self.follow_instances(&freed);
+        self.make_virtual_macs(true).await?;
         self.follow_own_addresses();
         self.find_neighbours().await;
         self.resume().await;
         self.recall();
+        self.watch_routes();
+        self.follow_accept_mode();
         self.apply("start")?;
         self.serve_only_resumed();
         // A change of health makes the daemon look at what is watched.
@@ -316,33 +335,6 @@ impl Daemon {
             vrrp.configure(setups).await;
         }
         Ok(())
-    }
-
-    /// Goes on where a daemon that died stopped: an instance whose addresses are still here while the
-    /// data plane still forwards was its MASTER. Until another master is heard nobody else serves,
-    /// and every connection depends on this node. Addresses left without that are removed.
-    async fn resume(&mut self) {
-        for instance in self.config.instances.clone() {
-            let left = self.addresses.left_from_before(&instance, &self.interfaces);
-            if left.is_empty() {
-                continue;
-            }
-            if self.data_plane.took_over() {
-                tracing::warn!(
-                    instance = instance.name,
-                    "taking over from a daemon that died as MASTER; serving until another master is heard"
-                );
-                self.addresses.resume(&instance, &self.interfaces);
-                self.resumed.insert(instance.name.clone());
-                if let Some(role) = self.roles.of(&instance.name) {
-                    self.data_plane.set_role(role, true);
-                }
-            } else {
-                self.addresses
-                    .remove(&instance, &left, &self.interfaces)
-                    .await;
-            }
-        }
     }
 
     /// Every other flag that an earlier daemon may have left set.
@@ -378,6 +370,7 @@ impl Daemon {
                 _ = signals.interrupt.recv() => break,
                 () = reached(announcement) => self.addresses.announce_due(&self.interfaces),
                 Some(event) = inputs.net.next() => self.on_net(event).await,
+                Some(()) = inputs.removals.recv() => self.put_back().await,
                 Some(change) = inputs.changes.recv() => self.on_health(change, &mut inputs.changes),
                 Some(finding) = inputs.findings.recv() => self.on_finding(finding),
                 Ok(()) = inputs.routes.changed() => self.follow_watches(),
@@ -401,7 +394,7 @@ impl Daemon {
             self.on_report(report).await;
         }
         self.remember();
-        self.addresses.remove_all().await;
+        self.addresses.remove_all(&self.interfaces).await;
         let detached = self.data_plane.detach();
         self.web = None;
         self.server = None;
@@ -535,6 +528,9 @@ fn require_interfaces(config: &Config, interfaces: &Interfaces) -> Result<(), Da
         if interfaces.by_name(name).is_none() {
             return Err(DaemonError::NoInterface(name.clone()));
         }
+    }
+    if let Some(name) = virtual_macs::taken(&config.instances, interfaces) {
+        return Err(DaemonError::ForeignInterface(name.to_owned()));
     }
     for instance in &config.instances {
         let Some(source_address) = instance.source else {

@@ -148,6 +148,12 @@ impl Daemon {
     /// Makes the VRRP thread run the new instances, handles what it reports of that, and follows
     /// changed address lists.
     async fn follow_vrrp(&mut self, reports: &mut Receiver<Report>) {
+        // What only the configuration before needs goes last.
+        if let Err(error) = self.make_virtual_macs(false).await {
+            tracing::error!(error = super::with_sources(&error), "virtual MAC addresses");
+        }
+        self.watch_routes();
+        self.follow_accept_mode();
         let setups = self.setups();
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
@@ -159,6 +165,8 @@ impl Daemon {
         for instance in self.config.instances.clone() {
             self.addresses.update(&instance, &self.interfaces).await;
         }
+        self.place_statics().await;
+        self.follow_interfaces().await;
     }
 
     /// The program is attached at the start only: an instance on another interface would hold

@@ -18,7 +18,7 @@ use crate::{
         server::Request,
     },
     health::state::Health,
-    model::{Auth, HmacMode, VrrpState},
+    model::{Auth, HmacMode, VrrpState, network::Item},
     vrrp::{driver::Report, oddities::Oddity, packet::Rejection, runner},
 };
 
@@ -104,6 +104,17 @@ impl Daemon {
                 .map_or(0, |record| record.generation),
             addresses: instance.addresses.iter().map(ToString::to_string).collect(),
             excluded_addresses: instance.excluded.iter().map(ToString::to_string).collect(),
+            virtual_mac: instance.network.virtual_mac.as_ref().map(|device| {
+                let mac = instance.virtual_mac_address().map(|b| format!("{b:02x}"));
+                format!("{} on {device}", mac.join(":"))
+            }),
+            accept: instance.network.accept || instance.priority == 255,
+            placed: instance
+                .items()
+                .iter()
+                .filter(|item| !matches!(item, Item::Address(_)))
+                .map(ToString::to_string)
+                .collect(),
             unicast_peers: instance.peers.iter().map(ToString::to_string).collect(),
             advert_interval_ms: millis(instance.advert_interval),
             master_interval_ms: millis(snapshot.master_interval),
@@ -166,6 +177,14 @@ impl Daemon {
             problems.push(format!(
                 "changes of [{section}] in the configuration wait for a restart"
             ));
+        }
+        problems.extend(self.not_closed.clone());
+        let missing = self.addresses.placed.missing().into_iter();
+        problems.extend(missing.map(|item| format!("{item} could not be put in place")));
+        for name in &self.config.dataplane.interfaces {
+            if plane.kind == "xdp" && !plane.interfaces.iter().any(|runs| runs.interface == *name) {
+                problems.push(format!("the XDP program does not run on {name}"));
+            }
         }
         let mut ill = Vec::new();
         for instance in instances {

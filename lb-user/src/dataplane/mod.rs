@@ -46,6 +46,10 @@ pub trait DataPlane: Send {
     /// Makes these the paths of health checks that ask for a VIP on a real server, and no others.
     fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError>;
 
+    /// Follows interfaces, given with their indexes, that went or were made again. What cannot be done
+    /// is told of once and tried again with the next call.
+    fn follow_interfaces(&mut self, present: &[(String, u32)]);
+
     /// Follows the lists of sources and their rate.
     fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError>;
 

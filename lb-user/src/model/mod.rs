@@ -5,6 +5,7 @@ pub mod address;
 mod announce;
 mod auth;
 mod check;
+pub mod network;
 mod plane;
 mod probe;
 mod track;
@@ -49,6 +50,8 @@ pub struct Config {
     pub dataplane: DataplaneConfig,
     /// Synchronisation of the kernel's connections.
     pub sync_daemon: Option<SyncDaemonConfig>,
+    /// Addresses, routes and rules that are there whoever is master, in that order.
+    pub statics: Vec<network::Item>,
     /// Scripts that instances watch.
     pub track_scripts: Vec<TrackScript>,
     /// Processes that instances watch.

@@ -1,10 +1,15 @@
 //! VRRP instances.
 
-use std::{fmt, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{AnnounceTiming, Auth, LinkDamping, Watch};
+use super::{AnnounceTiming, Auth, IpPrefix, LinkDamping, Watch, network::Network};
 
 /// A VRRP instance (RFC 3768 and RFC 9568 call it a virtual router).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub struct Instance {
     pub addresses: Vec<Prefix>,
     /// Addresses that come and go with the others and are not in the adverts.
     pub excluded: Vec<Prefix>,
+    /// What it does to the host's network besides.
+    pub network: Network,
     /// Instances of one group become master, and fail, together.
     pub sync_group: Option<String>,
     /// What it watches besides its interface.
@@ -138,6 +145,29 @@ impl Prefix {
             }
             (IpAddr::V6(own), IpAddr::V6(other)) => same(own.to_bits(), other.to_bits(), 128),
             _ => false,
+        }
+    }
+
+    /// The network that the address is of: its host bits are clear.
+    pub fn network(&self) -> IpPrefix {
+        let length = u32::from(self.length);
+        let address = match self.address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX
+                    .checked_shl(32_u32.saturating_sub(length))
+                    .unwrap_or(0);
+                Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX
+                    .checked_shl(128_u32.saturating_sub(length))
+                    .unwrap_or(0);
+                Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+            }
+        };
+        IpPrefix {
+            address,
+            length: self.length,
         }
     }
 }

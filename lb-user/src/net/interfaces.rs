@@ -58,6 +58,10 @@ pub struct Place {
     pub master: Option<u32>,
     /// Largest packet, in bytes.
     pub mtu: u32,
+    /// It has a MAC address of its own on the interface below.
+    pub is_macvlan: bool,
+    /// The group that somebody put it into.
+    pub group: u32,
 }
 
 /// Tags on a frame at most: the program knows two.
@@ -147,18 +151,30 @@ impl Interfaces {
         self.by_index.get(&ifindex)
     }
 
+    /// Whether any interface has this address.
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        let mut all = self.by_index.values().flat_map(|i| &i.addresses);
+        all.any(|prefix| prefix.address == address)
+    }
+
     /// The interface that carries the frames of `ifindex`, and the VLAN ids that they have there,
     /// outer first. `None` for more tags than the program knows.
     pub fn carrier(&self, ifindex: u32) -> Option<(u32, [u16; MAX_TAGS])> {
         let mut at = ifindex;
         let mut inner_first = Vec::new();
+        // Macvlans upon macvlans cannot be made, so this ends.
         while let Some(Place {
             below: Some(below),
-            vlan: Some(vlan),
+            vlan,
+            is_macvlan,
             ..
         }) = self.by_index(at).map(|interface| interface.place)
         {
-            inner_first.push(vlan);
+            match vlan {
+                Some(vlan) => inner_first.push(vlan),
+                None if is_macvlan => {}
+                None => break,
+            }
             if inner_first.len() > MAX_TAGS {
                 return None;
             }
@@ -347,7 +363,11 @@ mod tests {
         add(2, "eth0", 2, Place::default());
         add(3, "eth0.100", 2, upon(2, Some(100)));
         add(4, "eth0.100.7", 2, upon(3, Some(7)));
-        add(5, "mac0", 5, upon(2, None));
+        let macvlan = Place {
+            is_macvlan: true,
+            ..upon(2, None)
+        };
+        add(5, "mac0", 5, macvlan);
         add(6, "three", 2, upon(4, Some(8)));
         add(8, "eth1", 8, port);
         add(9, "bond0", 9, Place::default());
@@ -355,7 +375,7 @@ mod tests {
         assert_eq!(table.carrier(2), Some((2, [0, 0])));
         assert_eq!(table.carrier(3), Some((2, [100, 0])));
         assert_eq!(table.carrier(4), Some((2, [100, 7])));
-        assert_eq!(table.carrier(5), Some((5, [0, 0])));
+        assert_eq!(table.carrier(5), Some((2, [0, 0])));
         assert_eq!(table.carrier(6), None);
         let macs = |name: &str| {
             let all = table.own_macs(&[name.to_owned()]);

@@ -9,8 +9,8 @@ use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo},
-    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -18,8 +18,12 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
+use tokio::sync::mpsc::{Sender, error::TrySendError};
 
-use super::interfaces::{NetEvent, Place};
+use super::{
+    interfaces::{NetEvent, Place},
+    placing::{marked_route, marked_rule},
+};
 use crate::model::Prefix;
 
 /// Why the kernel did not do what was asked.
@@ -66,7 +70,7 @@ pub struct Exit {
 /// A connection to the kernel's route netlink.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 /// Unsolicited messages, as they come.
@@ -129,47 +133,6 @@ impl Netlink {
         Ok(events)
     }
 
-    /// Adds an address; that it is there already is fine.
-    pub async fn add_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
-        let mut request = self
-            .handle
-            .address()
-            .add(ifindex, prefix.address, prefix.length)
-            .replace();
-        if prefix.address.is_ipv6() {
-            let message = request.message_mut();
-            message.header.flags |= AddressHeaderFlags::Nodad;
-            // "Deprecated": the host's own connections do not come from it.
-            let mut lifetimes = CacheInfo::default();
-            lifetimes.ifa_preferred = 0;
-            lifetimes.ifa_valid = u32::MAX;
-            message
-                .attributes
-                .push(AddressAttribute::CacheInfo(lifetimes));
-        }
-        request
-            .execute()
-            .await
-            .map_err(failed(&format!("add address {prefix}")))
-    }
-
-    /// Removes an address; that it is not there, or its interface is gone, is fine.
-    pub async fn delete_address(&self, ifindex: u32, prefix: Prefix) -> Result<(), NetlinkError> {
-        let mut request = self
-            .handle
-            .address()
-            .add(ifindex, prefix.address, prefix.length);
-        let message = request.message_mut().clone();
-        match self.handle.address().del(message).execute().await {
-            Err(rtnetlink::Error::NetlinkError(error))
-                if [libc::EADDRNOTAVAIL, libc::ENODEV].contains(&error.raw_code().abs()) =>
-            {
-                Ok(())
-            }
-            other => other.map_err(failed(&format!("remove address {prefix}"))),
-        }
-    }
-
     /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
     pub async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         self.handle
@@ -221,6 +184,39 @@ impl Events {
     }
 }
 
+/// Tells `removals` whenever a route or a rule of ours was removed, or may have been.
+pub fn watch_removals(removals: Sender<()>) -> Result<(), NetlinkError> {
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+    ])
+    .map_err(NetlinkError::Open)?;
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        // The connection ends with its last handle.
+        let _handle = handle;
+        while let Some((message, _)) = messages.next().await {
+            let is_ours = match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
+                    marked_route(&route).is_some()
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRule(rule)) => {
+                    marked_rule(&rule).is_some()
+                }
+                NetlinkPayload::Overrun(_) | NetlinkPayload::Error(_) => true,
+                _ => false,
+            };
+            // One that waits already says it all.
+            if is_ours && matches!(removals.try_send(()), Err(TrySendError::Closed(()))) {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
 fn path(route: &RouteMessage) -> Path {
     match route.header.kind {
         RouteType::Local => return Path::Local,
@@ -261,7 +257,7 @@ fn path(route: &RouteMessage) -> Path {
     }
 }
 
-fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+pub(super) fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
     let what = what.to_owned();
     move |source| NetlinkError::Request { what, source }
 }
@@ -302,7 +298,11 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
             LinkAttribute::Link(below) => place.below = Some(*below),
             LinkAttribute::Controller(master) => place.master = Some(*master),
             LinkAttribute::Mtu(mtu) => place.mtu = *mtu,
-            LinkAttribute::LinkInfo(infos) => place.vlan = infos.iter().find_map(vlan),
+            LinkAttribute::Group(group) => place.group = *group,
+            LinkAttribute::LinkInfo(infos) => {
+                place.vlan = infos.iter().find_map(vlan);
+                place.is_macvlan = infos.contains(&LinkInfo::Kind(InfoKind::MacVlan));
+            }
             _ => {}
         }
     }

@@ -439,7 +439,13 @@ impl Loop {
             .peers
             .is_empty()
             .then_some(runner.instance.group);
-        let join = |socket: &mut VrrpSocket| group.map_or(Ok(()), |group| socket.join(group));
+        let needs_frames = runner.virtual_mac().is_some();
+        let join = |socket: &mut VrrpSocket| {
+            if needs_frames {
+                socket.open_frames()?;
+            }
+            group.map_or(Ok(()), |group| socket.join(group))
+        };
         let result = match self.sockets.get_mut(&(name.clone(), kind)) {
             Some(socket) if socket.ifindex() == ifindex => join(socket),
             Some(_) | None => VrrpSocket::open(name, ifindex, kind).and_then(|mut socket| {
@@ -489,6 +495,7 @@ impl Outside for Loop {
             return;
         };
         let form = runner.checksum_form();
+        let mac = runner.virtual_mac();
         runner.packet.next(priority, wall());
         let group = [runner.instance.group];
         let (destinations, hop_limit) = match runner.instance.peers.as_slice() {
@@ -497,7 +504,11 @@ impl Outside for Loop {
         };
         for destination in destinations {
             let packet = runner.packet.to(*destination, form);
-            match socket.send(packet, source, *destination, hop_limit) {
+            let result = match mac {
+                Some(mac) => socket.send_from_mac(mac, packet, source, *destination),
+                None => socket.send(packet, source, *destination, hop_limit),
+            };
+            match result {
                 Ok(()) => runner.sent += 1,
                 Err(error) => {
                     runner.send_errors += 1;

@@ -234,6 +234,13 @@ impl Runner {
         self.marks.accept(source, stamp, window, wall)
     }
 
+    /// The MAC address that adverts come from, where it is not the interface's. Peers that are
+    /// spoken to one by one may be behind routers: only the kernel knows the way to them.
+    pub(super) fn virtual_mac(&self) -> Option<[u8; 6]> {
+        let uses = self.instance.network.virtual_mac.is_some() && self.instance.peers.is_empty();
+        uses.then(|| self.instance.virtual_mac_address())
+    }
+
     pub(super) fn source(&self) -> Option<IpAddr> {
         match self.link {
             Link::Up { source, .. } => Some(source),

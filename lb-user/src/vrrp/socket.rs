@@ -13,11 +13,14 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
-use super::packet::{self, Received, Rejection};
+use super::{
+    frame::FrameSocket,
+    packet::{self, Received, Rejection},
+};
 use crate::model::{Auth, Instance};
 
 /// Linux's TC_PRIO_CONTROL: adverts overtake bulk traffic in the queue.
-const PRIORITY_CONTROL: u32 = 7;
+pub(super) const PRIORITY_CONTROL: u32 = 7;
 /// Room for the adverts of 255 instances that all speak at the same moment, as after a start: about 1300
 /// bytes each, as the kernel counts. Its default holds 160.
 const RECEIVE_BUFFER: usize = 1 << 20;
@@ -63,6 +66,8 @@ pub struct VrrpSocket {
     kind: Kind,
     ifindex: u32,
     groups: Vec<IpAddr>,
+    /// For adverts from a virtual MAC address.
+    frames: Option<FrameSocket>,
 }
 
 impl VrrpSocket {
@@ -99,7 +104,30 @@ impl VrrpSocket {
             kind,
             ifindex,
             groups: Vec::new(),
+            frames: None,
         })
+    }
+
+    /// Makes it able to send from virtual MAC addresses. Needs CAP_NET_RAW.
+    pub fn open_frames(&mut self) -> io::Result<()> {
+        if self.frames.is_none() {
+            self.frames = Some(FrameSocket::open(self.ifindex)?);
+        }
+        Ok(())
+    }
+
+    /// As [`VrrpSocket::send`], to a group, from a virtual MAC address.
+    pub fn send_from_mac(
+        &self,
+        mac: [u8; 6],
+        packet: &[u8],
+        source: IpAddr,
+        group: IpAddr,
+    ) -> io::Result<()> {
+        match &self.frames {
+            Some(frames) => frames.send(mac, packet, source, group),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Joins a group unless it is joined already.

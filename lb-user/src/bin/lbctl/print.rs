@@ -226,6 +226,15 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
             let list = instance.excluded_addresses.join(" ");
             line(&mut out, format!("  not in the adverts: {list}"));
         }
+        if let Some(mac) = &instance.virtual_mac {
+            line(&mut out, format!("  virtual MAC address {mac}"));
+        }
+        if !instance.accept {
+            line(&mut out, "  this host takes no packets to them");
+        }
+        for item in &instance.placed {
+            line(&mut out, format!("  {item}"));
+        }
         if !instance.unicast_peers.is_empty() {
             let list = instance.unicast_peers.join(" ");
             line(&mut out, format!("  speaks to {list} alone"));

@@ -5,6 +5,7 @@
 mod announce;
 mod auth;
 mod check;
+mod network;
 mod plane;
 mod service;
 mod track;
@@ -16,7 +17,7 @@ use std::{collections::HashSet, net::SocketAddr, ops::Range, path::PathBuf, time
 
 use lb_common::limits;
 
-use self::values::DAY;
+use self::{network::Claims, values::DAY};
 use super::{
     diagnostic::Diagnostic,
     raw::{Raw, RawDataplane, RawMetrics, RawProtection, RawRuntime},
@@ -25,15 +26,17 @@ use super::{
 use crate::model::{Config, DataplaneConfig, FlowTimeouts, Instance, Mode, Runtime};
 
 /// Adds to `errors` whatever is wrong.
-pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
+pub fn validate(mut raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Config {
     let mut check = Validator {
         errors,
         mode: Mode::default(),
+        claims: Claims::default(),
     };
     check.mode = check.data_plane_mode(raw.dataplane.as_ref());
     if let Some(protection) = &raw.protection {
         check.only_in_xdp(&protection.span, "[protection]");
     }
+    let statics = check.statics(&mut raw);
     let track_scripts = check.track_scripts(raw.track_scripts);
     let track_processes = check.track_processes(raw.track_processes);
     let track_files = check.track_files(raw.track_files);
@@ -73,6 +76,7 @@ pub fn validate(raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> Conf
             &instances,
         ),
         sync_daemon,
+        statics,
         track_scripts,
         track_processes,
         track_files,
@@ -88,6 +92,7 @@ struct Validator<'e> {
     errors: &'e mut Vec<Diagnostic>,
     /// Which data plane is wanted: what is possible depends on it.
     mode: Mode,
+    claims: Claims,
 }
 
 impl Validator<'_> {

@@ -11,7 +11,7 @@ use lb_common::limits;
 use super::{Validator, auth::RawAuth, values::DAY};
 use crate::{
     config::{
-        raw::{RawInstance, RawTrack},
+        raw::{RawAddress, RawInstance, RawTrack},
         reader::At,
     },
     model::{ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
@@ -119,7 +119,7 @@ impl Validator<'_> {
         (all, tracks)
     }
 
-    fn instance(&mut self, raw: RawInstance) -> Instance {
+    fn instance(&mut self, mut raw: RawInstance) -> Instance {
         if let Some(name) = &raw.name
             && (name.value.is_empty() || name.value.contains(char::is_whitespace))
         {
@@ -146,6 +146,7 @@ impl Validator<'_> {
                 );
             }
         }
+        let network = self.network(&mut raw, is_v6);
         let version = self.version(raw.version, is_v6);
         if let Some(at) = &raw.checksum
             && (version == VrrpVersion::V2 || is_v6)
@@ -199,6 +200,7 @@ impl Validator<'_> {
             announce: self.announce(raw.announce),
             addresses,
             excluded,
+            network,
             sync_group: raw.sync_group.map(|at| at.value),
             watches: Vec::new(),
             damping: self.link_damping(raw.damping),
@@ -218,9 +220,13 @@ impl Validator<'_> {
         }
     }
 
-    fn prefixes(&mut self, list: Option<&At<Vec<At<String>>>>) -> Vec<Prefix> {
+    fn prefixes(&mut self, list: Option<&At<Vec<At<RawAddress>>>>) -> Vec<Prefix> {
         let entries = list.map_or(&[][..], |list| &list.value);
-        entries.iter().map(|at| self.prefix(at)).collect()
+        entries
+            .iter()
+            .filter_map(|at| at.value.address.as_ref())
+            .map(|at| self.prefix(at))
+            .collect()
     }
 
     /// Version 2 unless the addresses need version 3.

@@ -431,6 +431,9 @@ impl DataPlane for Ipvs {
     /// The kernel knows what is for it.
     fn set_own_addresses(&mut self, _addresses: &[(u32, [u8; 6])]) {}
 
+    /// IPVS is tied to no interface.
+    fn follow_interfaces(&mut self, _present: &[(String, u32)]) {}
+
     /// IPVS has no such lists; the status says so where there are any.
     fn set_protection(&mut self, _protection: &Protection) -> Result<(), DataPlaneError> {
         Ok(())

@@ -91,6 +91,8 @@ pub struct Xdp {
     _kept: [Map; 2],
     control: ControlElement,
     took_over: bool,
+    /// Where the program runs on interfaces that come later.
+    hook: Hook,
     services: MappedArray<ServiceBucket>,
     vips: MappedArray<VipBucket>,
     ranges: MappedArray<PortRange>,
@@ -145,7 +147,11 @@ impl Xdp {
             Ok(parts)
         });
         match started {
-            Ok(open) => Ok(open(object)),
+            Ok(open) => {
+                let mut xdp = open(object);
+                xdp.hook = hook;
+                Ok(xdp)
+            }
             Err(error) => {
                 // Nothing stays behind of a start that failed; what was there before it does.
                 if fresh {
@@ -255,6 +261,7 @@ impl Xdp {
             _kept: kept,
             control,
             took_over,
+            hook: Hook::Native,
             services,
             vips,
             ranges,
@@ -479,6 +486,10 @@ impl DataPlane for Xdp {
                 "too many MAC addresses to tell own frames from flooded ones; all are taken for own"
             );
         }
+    }
+
+    fn follow_interfaces(&mut self, present: &[(String, u32)]) {
+        self.object.follow(present, self.hook);
     }
 
     fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError> {

@@ -58,11 +58,21 @@ pub const MAPS: [&str; 31] = [
     "probe_flows",
 ];
 
+/// An interface that runs the program.
+struct Attached {
+    attachment: Attachment,
+    /// Its index: one of the same name that was made later has another.
+    ifindex: u32,
+    link: PinnedLink,
+}
+
 /// A loaded object with its links.
 pub struct Object {
     ebpf: Ebpf,
     pins: Option<Pins>,
-    links: Vec<(Attachment, PinnedLink)>,
+    links: Vec<Attached>,
+    /// Interfaces where attaching failed; that is told once.
+    refused: Vec<String>,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
     program: &'static str,
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
@@ -85,6 +95,7 @@ impl Object {
                 ebpf,
                 pins,
                 links: Vec::new(),
+                refused: Vec::new(),
                 program,
                 no_probes,
             }),
@@ -164,16 +175,32 @@ impl Object {
         probes::run(&mut self.ebpf, outgoing, frame, mark)
     }
 
+    /// The programs of health checks run there too.
+    fn follow_probes(&mut self, interface: &str) {
+        if self.no_probes.is_none()
+            && let Err(reason) = probes::attach(&mut self.ebpf, interface)
+        {
+            tracing::warn!(
+                interface,
+                reason,
+                "health checks cannot ask for the VIPs on real servers there"
+            );
+        }
+    }
+
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
     pub fn no_probes(&self) -> Option<&str> {
         self.no_probes.as_deref()
     }
 
-    fn attach_one(
-        &mut self,
-        interface: &str,
-        hook: Hook,
-    ) -> Result<(Attachment, PinnedLink), DataPlaneError> {
+    fn attach_one(&mut self, interface: &str, hook: Hook) -> Result<Attached, DataPlaneError> {
+        let ifindex = nix::net::if_::if_nametoindex(interface)
+            .map_err(|_| DataPlaneError::NoInterface(interface.to_owned()))?;
+        let attached = |mode: &str, link: PinnedLink| Attached {
+            attachment: attachment(interface, mode),
+            ifindex,
+            link,
+        };
         let Some(pins) = &self.pins else {
             return Err(DataPlaneError::Load(
                 "an object without pins is not attached".to_owned(),
@@ -185,7 +212,7 @@ impl Object {
                 match take_over(named_program(&mut self.ebpf, self.program)?, &path) {
                     Ok(link) => {
                         tracing::info!(interface, mode, "took over the XDP link of an earlier lbd");
-                        return Ok((attachment(interface, mode), link));
+                        return Ok(attached(mode, link));
                     }
                     Err(error) => {
                         tracing::warn!(
@@ -217,7 +244,7 @@ impl Object {
                         .map_err(|e| map_error("use BPF links (Linux 5.9 or later is needed)", &e))?
                         .pin(&path)
                         .map_err(|e| map_error("pin the XDP link", &e))?;
-                    return Ok((attachment(interface, mode), link));
+                    return Ok(attached(mode, link));
                 }
                 Err(error) => refusal = self.explain(interface, &error)?,
             }
@@ -259,6 +286,47 @@ impl Object {
         }
     }
 
+    /// Runs the program on the present interfaces, given with their indexes, where it does not run: on
+    /// those that were made again since.
+    pub fn follow(&mut self, present: &[(String, u32)], hook: Hook) {
+        let runs = |attached: &Attached, (name, ifindex): &(String, u32)| {
+            attached.attachment.interface == *name && attached.ifindex == *ifindex
+        };
+        let is_gone = |attached: &mut Attached| !present.iter().any(|p| runs(attached, p));
+        for attached in self.links.extract_if(.., is_gone) {
+            tracing::warn!(
+                interface = attached.attachment.interface,
+                "the interface is gone, and the XDP program with it"
+            );
+            // Else the pin would be taken for a link to take over.
+            if let Err(error) = detach(attached) {
+                tracing::warn!(%error, "cannot remove the pin of an interface that is gone");
+            }
+        }
+        for wanted in present {
+            if self.links.iter().any(|attached| runs(attached, wanted)) {
+                continue;
+            }
+            let interface = &wanted.0;
+            match self.attach_one(interface, hook) {
+                Ok(attached) => {
+                    tracing::info!(
+                        interface,
+                        "the XDP program runs on an interface that is new"
+                    );
+                    self.refused.retain(|name| name != interface);
+                    self.follow_probes(interface);
+                    self.links.push(attached);
+                }
+                Err(error) if !self.refused.contains(interface) => {
+                    tracing::error!(%error, "trying again");
+                    self.refused.push(interface.clone());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Removes links of interfaces that are not configured any more.
     fn drop_stale_links(&self) {
         let Some(pins) = &self.pins else { return };
@@ -266,7 +334,7 @@ impl Object {
             let live = self
                 .links
                 .iter()
-                .any(|(a, _)| *name == link_name(&a.mode, &a.interface));
+                .any(|l| *name == link_name(&l.attachment.mode, &l.attachment.interface));
             if !live {
                 let _ = std::fs::remove_file(pins.path(name));
             }
@@ -277,7 +345,7 @@ impl Object {
     pub fn attachments(&self) -> Vec<Attachment> {
         self.links
             .iter()
-            .map(|(attachment, _)| attachment.clone())
+            .map(|attached| attached.attachment.clone())
             .collect()
     }
 
@@ -301,13 +369,17 @@ impl Object {
     /// Detaches from every interface and removes every pin.
     pub fn remove(&mut self) -> io::Result<()> {
         let mut result = Ok(());
-        for (_, link) in self.links.drain(..) {
-            // A pin that somebody removed by hand is no reason to leave the others.
-            let unpinned = link.unpin().map(drop);
-            result = result.and(unpinned.or_else(absent_is_fine));
+        for attached in self.links.drain(..) {
+            result = result.and(detach(attached));
         }
         result.and(self.pins.as_ref().map_or(Ok(()), Pins::remove_all))
     }
+}
+
+/// A pin that somebody removed by hand is no error.
+fn detach(attached: Attached) -> io::Result<()> {
+    let unpinned = attached.link.unpin().map(drop);
+    unpinned.or_else(absent_is_fine)
 }
 
 /// Where in a packet's way the program may run.
@@ -332,6 +404,7 @@ impl Hook {
     }
 }
 
+/// In the order of preference.
 const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
 
 fn link_name(mode: &str, interface: &str) -> String {

@@ -44,6 +44,7 @@ fn instance(vrid: u8, group: [u8; 4], password: Option<&str>, addresses: &[[u8; 
             })
             .collect(),
         excluded: Vec::new(),
+        network: Default::default(),
         sync_group: None,
         watches: Vec::new(),
         damping: crate::model::LinkDamping::default(),

@@ -1,0 +1,282 @@
+//! The interfaces of virtual MAC addresses: made when they are needed, up while their instance is
+//! master, removed with it. The settings that their neighbour below needs for that are put back too.
+//!
+//! A router that is not master must not take frames to the virtual MAC address (RFC 9568 section
+//! 6.4.2), so its interface is down then; adverts need none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    model::Instance,
+    net::{
+        interfaces::Interfaces,
+        macvlan::{GROUP, Macvlan},
+        netlink::{Netlink, NetlinkError},
+        sysctl::{self, Family},
+    },
+};
+
+/// Of the interface below: it must not answer for addresses that lie on the macvlan, nor name them
+/// in its own questions; others would learn its MAC address for them. With the least value that does
+/// it (ip-sysctl: `arp_ignore`, `arp_announce`).
+const BELOW: [(&str, i32); 2] = [("arp_ignore", 1), ("arp_announce", 2)];
+/// Of the macvlan: it answers for its own addresses only. Packets come in there whose answers leave
+/// by the interface below, which strict reverse path filtering (1) would drop; the larger number of
+/// "all" and the interface counts. An address that goes takes no others with it.
+const ABOVE_V4: [(&str, i32); 4] = [
+    ("arp_ignore", 1),
+    ("arp_announce", 2),
+    ("rp_filter", 2),
+    ("promote_secondaries", 1),
+];
+/// Of the macvlan: no address but those that are given to it (mode 1 is "none").
+const ABOVE_V6: [(&str, i32); 3] = [("addr_gen_mode", 1), ("accept_ra", 0), ("autoconf", 0)];
+
+/// The interfaces that are there.
+pub struct VirtualMacs {
+    netlink: Netlink,
+    /// Whether what an earlier daemon left has been looked for.
+    looked: bool,
+    /// By name.
+    devices: BTreeMap<String, Macvlan>,
+    /// Those whose instance is master.
+    raised: BTreeSet<String>,
+    /// What the settings of interfaces below were before.
+    settings: BTreeMap<String, Vec<(&'static str, i32)>>,
+}
+
+impl VirtualMacs {
+    /// None yet.
+    pub fn new(netlink: Netlink) -> Self {
+        Self {
+            netlink,
+            looked: false,
+            devices: BTreeMap::new(),
+            raised: BTreeSet::new(),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    /// Whether every interface is there that can be.
+    pub fn are_complete(&self, instances: &[Instance], interfaces: &Interfaces) -> bool {
+        wanted(instances, interfaces).into_iter().all(|want| {
+            let found = interfaces.by_name(want.name);
+            found.is_some_and(|i| i.mac == want.mac && i.place.below == Some(want.below))
+        })
+    }
+
+    /// Whether there may be interfaces that nobody needs: some are known, or nobody has looked yet.
+    pub fn has_others(&self, instances: &[Instance]) -> bool {
+        let is_needed = |name: &String| {
+            let mut names = instances.iter().map(|i| i.network.virtual_mac.as_ref());
+            names.any(|other| other == Some(name))
+        };
+        !self.looked || !self.devices.keys().all(is_needed)
+    }
+
+    /// Makes the interfaces that are missing, takes over those that an earlier daemon made, and
+    /// removes those that nobody needs, unless `keep`. Interfaces below that are absent are no error.
+    /// Says whether anything was made or removed.
+    pub async fn follow(
+        &mut self,
+        instances: &[Instance],
+        interfaces: &Interfaces,
+        keep: bool,
+    ) -> Result<bool, NetlinkError> {
+        let wanted = wanted(instances, interfaces);
+        let mut changed = false;
+        let present = self.netlink.macvlans().await?;
+        self.looked = true;
+        self.devices.clear();
+        for device in present {
+            let is_wanted = |w: &Wanted<'_>| {
+                w.name == device.name && w.mac == device.mac && Some(w.below) == device.below
+            };
+            self.remember_settings(&device, interfaces);
+            if keep || wanted.iter().any(is_wanted) {
+                self.devices.insert(device.name.clone(), device);
+            } else {
+                self.netlink.delete_link(device.ifindex).await?;
+                changed = true;
+            }
+        }
+        for want in &wanted {
+            if !self.devices.contains_key(want.name) {
+                self.make(want).await?;
+                changed = true;
+            }
+        }
+        self.put_settings_back(&wanted, keep);
+        Ok(changed)
+    }
+
+    /// Turns an instance's interface on, before addresses are put there.
+    pub async fn raise(&mut self, instance: &Instance) {
+        if let Some(name) = &instance.network.virtual_mac {
+            self.raised.insert(name.clone());
+            self.switch(name, true).await;
+        }
+    }
+
+    /// Turns it off.
+    pub async fn lower(&mut self, name: &str) {
+        self.raised.remove(name);
+        self.switch(name, false).await;
+    }
+
+    /// Removes all of them.
+    pub async fn remove_all(&mut self) {
+        for device in std::mem::take(&mut self.devices).into_values() {
+            tell(self.netlink.delete_link(device.ifindex).await);
+        }
+        self.put_settings_back(&[], false);
+    }
+
+    async fn switch(&self, name: &str, up: bool) {
+        if let Some(device) = self.devices.get(name) {
+            tell(self.netlink.set_link_up(device.ifindex, up).await);
+        }
+    }
+
+    async fn make(&mut self, want: &Wanted<'_>) -> Result<(), NetlinkError> {
+        self.netlink
+            .add_macvlan(want.name, want.below, want.mac)
+            .await?;
+        let present = self.netlink.macvlans().await?;
+        let Some(mut device) = present.into_iter().find(|d| d.name == want.name) else {
+            return Ok(());
+        };
+        for (family, settings) in [(Family::V4, &ABOVE_V4[..]), (Family::V6, &ABOVE_V6[..])] {
+            for (key, value) in settings {
+                set(family, want.name, key, *value);
+            }
+        }
+        if want.needs_settings {
+            device.alias = self.change_settings(want.interface);
+            // A daemon that comes after one that died learns from it what to put back.
+            self.netlink
+                .set_alias(device.ifindex, &device.alias)
+                .await?;
+        }
+        let name = device.name.clone();
+        self.devices.insert(name.clone(), device);
+        if self.raised.contains(&name) {
+            self.switch(&name, true).await;
+        }
+        Ok(())
+    }
+
+    /// Changes what the interface below must not do. Returns what was before, as an alias.
+    fn change_settings(&mut self, interface: &str) -> String {
+        let before = self.settings.entry(interface.to_owned()).or_default();
+        for (key, least) in BELOW {
+            let now = sysctl::read(Family::V4, interface, key).unwrap_or(least);
+            if now < least {
+                before.retain(|(other, _)| *other != key);
+                before.push((key, now));
+                set(Family::V4, interface, key, least);
+            }
+        }
+        let list: Vec<String> = before
+            .iter()
+            .map(|(key, value)| format!(" {key}={value}"))
+            .collect();
+        format!("lbd{}", list.concat())
+    }
+
+    /// Learns from an interface's alias what settings were before.
+    fn remember_settings(&mut self, device: &Macvlan, interfaces: &Interfaces) {
+        let below = device.below.and_then(|index| interfaces.by_index(index));
+        let (Some(below), Some(list)) = (below, device.alias.strip_prefix("lbd")) else {
+            return;
+        };
+        let before = self.settings.entry(below.name.clone()).or_default();
+        for (key, value) in list
+            .split_whitespace()
+            .filter_map(|word| word.split_once('='))
+        {
+            let known = BELOW.iter().find(|(known, _)| *known == key);
+            if let (Some((key, _)), Ok(value)) = (known, value.parse())
+                && !before.iter().any(|(other, _)| other == key)
+            {
+                before.push((key, value));
+            }
+        }
+    }
+
+    /// Undoes the settings of interfaces below that have no macvlan any more.
+    fn put_settings_back(&mut self, wanted: &[Wanted<'_>], keep: bool) {
+        self.settings.retain(|interface, before| {
+            if keep
+                || wanted
+                    .iter()
+                    .any(|w| w.interface == interface && w.needs_settings)
+            {
+                return true;
+            }
+            for (key, value) in before {
+                let ours = BELOW
+                    .iter()
+                    .find(|(known, _)| known == key)
+                    .map(|(_, ours)| *ours);
+                // What somebody has changed since is theirs.
+                if sysctl::read(Family::V4, interface, key) == ours {
+                    set(Family::V4, interface, key, *value);
+                }
+            }
+            false
+        });
+    }
+}
+
+/// An interface that must be there.
+struct Wanted<'i> {
+    name: &'i str,
+    /// The interface below, and its index.
+    interface: &'i str,
+    below: u32,
+    mac: [u8; 6],
+    /// ARP is IPv4's only.
+    needs_settings: bool,
+}
+
+/// Those whose interface below is there.
+fn wanted<'i>(instances: &'i [Instance], interfaces: &Interfaces) -> Vec<Wanted<'i>> {
+    let of = |instance: &'i Instance| {
+        Some(Wanted {
+            name: instance.network.virtual_mac.as_deref()?,
+            interface: &instance.interface,
+            below: interfaces.by_name(&instance.interface)?.ifindex,
+            mac: instance.virtual_mac_address(),
+            needs_settings: instance.held().any(|prefix| prefix.address.is_ipv4()),
+        })
+    };
+    instances.iter().filter_map(of).collect()
+}
+
+/// The first interface that an instance wants for its virtual MAC address and that is somebody
+/// else's.
+pub fn taken<'i>(instances: &'i [Instance], interfaces: &Interfaces) -> Option<&'i str> {
+    let names = instances
+        .iter()
+        .filter_map(|i| i.network.virtual_mac.as_deref());
+    names.into_iter().find(|name| {
+        let found = interfaces.by_name(name).map(|interface| interface.place);
+        found.is_some_and(|place| !place.is_macvlan || place.group != GROUP)
+    })
+}
+
+fn set(family: Family, interface: &str, key: &str, value: i32) {
+    if let Err(error) = sysctl::write(family, interface, key, value) {
+        tracing::error!(interface, key, value, %error, "cannot change a setting of an interface");
+    }
+}
+
+fn tell(result: Result<(), NetlinkError>) {
+    if let Err(error) = result {
+        tracing::error!(
+            error = super::with_sources(&error),
+            "interface of a virtual MAC address"
+        );
+    }
+}

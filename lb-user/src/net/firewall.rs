@@ -1,0 +1,73 @@
+//! The table of nf_tables that keeps packets to some addresses from the host's own sockets. It
+//! belongs to the socket kept here and goes with it, however the daemon ends.
+
+use std::io;
+
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::nft::{self, Closed};
+
+/// Answers are short: an error with the header that it is about.
+const BUFFER: usize = 8192;
+/// A batch is sent as one: 255 instances with 16 addresses each fit.
+const BATCH: usize = 4 << 20;
+const NLMSG_ERROR: u16 = 2;
+
+/// The table's owner.
+#[derive(Default)]
+pub struct Firewall {
+    socket: Option<Socket>,
+    closed: Vec<Closed>,
+}
+
+impl Firewall {
+    /// Makes exactly these addresses closed. Nothing is done if they are. Needs CAP_NET_ADMIN, and
+    /// nf_tables in the kernel (5.12 or later) if there are any.
+    pub fn close(&mut self, closed: Vec<Closed>) -> io::Result<()> {
+        if closed == self.closed {
+            return Ok(());
+        }
+        // A refusal below ends the socket, and with it the table.
+        self.closed.clear();
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => {
+                let mut socket = Socket::new(NETLINK_NETFILTER)?;
+                socket.bind_auto()?;
+                setsockopt(&socket, sockopt::SndBufForce, &BATCH)?;
+                socket
+            }
+        };
+        if !closed.is_empty() {
+            request(&socket, &nft::replace(&closed))?;
+            self.socket = Some(socket);
+        }
+        // Without addresses the socket, and with it the table, ends here.
+        self.closed = closed;
+        Ok(())
+    }
+}
+
+/// Sends a batch. The kernel has dealt with it when the call returns, and has answered if it refuses.
+fn request(socket: &Socket, batch: &[u8]) -> io::Result<()> {
+    socket.send(batch, 0)?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let received = match socket.recv(&mut &mut buffer[..], libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            other => other?,
+        };
+        if let Some(error) = first_error(&buffer[..received]) {
+            return Err(error);
+        }
+    }
+}
+
+/// The error in an answer: behind the 16 bytes of header, negative; 0 is an acknowledgement.
+fn first_error(answer: &[u8]) -> Option<io::Error> {
+    let kind = answer.get(4..6).map(|b| u16::from_ne_bytes([b[0], b[1]]));
+    let code = answer.get(16..20)?;
+    let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
+    (kind == Some(NLMSG_ERROR) && code != 0).then(|| io::Error::from_raw_os_error(code.abs()))
+}
