@@ -12,7 +12,7 @@ use lb_common::{
 use super::{
     Xdp,
     flows::Homeless,
-    keys, map_error,
+    map_error,
     maps::{PodCounters, PodWideKey},
 };
 use crate::{
@@ -240,4 +240,12 @@ fn tag(id: u16) -> u16 {
         0 => 0,
         id => Backend::TAGGED | id,
     }
+}
+
+/// What identifies each backend of a service, in plan order.
+pub(super) fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {
+    service
+        .backends
+        .iter()
+        .map(|backend| (service.id, backend.target, backend.sorry))
 }

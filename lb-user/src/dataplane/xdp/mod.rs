@@ -51,6 +51,7 @@ use tokio::sync::mpsc;
 
 pub use self::object::{Hook, pin_pass};
 use self::{
+    backends::keys,
     capture::{Capture, Events},
     clock::Clock,
     control::ControlElement,
@@ -66,9 +67,7 @@ use self::{
 };
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
-    Snapshot, TableInfo, Why, WhyQuery,
-    plan::{BackendState, PlannedService},
-    rate::Rates,
+    Snapshot, TableInfo, Why, WhyQuery, plan::BackendState, rate::Rates,
 };
 use crate::model::{
     DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ServiceId, Target,
@@ -91,8 +90,6 @@ pub struct Xdp {
     _kept: [Map; 2],
     control: ControlElement,
     took_over: bool,
-    /// Where the program runs on interfaces that come later.
-    hook: Hook,
     services: MappedArray<ServiceBucket>,
     vips: MappedArray<VipBucket>,
     ranges: MappedArray<PortRange>,
@@ -147,11 +144,7 @@ impl Xdp {
             Ok(parts)
         });
         match started {
-            Ok(open) => {
-                let mut xdp = open(object);
-                xdp.hook = hook;
-                Ok(xdp)
-            }
+            Ok(open) => Ok(open(object)),
             Err(error) => {
                 // Nothing stays behind of a start that failed; what was there before it does.
                 if fresh {
@@ -261,7 +254,6 @@ impl Xdp {
             _kept: kept,
             control,
             took_over,
-            hook: Hook::Native,
             services,
             vips,
             ranges,
@@ -489,7 +481,7 @@ impl DataPlane for Xdp {
     }
 
     fn follow_interfaces(&mut self, present: &[(String, u32)]) {
-        self.object.follow(present, self.hook);
+        self.object.follow(present);
     }
 
     fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError> {
@@ -601,11 +593,4 @@ fn rest(timeouts: &FlowTimeouts) -> Duration {
     ]
     .into_iter()
     .fold(MIN_REST, Duration::max)
-}
-
-fn keys(service: &PlannedService) -> impl Iterator<Item = BackendKey> + '_ {
-    service
-        .backends
-        .iter()
-        .map(|backend| (service.id, backend.target, backend.sorry))
 }

@@ -73,6 +73,8 @@ pub struct Object {
     links: Vec<Attached>,
     /// Interfaces where attaching failed; that is told once.
     refused: Vec<String>,
+    /// Where the program runs on interfaces that come later.
+    hook: Hook,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
     program: &'static str,
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
@@ -96,6 +98,7 @@ impl Object {
                 pins,
                 links: Vec::new(),
                 refused: Vec::new(),
+                hook: Hook::Native,
                 program,
                 no_probes,
             }),
@@ -148,6 +151,7 @@ impl Object {
 
     /// Runs the program on every configured interface.
     pub fn attach(&mut self, interfaces: &[String], hook: Hook) -> Result<(), DataPlaneError> {
+        self.hook = hook;
         for interface in interfaces {
             let link = self.attach_one(interface, hook)?;
             self.links.push(link);
@@ -288,7 +292,8 @@ impl Object {
 
     /// Runs the program on the present interfaces, given with their indexes, where it does not run: on
     /// those that were made again since.
-    pub fn follow(&mut self, present: &[(String, u32)], hook: Hook) {
+    pub fn follow(&mut self, present: &[(String, u32)]) {
+        let hook = self.hook;
         let runs = |attached: &Attached, (name, ifindex): &(String, u32)| {
             attached.attachment.interface == *name && attached.ifindex == *ifindex
         };
