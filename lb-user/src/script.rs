@@ -46,6 +46,17 @@ impl Account {
             .ok_or_else(|| NoSuchUser(user.to_owned()))?;
         Ok(Self(Some((found.uid.as_raw(), found.gid.as_raw()))))
     }
+
+    /// User and group, where they are not our own.
+    pub fn ids(&self) -> Option<(u32, u32)> {
+        self.0
+    }
+
+    /// Whoever we are.
+    #[cfg(test)]
+    pub fn own() -> Self {
+        Self(None)
+    }
 }
 
 /// How a script ended.
@@ -74,6 +85,22 @@ pub async fn run_to_end(
     limit: Duration,
     account: Account,
 ) -> io::Result<Option<(ExitStatus, String)>> {
+    // Nobody may be waiting any more: a reload ends track scripts in the middle.
+    let mut running = start(command, account)?;
+    match timeout(limit, wait(&mut running.child)).await {
+        Ok(outcome) => {
+            running.group.let_live();
+            outcome.map(Some)
+        }
+        Err(_) => {
+            running.kill().await?;
+            Ok(None)
+        }
+    }
+}
+
+/// Starts a program with its arguments. It ends with the value, and its process group with it.
+pub fn start(command: &[String], account: Account) -> io::Result<Running> {
     let [program, arguments @ ..] = command else {
         return Err(io::Error::other("empty command"));
     };
@@ -88,19 +115,41 @@ pub async fn run_to_end(
     if let Account(Some((uid, gid))) = account {
         command.uid(uid).gid(gid);
     }
-    let mut child = command.spawn()?;
-    // Nobody may be waiting any more: a reload ends track scripts in the middle.
+    let child = command.spawn()?;
     let group = Group(child.id().and_then(|pid| i32::try_from(pid).ok()));
-    match timeout(limit, wait(&mut child)).await {
-        Ok(outcome) => {
-            group.let_live();
-            outcome.map(Some)
-        }
-        Err(_) => {
-            drop(group);
-            child.kill().await?;
-            Ok(None)
-        }
+    Ok(Running { child, group })
+}
+
+/// A program that runs.
+pub struct Running {
+    child: Child,
+    group: Group,
+}
+
+impl Running {
+    /// Its process id, until it has ended.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    pub async fn end(&mut self) -> io::Result<Outcome> {
+        let (status, stderr) = wait(&mut self.child).await?;
+        Ok(match status.success() {
+            true => Outcome::Succeeded,
+            false => Outcome::Failed(status.to_string(), stderr),
+        })
+    }
+
+    /// Asks it to end, and kills what is left of its process group after `grace`.
+    pub async fn terminate(mut self, grace: Duration) {
+        self.group.signal(Signal::SIGTERM);
+        let _ = timeout(grace, self.child.wait()).await;
+    }
+
+    async fn kill(mut self) -> io::Result<()> {
+        self.group.signal(Signal::SIGKILL);
+        self.child.kill().await
     }
 }
 
@@ -109,16 +158,20 @@ struct Group(Option<i32>);
 
 impl Group {
     /// What a script that has ended left running may go on.
-    fn let_live(mut self) {
+    fn let_live(&mut self) {
         self.0 = None;
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(leader) = self.0 {
+            let _ = killpg(Pid::from_raw(leader), signal);
+        }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-        }
+        self.signal(Signal::SIGKILL);
     }
 }
 

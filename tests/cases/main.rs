@@ -42,3 +42,7 @@ mod trailers;
 mod tunnels;
 mod virtual_mac;
 mod why;
+
+// Notifications.
+mod mail;
+mod notify;

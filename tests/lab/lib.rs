@@ -8,6 +8,7 @@ pub mod binaries;
 pub mod director;
 pub mod guide;
 pub mod http;
+pub mod mail;
 pub mod network;
 pub mod peer;
 pub mod process;

@@ -39,9 +39,11 @@ const PURE: &[&str] = &[
     "lb-user/src/dataplane/xdp/placement.rs",
     "lb-user/src/net/arp.rs",
     "lb-user/src/net/interfaces.rs",
-    "lb-user/src/api/proto.rs",
+    "lb-user/src/api/proto",
     "lb-user/src/api/metrics.rs",
     "lb-user/src/api/page.rs",
+    "lb-user/src/notify/event.rs",
+    "lb-user/src/notify/groups.rs",
 ];
 
 /// What such a file never touches.

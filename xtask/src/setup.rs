@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{apt, ebpf, run};
 
 /// Programs of the laboratory, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("nginx", "nginx"),
     ("tcpdump", "tcpdump"),
     ("keepalived", "keepalived"),
@@ -18,6 +18,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("socat", "socat"),
     ("dnsmasq", "dnsmasq-base"),
     ("aiosmtpd", "python3-aiosmtpd"),
+    ("openssl", "openssl"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("mount", "mount"),

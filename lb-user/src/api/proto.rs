@@ -1,10 +1,14 @@
 //! Documents of the API. Pure.
 
 mod doctor;
+mod notify;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::doctor::{DOCTOR, Diagnosis, Finding};
+pub use self::notify::{
+    FifoStatus, GroupStatus, MailStatus, ReaderStatus, ScriptCounts, ScriptFailure,
+};
 pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
@@ -122,6 +126,12 @@ pub struct Status {
     pub generation: Generation,
     /// VRRP instances.
     pub instances: Vec<InstanceStatus>,
+    /// Sync groups of VRRP instances.
+    pub sync_groups: Vec<GroupStatus>,
+    /// The FIFO of notifications, where there is one.
+    pub fifo: Option<FifoStatus>,
+    /// Mail, where it is configured.
+    pub mail: Option<MailStatus>,
     /// Health of checked real servers.
     pub checks: Vec<CheckStatus>,
     /// What all attempts of health checks have in common.
@@ -206,6 +216,8 @@ pub struct InstanceStatus {
     pub source: Option<String>,
     /// The last other router heard.
     pub peer: Option<Peer>,
+    /// Its notify scripts.
+    pub scripts: ScriptCounts,
     /// What it watches besides its interface.
     pub watched: Vec<Watched>,
     /// Why its link is not used although it is up.

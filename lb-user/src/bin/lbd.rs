@@ -67,13 +67,16 @@ fn start(arguments: &Arguments) -> Result<(), DaemonError> {
         .with_writer(std::io::stderr)
         .init();
     // Two threads: the daemon's own task, and checks that must not wait for it.
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|source| DaemonError::System {
             what: "start the runtime",
             source,
-        })?
-        .block_on(daemon::run(&arguments.config))
+        })?;
+    let result = runtime.block_on(daemon::run(&arguments.config));
+    // The look-up of a mail server's name may hang in a thread that nothing can stop.
+    runtime.shutdown_background();
+    result
 }

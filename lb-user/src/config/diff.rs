@@ -49,6 +49,11 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     named("track process", a, b, |process| &process.name, &mut lines);
     let (a, b) = (&old.track_files, &new.track_files);
     named("track file", a, b, |file| &file.name, &mut lines);
+    let (a, b) = (&old.sync_groups, &new.sync_groups);
+    named("sync group", a, b, |group| &group.name, &mut lines);
+    if old.mail != new.mail {
+        lines.push("mail changed".to_owned());
+    }
     for service in &new.services {
         let Some(before) = old.services.iter().find(|s| s.id == service.id) else {
             lines.push(format!("service {} added", service.id));

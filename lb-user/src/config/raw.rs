@@ -2,6 +2,7 @@
 
 mod check;
 mod network;
+pub mod notify;
 mod track;
 pub mod vrrp;
 
@@ -11,6 +12,7 @@ use toml::de::DeTable;
 
 pub use self::check::{RawCheck, RawDns, RawHttp, RawTls, RawUrl};
 pub use self::network::{RawAddress, RawRoute, RawRule};
+use self::notify::{RawMail, RawScripts, RawSyncGroup};
 pub use self::track::{RawLinkDamping, RawTrack, RawTrackFile, RawTrackProcess, RawTrackScript};
 use self::{
     check::check,
@@ -37,6 +39,8 @@ pub struct Raw {
     pub track_processes: Vec<At<RawTrackProcess>>,
     pub track_files: Vec<At<RawTrackFile>>,
     pub instances: Vec<At<RawInstance>>,
+    pub sync_groups: Vec<At<RawSyncGroup>>,
+    pub mail: Option<At<RawMail>>,
     pub services: Vec<At<RawService>>,
 }
 
@@ -45,6 +49,8 @@ pub struct RawRuntime {
     pub socket: Option<At<String>>,
     pub pin_path: Option<At<String>>,
     pub script_user: Option<At<String>>,
+    pub notify_fifo: Option<At<String>>,
+    pub notify_fifo_script: Option<At<Vec<String>>>,
 }
 
 #[derive(Default)]
@@ -115,12 +121,8 @@ pub struct RawInstance {
     pub sync_group: Option<At<String>>,
     pub tracks: Vec<At<RawTrack>>,
     pub damping: RawLinkDamping,
-    pub notify_master: Option<At<Vec<String>>>,
-    pub notify_backup: Option<At<Vec<String>>>,
-    pub notify_fault: Option<At<Vec<String>>>,
-    pub notify_stop: Option<At<Vec<String>>>,
-    pub notify: Option<At<Vec<String>>>,
-    pub notify_timeout: Option<At<Duration>>,
+    pub scripts: RawScripts,
+    pub mail: Option<At<bool>>,
 }
 
 pub struct RawService {
@@ -135,6 +137,7 @@ pub struct RawService {
     pub new_connections_per_second: Option<At<i64>>,
     pub new_connections_burst: Option<At<i64>>,
     pub vrrp: Option<At<String>>,
+    pub mail: Option<At<bool>>,
     pub sorry_server: Option<At<String>>,
     pub checks: Vec<At<RawCheck>>,
     pub backends: Vec<At<RawBackend>>,
@@ -171,6 +174,8 @@ pub fn read(text: &str) -> (Raw, Vec<Diagnostic>) {
         track_processes: fields.tables("track_process", track::track_process),
         track_files: fields.tables("track_file", track::track_file),
         instances: fields.tables("vrrp", instance),
+        sync_groups: fields.tables("sync_group", notify::sync_group),
+        mail: fields.table("mail", notify::mail),
         services: fields.tables("service", service),
     };
     fields.finish();
@@ -194,6 +199,8 @@ fn runtime(fields: &mut Fields<'_, '_>) -> RawRuntime {
         socket: fields.string("socket"),
         pin_path: fields.string("pin_path"),
         script_user: fields.string("script_user"),
+        notify_fifo: fields.string("notify_fifo"),
+        notify_fifo_script: fields.command("notify_fifo_script"),
     }
 }
 
@@ -283,12 +290,8 @@ fn instance(fields: &mut Fields<'_, '_>) -> RawInstance {
         sync_group: fields.string("sync_group"),
         tracks: fields.tables("track", track::track),
         damping: track::link_damping(fields),
-        notify_master: fields.command("notify_master"),
-        notify_backup: fields.command("notify_backup"),
-        notify_fault: fields.command("notify_fault"),
-        notify_stop: fields.command("notify_stop"),
-        notify: fields.command("notify"),
-        notify_timeout: fields.duration("notify_timeout"),
+        scripts: notify::scripts(fields),
+        mail: fields.boolean("mail"),
     };
     for (key, present, help) in [
         (
@@ -332,6 +335,7 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         new_connections_per_second: fields.integer("new_connections_per_second"),
         new_connections_burst: fields.integer("new_connections_burst"),
         vrrp: fields.string("vrrp"),
+        mail: fields.boolean("mail"),
         sorry_server: fields.string("sorry_server"),
         checks: fields.one_or_more("check", check),
         backends: fields.tables("backend", backend),

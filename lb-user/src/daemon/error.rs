@@ -9,6 +9,7 @@ use crate::{
     config::{ConfigError, keys::BadKey},
     dataplane::DataPlaneError,
     net::netlink::NetlinkError,
+    notify::FifoError,
     script::NoSuchUser,
 };
 
@@ -43,6 +44,11 @@ pub enum DaemonError {
         /// What is wrong with what stands there.
         why: BadKey,
     },
+    /// A file of authorities has none.
+    #[error(
+        "{0} has no certificate in PEM; `ca_file` names the authority that vouches for the mail server"
+    )]
+    NoCertificates(String),
     /// More prefixes than the maps hold.
     #[error(
         "{count} prefixes are blocked or allowed, and the tables hold {most}; merge neighbouring ones"
@@ -92,6 +98,9 @@ pub enum DaemonError {
     /// The script account is missing.
     #[error(transparent)]
     NoSuchUser(#[from] NoSuchUser),
+    /// The FIFO cannot be had.
+    #[error(transparent)]
+    Fifo(#[from] FifoError),
     /// The API cannot listen.
     #[error(transparent)]
     Socket(#[from] SocketError),

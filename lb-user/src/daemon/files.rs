@@ -22,6 +22,7 @@ pub fn load_config(path: &Path) -> Result<Config, DaemonError> {
     let mut config = config::parse(&name, &text, &host)?;
     read_sources(&mut config)?;
     read_keys(&mut config)?;
+    read_mail_files(&mut config)?;
     Ok(config)
 }
 
@@ -52,6 +53,32 @@ fn read_keys(config: &mut Config) -> Result<(), DaemonError> {
                 .map_err(|why| DaemonError::BadKey { path: name, why })?;
             key.secret = Secret::new(bytes);
         }
+    }
+    Ok(())
+}
+
+/// Fills in certificates and password of the way to the mail server.
+fn read_mail_files(config: &mut Config) -> Result<(), DaemonError> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).map_err(|source| DaemonError::ReadConfig {
+            path: path.display().to_string(),
+            source,
+        })
+    };
+    let Some(mail) = &mut config.mail else {
+        return Ok(());
+    };
+    if let Some(ca) = &mut mail.ca {
+        ca.text = read(&ca.path)?;
+        if !crate::notify::mail::has_certificates(&ca.text) {
+            return Err(DaemonError::NoCertificates(ca.path.display().to_string()));
+        }
+    }
+    if let Some(login) = &mut mail.login
+        && let Some(path) = &login.file
+    {
+        // Editors end a file with a newline that is not part of the password.
+        login.password.0 = read(path)?.trim_end_matches(['\r', '\n']).to_owned();
     }
     Ok(())
 }

@@ -249,6 +249,14 @@ impl Daemon {
             Some(_) | None => tracing::info!("{reason}"),
         }
         self.event(Kind::Health, &service.to_string(), text);
+        let service = self.config.services.iter().find(|s| s.id == service);
+        if let (Some(notifier), Some(service), Some(turn)) = (&self.notifier, service, &news.turn) {
+            let cause = match turn.health {
+                Health::Up => None,
+                Health::Down => Some(turn.cause.clone().unwrap_or_default()),
+            };
+            notifier.real_server(service, address, cause);
+        }
         reason
     }
 }

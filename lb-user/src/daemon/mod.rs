@@ -199,7 +199,6 @@ impl Daemon {
     async fn start(path: PathBuf, config: Config) -> Result<(Self, Inputs), DaemonError> {
         let account = Account::of(&config.runtime.script_user)?;
         let accounts = Accounts::of(&config)?;
-        let notifier = Notifier::new(account);
         let (netlink, net) = Netlink::connect()?;
         let mut interfaces = Interfaces::default();
         let mut neighbours = Neighbours::default();
@@ -213,6 +212,8 @@ impl Daemon {
             source,
         })?;
         let (server, requests) = Server::start(&config.runtime.socket).await?;
+        // Before anything that cannot be undone.
+        let notifier = Notifier::new(&config, account)?;
         let web = match config.metrics {
             Some(address) => Some(Web::start(address, server.requests()).await?),
             None => None,

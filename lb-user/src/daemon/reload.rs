@@ -53,6 +53,7 @@ impl Daemon {
                     DaemonError::Config(_)
                         | DaemonError::BadSource { .. }
                         | DaemonError::BadKey { .. }
+                        | DaemonError::NoCertificates(_)
                         | DaemonError::TooManySources { .. }
                 ),
                 error: error.to_string(),
@@ -136,6 +137,9 @@ impl Daemon {
         }
         self.config = config;
         self.roles = roles;
+        if let Some(notifier) = &mut self.notifier {
+            notifier.configure(&self.config);
+        }
         self.follow_instances(&freed);
         self.tracking.configure(&self.config, &accounts).await;
         self.start_checks();

@@ -19,6 +19,7 @@ use crate::{
     },
     health::state::Health,
     model::{Auth, HmacMode, VrrpState, network::Item},
+    notify::Notifier,
     vrrp::{driver::Report, oddities::Oddity, packet::Rejection, runner},
 };
 
@@ -75,6 +76,13 @@ impl Daemon {
                 applied: self.reloads.applied,
                 refused: self.reloads.refused,
             },
+            sync_groups: self
+                .notifier
+                .as_ref()
+                .map(Notifier::groups)
+                .unwrap_or_default(),
+            fifo: self.notifier.as_ref().and_then(Notifier::fifo),
+            mail: self.notifier.as_ref().and_then(Notifier::mail),
             instances,
             checks,
             probes: self.probes_status(),
@@ -130,6 +138,11 @@ impl Daemon {
             }),
             watched: self.watched(instance),
             link_wait: self.link_wait(&instance.name),
+            scripts: self
+                .notifier
+                .as_ref()
+                .map(|notifier| notifier.instance_scripts(&snapshot.name))
+                .unwrap_or_default(),
             sent: snapshot.sent,
             received: snapshot.received,
             send_errors: snapshot.send_errors,
@@ -191,6 +204,9 @@ impl Daemon {
             ill.extend(instance_problems(instance));
         }
         problems.append(&mut ill);
+        if let Some(notifier) = &self.notifier {
+            problems.extend(notifier.problems());
+        }
         for (service, live) in self.config.services.iter().zip(&plane.services) {
             let at = |i: &&InstanceStatus| Some(&i.name) == service.instance.as_ref();
             if instances

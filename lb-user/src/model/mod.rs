@@ -6,6 +6,7 @@ mod announce;
 mod auth;
 mod check;
 pub mod network;
+mod notify;
 mod plane;
 mod probe;
 mod track;
@@ -26,6 +27,9 @@ pub use self::check::{
     Advice, Advised, AgentCheck, BodyRule, Check, CheckKind, DnsCheck, ExecCheck, GrpcCheck,
     HttpCheck, HttpRequest, HttpVersion, Limits, Pattern, RECORDS, SmtpCheck, Timing, Tls,
     UdpCheck,
+};
+pub use self::notify::{
+    CaFile, Login, Mail, MailSubjects, MailTls, NotifyFifo, Password, SyncGroup,
 };
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
 pub use self::probe::ProbePath;
@@ -60,6 +64,10 @@ pub struct Config {
     pub track_files: Vec<TrackFile>,
     /// VRRP instances, in file order.
     pub instances: Vec<Instance>,
+    /// Groups that instances name.
+    pub sync_groups: Vec<SyncGroup>,
+    /// How mail leaves; `None` sends none.
+    pub mail: Option<Mail>,
     /// Virtual services, in file order.
     pub services: Vec<VirtualService>,
 }
@@ -73,6 +81,8 @@ pub struct Runtime {
     pub pin_path: PathBuf,
     /// Account that notify scripts run as.
     pub script_user: String,
+    /// A named pipe that gets a line for every transition.
+    pub notify_fifo: Option<NotifyFifo>,
 }
 
 /// What forwards packets, and how. Changing one needs a restart.

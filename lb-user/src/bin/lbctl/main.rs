@@ -3,6 +3,7 @@
 mod capture;
 mod doctor;
 mod events;
+mod notify;
 mod print;
 mod tables;
 mod tracking;
@@ -276,7 +277,7 @@ async fn run(arguments: &Arguments, code: &mut ExitCode) -> Result<String, Clien
         Command::Vrrp { command: None } => {
             let status: Status = get(arguments, proto::STATUS).await?;
             Ok(show(arguments, &status.instances, |instances| {
-                print::vrrp(instances)
+                print::vrrp(instances) + &notify::groups(&status.sync_groups)
             }))
         }
         Command::Doctor => {

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use crate::notify;
 use lb_user::api::proto::{
     BackendSnapshot, FlowPage, InstanceStatus, MapDump, Reload, ServiceSnapshot, Status, Steered,
     TableInfo, Why,
@@ -103,6 +104,7 @@ pub fn status(status: &Status) -> String {
             ),
         );
     }
+    out.push_str(&notify::status(status));
     for service in &plane.services {
         let alive = service
             .backends
@@ -242,6 +244,7 @@ pub fn vrrp(instances: &[InstanceStatus]) -> String {
         if let Some(wait) = &instance.link_wait {
             line(&mut out, format!("  {}", tracking::link_wait(wait)));
         }
+        out.push_str(&notify::scripts(&instance.scripts));
         for watched in &instance.watched {
             line(&mut out, format!("  {}", tracking::watched(watched)));
         }
@@ -387,13 +390,13 @@ pub fn reload(reload: &Reload, dry_run: bool) -> String {
     out
 }
 
-fn line(out: &mut String, text: impl AsRef<str>) {
+pub fn line(out: &mut String, text: impl AsRef<str>) {
     out.push_str(text.as_ref());
     out.push('\n');
 }
 
 /// A point in time, with how long ago it is.
-fn since(unix: u64) -> String {
+pub fn since(unix: u64) -> String {
     let time = UNIX_EPOCH + Duration::from_secs(unix);
     format!(
         "{} ({})",

@@ -6,6 +6,7 @@ mod announce;
 mod auth;
 mod check;
 mod network;
+mod notify;
 mod plane;
 mod service;
 mod track;
@@ -17,7 +18,7 @@ use std::{collections::HashSet, net::SocketAddr, ops::Range, path::PathBuf, time
 
 use lb_common::limits;
 
-use self::{network::Claims, values::DAY};
+use self::{network::Claims, notify::MailWishes, values::DAY};
 use super::{
     diagnostic::Diagnostic,
     raw::{Raw, RawDataplane, RawMetrics, RawProtection, RawRuntime},
@@ -37,6 +38,7 @@ pub fn validate(mut raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> 
         check.only_in_xdp(&protection.span, "[protection]");
     }
     let statics = check.statics(&mut raw);
+    let wishes = MailWishes::of(&raw);
     let track_scripts = check.track_scripts(raw.track_scripts);
     let track_processes = check.track_processes(raw.track_processes);
     let track_files = check.track_files(raw.track_files);
@@ -64,6 +66,15 @@ pub fn validate(mut raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> 
         instance.watches = check.watches(tracks, &known);
     }
     let sync_daemon = raw.sync_daemon.map(|at| check.sync_daemon(at, &instances));
+    let (sync_groups, group_wishes) =
+        check.sync_groups(std::mem::take(&mut raw.sync_groups), &instances);
+    let mail = check.mail(
+        raw.mail,
+        host_name,
+        wishes,
+        (&sync_groups, group_wishes),
+        &services,
+    );
     Config {
         router_id: raw
             .router_id
@@ -81,6 +92,8 @@ pub fn validate(mut raw: Raw, host_name: &str, errors: &mut Vec<Diagnostic>) -> 
         track_processes,
         track_files,
         instances,
+        sync_groups,
+        mail,
         services,
     }
 }
@@ -104,8 +117,9 @@ impl Validator<'_> {
         });
     }
 
-    fn runtime(&mut self, raw: RawRuntime) -> Runtime {
+    fn runtime(&mut self, mut raw: RawRuntime) -> Runtime {
         Runtime {
+            notify_fifo: self.fifo(&mut raw),
             socket: self.path(raw.socket, "socket", "/run/lbd/lbd.sock"),
             pin_path: self.path(raw.pin_path, "pin_path", "/sys/fs/bpf/lbd"),
             script_user: raw

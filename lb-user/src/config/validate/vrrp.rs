@@ -14,7 +14,7 @@ use crate::{
         raw::{RawAddress, RawInstance, RawTrack},
         reader::At,
     },
-    model::{ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpVersion},
+    model::{ChecksumForm, Instance, Prefix, UnicastTtl, VrrpVersion},
 };
 
 /// VRRP's own group (RFC 3768 section 5.2.2).
@@ -204,19 +204,7 @@ impl Validator<'_> {
             sync_group: raw.sync_group.map(|at| at.value),
             watches: Vec::new(),
             damping: self.link_damping(raw.damping),
-            notify: NotifyScripts {
-                master: raw.notify_master.map(|at| at.value),
-                backup: raw.notify_backup.map(|at| at.value),
-                fault: raw.notify_fault.map(|at| at.value),
-                stop: raw.notify_stop.map(|at| at.value),
-                any: raw.notify.map(|at| at.value),
-                timeout: self.duration(
-                    raw.notify_timeout,
-                    "notify_timeout",
-                    Duration::from_millis(100)..=DAY,
-                    Duration::from_secs(30),
-                ),
-            },
+            notify: self.scripts(raw.scripts),
         }
     }
 
