@@ -43,6 +43,7 @@ fn runtime(lab: &Lab) -> Runtime {
         socket: lab.directory().join("lbd.sock"),
         pin_path: lab.pin_path("lbd"),
         script_user: "nobody".to_owned(),
+        notify_fifo: None,
     }
 }
 
