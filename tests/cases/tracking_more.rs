@@ -95,6 +95,8 @@ impl Daemonised {
 
 impl Drop for Daemonised {
     fn drop(&mut self) {
+        // A director that still runs must not start it once more.
+        let _ = fs::remove_file(&self.program);
         self.kill();
     }
 }
