@@ -18,9 +18,13 @@ use lb_user::{
     api::proto::{Status, Steer, VrrpOrder},
     config,
     dataplane::ipvs::{codec, sync::Message},
-    model::{ChecksumForm, Instance, VrrpState, VrrpVersion},
+    model::{ChecksumForm, Instance, ProcessPattern, Rest, VrrpState, VrrpVersion},
     net::{interfaces::Interfaces, netlink},
-    track::proc_event,
+    track::{
+        file::{Content, FileState},
+        proc_event,
+        process::is_meant,
+    },
     vrrp::{
         fsm::{Effect, Event, Machine, Settings},
         packet::{self, Advert, AdvertPacket},
@@ -300,9 +304,30 @@ fn sync(bytes: &[u8]) {
     }
 }
 
-/// The kernel's events of processes.
+/// The kernel's messages about processes; names and command lines, which every process chooses for
+/// itself; the content of a tracked file.
 fn process(bytes: &[u8]) {
     let _ = proc_event::decode(bytes);
+    let mut file = FileState::default();
+    file.found(&Content::Bytes(b"7".to_vec()), true);
+    file.found(&Content::Bytes(bytes.to_vec()), true);
+    assert!(file.complaint().is_none() || file.value() == 7);
+    let (name, line) = bytes.split_at(bytes.len().min(15));
+    let mut words: Vec<String> = Vec::new();
+    if let Ok(text) = std::str::from_utf8(line) {
+        let text = text.trim_end_matches('\0');
+        words.extend(text.split('\0').map(str::to_owned));
+    }
+    for rest in [Rest::Nothing, Rest::Words, Rest::Letters] {
+        let words = words.clone();
+        let is_line = !line.iter().all(|byte| *byte == 0) && !words.is_empty();
+        let pattern = ProcessPattern::CommandLine { words, rest };
+        // A command line is its own pattern.
+        assert!(is_meant(&pattern, name, line) || !is_line);
+    }
+    if let Ok(text) = std::str::from_utf8(name) {
+        assert!(is_meant(&ProcessPattern::Name(text.to_owned()), name, line));
+    }
 }
 
 /// A configuration file. What is wrong is told, whatever it is.
