@@ -30,6 +30,7 @@ mod on_vip;
 mod orders;
 mod packets;
 mod peers;
+mod pools;
 mod probes;
 mod program;
 mod shapes;

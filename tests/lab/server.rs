@@ -75,6 +75,11 @@ impl WebServer {
         Ok(fs::write(self.directory.join("www").join(name), content)?)
     }
 
+    /// Takes that file away again.
+    pub fn withdraw(&self, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.directory.join("www").join(name))?)
+    }
+
     /// Contents of everything uploaded.
     pub fn uploads(&self) -> Result<Vec<Vec<u8>>> {
         fs::read_dir(self.directory.join("uploads"))?

@@ -19,6 +19,7 @@ const PURE: &[&str] = &[
     "lb-user/src/health/lateness.rs",
     "lb-user/src/health/memory.rs",
     "lb-user/src/health/plan.rs",
+    "lb-user/src/health/pool",
     "lb-user/src/health/words.rs",
     "lb-user/src/track/state.rs",
     "lb-user/src/track/process.rs",

@@ -2,6 +2,8 @@
 //!
 //! docs/metrics.md says what each name means. Names and labels are an interface: what is there stays.
 
+mod pools;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -97,6 +99,7 @@ pub fn render(status: &Status) -> String {
     daemon(&mut registry, status);
     instances(&mut registry, &status.instances);
     services(&mut registry, status);
+    pools::pools(&mut registry, &status.pools);
     data_plane(&mut registry, status);
     let mut out = String::new();
     match text::encode(&mut out, &registry) {

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod notify;
+mod pool;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,7 @@ pub use self::doctor::{DOCTOR, Diagnosis, Finding};
 pub use self::notify::{
     FifoStatus, GroupStatus, MailStatus, ReaderStatus, ScriptCounts, ScriptFailure,
 };
+pub use self::pool::{Growing, PoolStatus};
 pub use crate::dataplane::{
     Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
     Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
@@ -136,6 +138,8 @@ pub struct Status {
     pub checks: Vec<CheckStatus>,
     /// What all attempts of health checks have in common.
     pub probes: ProbesStatus,
+    /// Quorum, panic guard and growing weights of each service.
+    pub pools: Vec<PoolStatus>,
     /// The data plane with its services.
     pub data_plane: DataPlaneSnapshot,
     /// What operators told of real servers since the last reload.

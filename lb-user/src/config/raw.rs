@@ -3,6 +3,7 @@
 mod check;
 mod network;
 pub mod notify;
+mod pool;
 mod track;
 pub mod vrrp;
 
@@ -13,6 +14,7 @@ use toml::de::DeTable;
 pub use self::check::{RawCheck, RawDns, RawHttp, RawTls, RawUrl};
 pub use self::network::{RawAddress, RawRoute, RawRule};
 use self::notify::{RawMail, RawScripts, RawSyncGroup};
+pub use self::pool::{RawMember, RawPool};
 pub use self::track::{RawLinkDamping, RawTrack, RawTrackFile, RawTrackProcess, RawTrackScript};
 use self::{
     check::check,
@@ -138,7 +140,9 @@ pub struct RawService {
     pub new_connections_burst: Option<At<i64>>,
     pub vrrp: Option<At<String>>,
     pub mail: Option<At<bool>>,
-    pub sorry_server: Option<At<String>>,
+    pub sorry_server: Option<At<Vec<At<String>>>>,
+    pub pool: RawPool,
+    pub member: RawMember,
     pub checks: Vec<At<RawCheck>>,
     pub backends: Vec<At<RawBackend>>,
 }
@@ -148,6 +152,7 @@ pub struct RawBackend {
     pub weight: Option<At<i64>>,
     pub upper_threshold: Option<At<i64>>,
     pub lower_threshold: Option<At<i64>>,
+    pub member: RawMember,
     pub checks: Vec<At<RawCheck>>,
 }
 
@@ -336,7 +341,9 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         new_connections_burst: fields.integer("new_connections_burst"),
         vrrp: fields.string("vrrp"),
         mail: fields.boolean("mail"),
-        sorry_server: fields.string("sorry_server"),
+        sorry_server: fields.words("sorry_server"),
+        pool: pool::pool(fields),
+        member: pool::member(fields),
         checks: fields.one_or_more("check", check),
         backends: fields.tables("backend", backend),
     };
@@ -352,6 +359,7 @@ fn backend(fields: &mut Fields<'_, '_>) -> RawBackend {
         weight: fields.integer("weight"),
         upper_threshold: fields.integer("upper_threshold"),
         lower_threshold: fields.integer("lower_threshold"),
+        member: pool::member(fields),
         checks: fields.one_or_more("check", check),
     };
     if !fields.was_given("address") {

@@ -4,6 +4,7 @@ use super::*;
 use crate::model::{Auth, Protocol, Scheduler, Target};
 
 mod instances;
+mod pools;
 
 const GUIDE: &str = r#"
 [[vrrp]]
@@ -56,7 +57,7 @@ fn the_guide_with_defaults() {
         Some("VI_1"),
         "found by its address"
     );
-    assert_eq!(service.sorry, Some(Target::Local));
+    assert_eq!(service.sorry, [Target::Local]);
     let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
     assert_eq!(weights, [1, 3]);
 }

@@ -48,9 +48,11 @@ impl Daemon {
 
     fn may_be_ours(&self, service: &VirtualService) -> bool {
         let backends = service.backends.iter().map(|b| Target::Host(b.address));
-        backends.chain(service.sorry).any(|target| match target {
-            Target::Local => true,
-            Target::Host(address) => self.interfaces.has_address(address),
-        })
+        backends
+            .chain(service.sorry.iter().copied())
+            .any(|target| match target {
+                Target::Local => true,
+                Target::Host(address) => self.interfaces.has_address(address),
+            })
     }
 }

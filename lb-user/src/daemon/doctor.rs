@@ -118,8 +118,8 @@ impl Daemon {
         let mut all = Vec::new();
         for service in &self.config.services {
             let backends = service.backends.iter().map(|backend| backend.address);
-            let sorry = service.sorry.and_then(|sorry| match sorry {
-                Target::Host(address) => Some(address),
+            let sorry = service.sorry.iter().filter_map(|sorry| match sorry {
+                Target::Host(address) => Some(*address),
                 Target::Local => None,
             });
             for address in backends.chain(sorry) {

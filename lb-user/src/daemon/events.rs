@@ -131,6 +131,7 @@ impl Daemon {
             record.state = state;
             record.generation = self.switch.generation;
         }
+        self.follow_role_with_checks(name);
         if let (Some(instance), Some(notifier)) = (&instance, &mut self.notifier) {
             notifier.transition(instance, state, priority);
         }

@@ -79,7 +79,9 @@ impl Daemon {
     pub(super) fn start_checks(&mut self) {
         let mut jobs = crate::health::plan::jobs(&self.config);
         self.lead_to_vips(&mut jobs);
+        self.health.presume_down(self.presumed_down());
         let news = self.health.follow(&jobs, now());
+        jobs.retain(|job| self.is_checked(job.subject.0));
         let health = &self.health;
         self.checks.configure(&jobs, |job| health.known(job));
         self.memory_is_old = true;
@@ -249,13 +251,16 @@ impl Daemon {
             Some(_) | None => tracing::info!("{reason}"),
         }
         self.event(Kind::Health, &service.to_string(), text);
-        let service = self.config.services.iter().find(|s| s.id == service);
-        if let (Some(notifier), Some(service), Some(turn)) = (&self.notifier, service, &news.turn) {
+        let found = self.config.services.iter().find(|s| s.id == service);
+        if let (Some(notifier), Some(found), Some(turn)) = (&self.notifier, found, &news.turn) {
             let cause = match turn.health {
                 Health::Up => None,
                 Health::Down => Some(turn.cause.clone().unwrap_or_default()),
             };
-            notifier.real_server(service, address, cause);
+            notifier.real_server(found, address, cause);
+        }
+        if let Some(turn) = &news.turn {
+            self.run_member_commands(service, address, turn.health == Health::Up);
         }
         reason
     }

@@ -13,6 +13,7 @@ mod links;
 mod neighbours;
 mod placed;
 mod placing;
+mod pools;
 mod reload;
 mod roles;
 mod steering;
@@ -40,6 +41,7 @@ use self::{
     addresses::Addresses,
     links::Links,
     neighbours::Neighbours,
+    pools::Pools,
     roles::Roles,
     tracking::{Accounts, Tracking},
 };
@@ -51,7 +53,7 @@ use crate::{
     },
     dataplane::{
         DataPlane, DataPlaneError, Plan,
-        plan::{self, Condition, Steering},
+        plan::{self, Steering},
         selection::{self, Chosen},
     },
     events::Kind,
@@ -59,12 +61,8 @@ use crate::{
         board::{Board, Change},
         driver::Checks,
         paths::Paths,
-        state::Health,
     },
-    model::{
-        Advised, Config, Forwarding, Instance, Neighbour, ServiceId, Target, VirtualService,
-        VrrpState,
-    },
+    model::{Config, Forwarding, Instance, Neighbour, ServiceId, VirtualService, VrrpState},
     net::{
         firewall::Firewall,
         interfaces::{Interface, Interfaces},
@@ -168,6 +166,7 @@ struct Daemon {
     tracking: Tracking,
     links: Links,
     health: Board,
+    pools: Pools,
     /// What is written down of health is not what is known.
     memory_is_old: bool,
     /// The longest from the end of an attempt to the data plane that follows it.
@@ -244,6 +243,7 @@ impl Daemon {
             tracking,
             links: Links::new(),
             health: Board::default(),
+            pools: Pools::default(),
             memory_is_old: false,
             slowest_reaction: Duration::ZERO,
             data_plane: plane,
@@ -369,6 +369,7 @@ impl Daemon {
                 },
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
+                () = reached(self.pools.due) => self.apply_or_stay("weights grow after a return"),
                 () = reached(announcement) => self.addresses.announce_due(&self.interfaces),
                 Some(event) = inputs.net.next() => self.on_net(event).await,
                 Some(()) = inputs.removals.recv() => self.put_back().await,
@@ -399,6 +400,7 @@ impl Daemon {
         let detached = self.data_plane.detach();
         self.web = None;
         self.server = None;
+        self.tell_of_the_end();
         if let Some(notifier) = self.notifier.take() {
             notifier.finish(SCRIPTS_AT_STOP).await;
         }
@@ -408,6 +410,7 @@ impl Daemon {
 
     /// Makes the data plane hold what configuration, health and neighbours demand.
     fn apply(&mut self, reason: &str) -> Result<(), DataPlaneError> {
+        self.follow_pools();
         let plan = self.plan(&self.config, &self.roles);
         let result = self.install(&plan, reason);
         self.behind = result.is_err();
@@ -415,23 +418,8 @@ impl Daemon {
     }
 
     fn plan(&self, config: &Config, roles: &Roles) -> Plan {
-        plan::build(config, roles.indexes(), |service, target| match target {
-            Target::Local => Condition {
-                up: true,
-                resolved: true,
-                steered: None,
-                advised: Advised::default(),
-            },
-            Target::Host(address) => {
-                let subject = (service.id, address);
-                let record = self.health.get(&subject);
-                Condition {
-                    advised: self.health.advised(&subject),
-                    up: record.is_none_or(|record| record.health == Health::Up),
-                    resolved: self.is_resolved(service, address),
-                    steered: self.steered.get(&subject).copied(),
-                }
-            }
+        plan::build(config, roles.indexes(), |service, target| {
+            self.condition(service, target)
         })
     }
 

@@ -158,7 +158,7 @@ fn next_hop(host: IpAddr, path: &Path) -> Option<(u32, IpAddr)> {
 /// Whether every service that sends packets to a host can do so by its way of forwarding.
 fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
     let sends = |service: &&VirtualService| {
-        service.sorry == Some(Target::Host(host))
+        service.sorry.contains(&Target::Host(host))
             || service.backends.iter().any(|b| b.address == host)
     };
     let routed = config
@@ -175,10 +175,10 @@ fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
 
 fn hosts(config: &Config) -> BTreeSet<IpAddr> {
     let of = |service: &crate::model::VirtualService| {
-        let sorry = match service.sorry {
-            Some(Target::Host(address)) => Some(address),
-            Some(Target::Local) | None => None,
-        };
+        let sorry = service.sorry.iter().filter_map(|target| match target {
+            Target::Host(address) => Some(*address),
+            Target::Local => None,
+        });
         service
             .backends
             .iter()

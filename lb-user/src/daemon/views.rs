@@ -86,6 +86,7 @@ impl Daemon {
             instances,
             checks,
             probes: self.probes_status(),
+            pools: self.pool_statuses(),
             data_plane,
         }
     }
@@ -228,6 +229,7 @@ impl Daemon {
                     service.id
                 ));
             }
+            problems.extend(self.pool_problems(service));
             for backend in &service.backends {
                 match self.health.get(&(service.id, backend.address)) {
                     Some(record) if record.health == Health::Down => {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::model::{
-    Advised, Config, Forwarding, Hashing, Persistence, RateLimit, Scheduler, ServiceId,
-    SyncDaemonConfig, Target, VirtualService,
+    Advised, Config, Forwarding, Hashing, OnDown, Persistence, Protocol, RAMP_STEPS, RateLimit,
+    RealServer, Scheduler, ServiceId, SyncDaemonConfig, Target, VirtualService,
 };
 
 /// What the data plane should hold.
@@ -48,7 +48,7 @@ pub struct PlannedService {
     pub one_packet: bool,
     /// Limit of new connections.
     pub rate: Option<RateLimit>,
-    /// Backends in file order, the sorry server last.
+    /// Backends in file order, sorry servers last.
     pub backends: Vec<PlannedBackend>,
 }
 
@@ -59,10 +59,12 @@ pub struct PlannedBackend {
     pub target: Target,
     /// Its port where that is not the service's.
     pub port: Option<u16>,
-    /// Whether it is the service's sorry server.
+    /// Whether it is a sorry server.
     pub sorry: bool,
     /// As configured, or as an operator set it since.
     pub weight: u32,
+    /// Its part of new connections beside the others': the weight, unless weights grow after a return.
+    pub share: u32,
     /// Connection thresholds: see [`RealServer`](crate::model::RealServer).
     pub upper: u32,
     /// As above.
@@ -79,6 +81,7 @@ impl PlannedBackend {
             port: None,
             sorry: false,
             weight,
+            share: weight,
             upper: 0,
             lower: 0,
             state,
@@ -147,9 +150,9 @@ impl PlannedService {
     /// Turns of each backend in a ring.
     pub fn ring_weights(&self) -> Vec<u32> {
         let turns = |backend: &PlannedBackend| match (backend.state, self.scheduler) {
-            (BackendState::Draining | BackendState::Unresolved | BackendState::Down, _) => 0,
-            (BackendState::Up, Scheduler::Wrr) => backend.weight,
+            (BackendState::Up, Scheduler::Wrr) => backend.share,
             (BackendState::Up, _) => 1,
+            (_, _) => 0,
         };
         self.backends.iter().map(turns).collect()
     }
@@ -171,6 +174,10 @@ pub enum BackendState {
     /// The same, because its MAC address is not known: what it was sent would reach the director's
     /// own stack.
     Unresolved,
+    /// The same, because it fails its checks: its flows stay.
+    Inhibited,
+    /// The same, because the pool has no quorum and sorry servers answer.
+    Standby,
     /// Nothing: its flows move at their next packet.
     Down,
 }
@@ -182,15 +189,26 @@ impl BackendState {
             BackendState::Up => "up",
             BackendState::Draining => "draining",
             BackendState::Unresolved => "unresolved",
+            BackendState::Inhibited => "inhibited",
+            BackendState::Standby => "standby",
             BackendState::Down => "down",
         }
+    }
+
+    /// Whether it keeps the flows that it has and gets none but those, not even of clients that stick
+    /// to it.
+    pub const fn only_known_flows(self) -> bool {
+        matches!(
+            self,
+            BackendState::Unresolved | BackendState::Inhibited | BackendState::Standby
+        )
     }
 }
 
 /// What is known of a backend besides its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Its health check says so, or it has none.
+    /// Its health check says so, or it has none, or the panic guard keeps it.
     pub up: bool,
     /// Its MAC address is known, or it is this host.
     pub resolved: bool,
@@ -198,6 +216,43 @@ pub struct Condition {
     pub steered: Option<Steering>,
     /// What its health checks say of its weight; an operator's counts more.
     pub advised: Advised,
+    /// The pool has lost its quorum.
+    pub no_quorum: bool,
+    /// How much of its weight it has, in parts of [`RAMP_STEPS`].
+    pub step: u32,
+}
+
+impl Default for Condition {
+    fn default() -> Self {
+        Self {
+            up: true,
+            resolved: true,
+            steered: None,
+            advised: Advised::default(),
+            no_quorum: false,
+            step: RAMP_STEPS,
+        }
+    }
+}
+
+impl Condition {
+    /// The weight of a real server in force.
+    pub fn weight(&self, server: &RealServer) -> u32 {
+        match self.steered {
+            Some(Steering::Weight(weight)) => weight,
+            Some(Steering::Drain) | None => {
+                self.advised.weight(server.weight).unwrap_or(server.weight)
+            }
+        }
+    }
+
+    /// The weight that counts for the quorum.
+    pub fn live_weight(&self, server: &RealServer) -> u32 {
+        match self.steered {
+            Some(Steering::Drain) => 0,
+            Some(Steering::Weight(_)) | None => self.weight(server),
+        }
+    }
 }
 
 /// What an operator told of a real server. Lasts until changed, or until a reload.
@@ -246,26 +301,29 @@ fn backends(
     service: &VirtualService,
     condition: &dyn Fn(Target) -> Condition,
 ) -> Vec<PlannedBackend> {
+    // Sorry servers that nobody can reach are no reason to send everybody away.
+    let sorry = service.sorry.iter();
+    let is_sorry_there = sorry.clone().any(|target| condition(*target).resolved);
+    let mut steps = Vec::with_capacity(service.backends.len());
     let mut backends: Vec<PlannedBackend> = service
         .backends
         .iter()
         .map(|server| {
             let target = Target::Host(server.address);
             let condition = condition(target);
-            let weight = match condition.steered {
-                Some(Steering::Weight(weight)) => weight,
-                Some(Steering::Drain) | None => condition
-                    .advised
-                    .weight(server.weight)
-                    .unwrap_or(server.weight),
-            };
-            let drained = condition.steered == Some(Steering::Drain) || weight == 0;
-            let state = if !condition.up {
+            steps.push(condition.step);
+            let weight = condition.weight(server);
+            let drained = condition.live_weight(server) == 0;
+            let state = if !condition.up && keeps_flows(service, server) {
+                BackendState::Inhibited
+            } else if !condition.up {
                 BackendState::Down
             } else if drained {
                 BackendState::Draining
             } else if !condition.resolved {
                 BackendState::Unresolved
+            } else if condition.no_quorum && is_sorry_there {
+                BackendState::Standby
             } else {
                 BackendState::Up
             };
@@ -274,27 +332,30 @@ fn backends(
                 port: server.port,
                 sorry: false,
                 weight,
+                share: weight,
                 upper: server.upper,
                 lower: server.lower,
                 state,
             }
         })
         .collect();
-    if let Some(target) = service.sorry {
-        let needed = !backends
-            .iter()
-            .any(|backend| backend.state == BackendState::Up);
-        let state = match (needed, condition(target).resolved) {
+    grow(&mut backends, &steps);
+    let needed = !backends
+        .iter()
+        .any(|backend| backend.state == BackendState::Up);
+    for target in sorry {
+        let state = match (needed, condition(*target).resolved) {
             (true, true) => BackendState::Up,
             (true, false) => BackendState::Unresolved,
             // Who was served the sorry page may finish reading it when the real servers are back.
             (false, _) => BackendState::Draining,
         };
         backends.push(PlannedBackend {
-            target,
+            target: *target,
             port: None,
             sorry: true,
             weight: 1,
+            share: 1,
             upper: 0,
             lower: 0,
             state,
@@ -303,12 +364,46 @@ fn backends(
     backends
 }
 
+/// Whether flows stay with a real server that is down. UDP has none that would notice.
+fn keeps_flows(service: &VirtualService, server: &RealServer) -> bool {
+    let kept = service.pool.on_down == OnDown::Keep && service.id.protocol != Protocol::Udp;
+    server.member.inhibit || kept
+}
+
+/// The largest share: what IPVS and the scheduler of fewest connections take for a weight.
+const MAX_SHARE: u32 = 65_535;
+
+/// Gives those whose weight grows their part of it, exactly where the numbers allow it: the weights of
+/// all are multiplied, and divided by what they have in common.
+fn grow(backends: &mut [PlannedBackend], steps: &[u32]) {
+    let up = |backend: &PlannedBackend| backend.state == BackendState::Up;
+    let growing = |(backend, step): (&PlannedBackend, &u32)| up(backend) && *step < RAMP_STEPS;
+    if !backends.iter().zip(steps).any(growing) {
+        return;
+    }
+    for (backend, step) in backends.iter_mut().zip(steps) {
+        backend.share = backend.weight * step;
+    }
+    let shares = || backends.iter().filter(|b| up(b)).map(|b| b.share);
+    let divisor = shares().fold(0, crate::schedule::ring::gcd).max(1);
+    let largest = shares().max().unwrap_or(0) / divisor;
+    for backend in backends {
+        let mut share = backend.share / divisor;
+        if largest > MAX_SHARE {
+            let scaled = u64::from(share) * u64::from(MAX_SHARE) / u64::from(largest);
+            share = u32::try_from(scaled).unwrap_or(MAX_SHARE);
+        }
+        // Whoever has a weight has a part.
+        backend.share = share.max(u32::from(backend.weight > 0)).min(MAX_SHARE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::model::{Advice, Protocol, RealServer};
+    use crate::model::{Advice, MemberRules, PoolRules};
 
     fn host(last: u8) -> IpAddr {
         Ipv4Addr::new(10, 1, 15, last).into()
@@ -324,7 +419,8 @@ mod tests {
             one_packet: false,
             rate: None,
             instance: Some("VI_1".into()),
-            sorry,
+            sorry: sorry.into_iter().collect(),
+            pool: PoolRules::default(),
             backends: (45..)
                 .zip(weights)
                 .map(|(last, weight)| RealServer {
@@ -334,18 +430,14 @@ mod tests {
                     upper: 0,
                     lower: 0,
                     checks: Vec::new(),
+                    member: MemberRules::default(),
                 })
                 .collect(),
         }
     }
 
     fn fine() -> Condition {
-        Condition {
-            up: true,
-            resolved: true,
-            steered: None,
-            advised: Advised::default(),
-        }
+        Condition::default()
     }
 
     fn is_host(target: Target, last: &[u8]) -> bool {
@@ -412,6 +504,173 @@ mod tests {
         let service = service(&[1], Some(Target::Local), Scheduler::Wrr);
         let planned = backends(&service, &|_| fine());
         assert_eq!(planned[1].state, BackendState::Draining);
+    }
+
+    /// What is known of the first of two servers (weights 2 and 3), and what becomes of the servers and of
+    /// two sorry servers.
+    #[test]
+    fn a_pool_that_fails() {
+        use BackendState::{Down, Draining, Inhibited, Standby, Unresolved, Up};
+        let udp = |s: &mut VirtualService| s.id.protocol = Protocol::Udp;
+        let keep = |s: &mut VirtualService| s.pool.on_down = OnDown::Keep;
+        let inhibit = |s: &mut VirtualService| s.backends[0].member.inhibit = true;
+        let down = Condition {
+            up: false,
+            ..fine()
+        };
+        let no_quorum = Condition {
+            no_quorum: true,
+            ..fine()
+        };
+        type Change<'a> = &'a dyn Fn(&mut VirtualService);
+        type Row<'a> = (&'a str, Change<'a>, Condition, Condition, [BackendState; 4]);
+        let keep_udp = |s: &mut VirtualService| {
+            keep(s);
+            udp(s);
+        };
+        let inhibit_udp = |s: &mut VirtualService| {
+            inhibit(s);
+            udp(s);
+        };
+        let nobody = |s: &mut VirtualService| {
+            s.sorry = vec![Target::Host(host(90)), Target::Host(host(91))];
+        };
+        let rows: &[Row<'_>] = &[
+            (
+                "moves",
+                &|_| {},
+                down,
+                fine(),
+                [Down, Up, Draining, Draining],
+            ),
+            (
+                "keeps",
+                &keep,
+                down,
+                fine(),
+                [Inhibited, Up, Draining, Draining],
+            ),
+            (
+                "UDP moves",
+                &keep_udp,
+                down,
+                fine(),
+                [Down, Up, Draining, Draining],
+            ),
+            (
+                "inhibited",
+                &inhibit,
+                down,
+                fine(),
+                [Inhibited, Up, Draining, Draining],
+            ),
+            (
+                "inhibited UDP",
+                &inhibit_udp,
+                down,
+                fine(),
+                [Inhibited, Up, Draining, Draining],
+            ),
+            (
+                "inhibited and nobody else",
+                &inhibit,
+                down,
+                down,
+                [Inhibited, Down, Up, Up],
+            ),
+            (
+                "no quorum",
+                &|_| {},
+                down,
+                no_quorum,
+                [Down, Standby, Up, Up],
+            ),
+            (
+                "no quorum, and no sorry server to be found",
+                &nobody,
+                down,
+                no_quorum,
+                [Down, Up, Draining, Draining],
+            ),
+            (
+                "two sorry servers",
+                &|_| {},
+                down,
+                down,
+                [Down, Down, Up, Up],
+            ),
+            (
+                "neither alive nor to be found",
+                &nobody,
+                down,
+                down,
+                [Down, Down, Unresolved, Unresolved],
+            ),
+        ];
+        for (what, change, first, second, expected) in rows {
+            let mut service = service(&[2, 3], Some(Target::Local), Scheduler::Wrr);
+            service.sorry.push(Target::Host(host(47)));
+            change(&mut service);
+            let condition = |target| match target {
+                target if is_host(target, &[45]) => *first,
+                target if is_host(target, &[46]) => *second,
+                target => Condition {
+                    resolved: !is_host(target, &[90, 91]),
+                    ..fine()
+                },
+            };
+            let planned = backends(&service, &condition);
+            let states: Vec<_> = planned.iter().map(|b| b.state).collect();
+            assert_eq!(states, expected, "{what}");
+        }
+    }
+
+    /// Without sorry servers those that are alive go on.
+    #[test]
+    fn a_lost_quorum_alone_takes_nobody_out() {
+        let service = service(&[2, 3], None, Scheduler::Wrr);
+        let condition = |_| Condition {
+            no_quorum: true,
+            ..fine()
+        };
+        let planned = backends(&service, &condition);
+        assert!(planned.iter().all(|b| b.state == BackendState::Up));
+    }
+
+    /// Weights, steps of ten, and shares.
+    #[test]
+    fn growing_weights_have_exact_shares() {
+        type Row<'a> = (&'a [u32], &'a [u32], &'a [u32]);
+        let rows: &[Row<'_>] = &[
+            (&[2, 4], &[10, 10], &[2, 4]),
+            (&[1, 1], &[1, 10], &[1, 10]),
+            (&[1, 1], &[5, 10], &[1, 2]),
+            (&[3, 1], &[7, 10], &[21, 10]),
+            (&[4, 4], &[2, 2], &[1, 1]),
+            (&[0, 1, 1], &[10, 3, 10], &[0, 3, 10]),
+            // Not exact, but everybody has a part.
+            (&[65_535, 65_534, 1], &[10, 10, 1], &[65_535, 65_534, 1]),
+        ];
+        for (weights, steps, expected) in rows {
+            let service = service(weights, None, Scheduler::Wrr);
+            let step = |target| {
+                let index = service
+                    .backends
+                    .iter()
+                    .position(|b| Target::Host(b.address) == target);
+                Condition {
+                    step: steps[index.unwrap()],
+                    ..fine()
+                }
+            };
+            let planned = backends(&service, &step);
+            let shares: Vec<u32> = planned.iter().map(|b| b.share).collect();
+            assert_eq!(shares, *expected, "{weights:?} {steps:?}");
+            let seen: Vec<u32> = planned.iter().map(|b| b.weight).collect();
+            assert_eq!(seen, *weights, "the weight shown is the configured one");
+            let service = PlannedService::new(service.id, 0, Scheduler::Wrr, planned);
+            assert_eq!(service.ring_weights(), *expected);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! since 1970.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use super::{
     plan::{Job, Subject},
     state::Health,
 };
-use crate::model::{Advice, Advised};
+use crate::model::{Advice, Advised, ServiceId};
 
 /// A check changed what it says.
 #[derive(Clone, Debug)]
@@ -35,7 +35,12 @@ pub struct Board {
     /// What a daemon before this one knew, until the first checks are told. They may go another way to the
     /// real server than was known when it was read.
     remembered: HashMap<Subject, Remembered>,
+    /// Services whose real servers are down until their checks pass.
+    presumed_down: HashSet<ServiceId>,
 }
+
+/// Why a real server is down that was never up.
+const NOT_YET: &str = "its checks have not passed yet";
 
 /// What is known of a real server.
 #[derive(Debug)]
@@ -83,6 +88,12 @@ pub struct Turn {
 }
 
 impl Board {
+    /// Names the services whose real servers are down until their checks pass. [`Board::follow`] comes
+    /// next.
+    pub fn presume_down(&mut self, services: HashSet<ServiceId>) {
+        self.presumed_down = services;
+    }
+
     /// Makes these the checks that count. A check that is new of a real server begins in that one's
     /// state: one that is down needs a success of each new check. What is new altogether is up.
     /// Returns what changed by the going of checks that were down.
@@ -102,6 +113,9 @@ impl Board {
                 // Nobody knows whether it will ever say something.
                 (None, _) if job.check.kind.may_be_silent() => (Health::Up, None, None),
                 (None, Some(record)) => (begins, record.cause.clone(), None),
+                (None, None) if self.presumed_down.contains(&job.subject.0) => {
+                    (Health::Down, Some(NOT_YET.to_owned()), None)
+                }
                 (None, None) => (begins, None, None),
             };
             let record = self.records.entry(job.subject).or_insert_with(|| Record {
@@ -110,6 +124,11 @@ impl Board {
                 cause: before.and_then(|record| record.cause.clone()),
                 checks: Vec::new(),
             });
+            // What begins down does not go down.
+            if before.is_none() && health == Health::Down {
+                record.health = Health::Down;
+                record.cause.clone_from(&cause);
+            }
             record.checks.push(CheckRecord {
                 job: job.clone(),
                 health,
@@ -327,6 +346,30 @@ mod tests {
         // One whose checks are gone is not known.
         board.follow(std::slice::from_ref(&other), at(8));
         assert!(board.get(&one.subject).is_none());
+    }
+
+    #[test]
+    fn with_alpha_a_new_server_waits_for_its_first_success() {
+        let (one, two, other) = (job(1, 5), job(1, 6), job(2, 5));
+        let mut board = Board::default();
+        board.follow(std::slice::from_ref(&other), at(0));
+        board.presume_down(HashSet::from([one.subject.0]));
+        // What begins down does not go down, and what is known stays.
+        let all = [one.clone(), two.clone(), other.clone()];
+        assert!(board.follow(&all, at(1)).is_empty());
+        assert_eq!(board.get(&other.subject).unwrap().health, Health::Up);
+        let record = board.get(&one.subject).unwrap();
+        assert_eq!(
+            (record.health, record.cause.as_deref()),
+            (Health::Down, Some(NOT_YET))
+        );
+        assert_eq!(board.known(&one).0, Health::Down);
+        assert_eq!(board.take(&says(&one, None), at(2)), None);
+        let up = board.take(&says(&two, None), at(3)).unwrap().turn.unwrap();
+        assert_eq!((up.health, up.lasted), (Health::Up, at(2)));
+        // Once is enough.
+        assert!(board.follow(&all, at(4)).is_empty());
+        assert_eq!(board.get(&one.subject).unwrap().health, Health::Up);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod lateness;
 pub mod memory;
 pub mod paths;
 pub mod plan;
+pub mod pool;
 pub mod probe;
 pub mod state;
 pub mod words;

@@ -160,6 +160,8 @@ pub struct HttpRequest {
     pub host: Option<String>,
     /// Ranges of expected status codes, first and last.
     pub status: Vec<(u16, u16)>,
+    /// Ranges of status codes by which a server asks to be drained; they go before the expected ones.
+    pub drain: Vec<(u16, u16)>,
     /// What the body must be; it is not read when absent.
     pub body: Option<BodyRule>,
 }

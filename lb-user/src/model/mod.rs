@@ -8,6 +8,7 @@ mod check;
 pub mod network;
 mod notify;
 mod plane;
+mod pool;
 mod probe;
 mod track;
 mod vrrp;
@@ -32,6 +33,7 @@ pub use self::notify::{
     CaFile, Login, Mail, MailSubjects, MailTls, NotifyFifo, Password, SyncGroup,
 };
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
+pub use self::pool::{MemberRules, OnDown, PoolCommands, PoolRules, RAMP_STEPS};
 pub use self::probe::ProbePath;
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
@@ -313,8 +315,10 @@ pub struct VirtualService {
     pub rate: Option<RateLimit>,
     /// VRRP instance whose mastership decides whether this node serves; `None` always serves.
     pub instance: Option<String>,
-    /// Who answers when no real server is alive.
-    pub sorry: Option<Target>,
+    /// Who answers when the quorum is lost; several share the work.
+    pub sorry: Vec<Target>,
+    /// What happens when real servers fail and return.
+    pub pool: PoolRules,
     /// Real servers, in file order.
     pub backends: Vec<RealServer>,
 }
@@ -443,6 +447,8 @@ pub struct RealServer {
     pub lower: u32,
     /// Health checks that must all pass; without one it is always up.
     pub checks: Vec<Check>,
+    /// What happens when it fails and returns.
+    pub member: MemberRules,
 }
 
 /// Where a host is.

@@ -132,6 +132,12 @@ impl Event {
     }
 }
 
+/// The line of the FIFO for a quorum gained or lost, with its newline.
+pub fn quorum_line(service: &ServiceId, up: bool) -> String {
+    let name = endpoint(service.address, service);
+    format!("VS {name} {}\n", up_or_down(up))
+}
+
 /// A state as scripts know it.
 fn word(state: VrrpState) -> &'static str {
     match state {
@@ -188,6 +194,16 @@ mod tests {
             name: "VG_1".into(),
             state,
         }
+    }
+
+    #[test]
+    fn a_quorum_is_a_virtual_servers() {
+        let service = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
+        assert_eq!(quorum_line(&service, true), "VS [10.1.15.50]:tcp:80 UP\n");
+        assert_eq!(
+            quorum_line(&service, false),
+            "VS [10.1.15.50]:tcp:80 DOWN\n"
+        );
     }
 
     /// As seen of keepalived 2.2.7: event, arguments and line, subject, first line of the body.

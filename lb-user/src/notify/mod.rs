@@ -30,7 +30,9 @@ use self::{
 };
 use crate::{
     api::proto::{FifoStatus, GroupStatus, MailStatus, ScriptCounts},
-    model::{CheckKind, Config, Instance, Mail, NotifyScripts, VirtualService, VrrpState},
+    model::{
+        CheckKind, Config, Instance, Mail, NotifyScripts, ServiceId, VirtualService, VrrpState,
+    },
     script::Account,
 };
 
@@ -42,6 +44,7 @@ const MAILS_AT_STOP: Duration = Duration::from_secs(2);
 enum Owner {
     Instance(String),
     Group(String),
+    Service(String),
 }
 
 /// Tells what happens.
@@ -156,6 +159,25 @@ impl Notifier {
         }
     }
 
+    /// Queues a command that tells of a service's real servers. It may run for `limit`.
+    pub fn command(&mut self, service: ServiceId, command: Vec<String>, limit: Duration) {
+        let owner = Owner::Service(service.to_string());
+        let queue = self.queues.entry(owner);
+        let queue = queue.or_insert_with(|| ScriptQueue::new(self.account));
+        queue.push(Call {
+            command,
+            limit,
+            after: Vec::new(),
+        });
+    }
+
+    /// The quorum of a service was gained or lost.
+    pub fn quorum(&self, service: ServiceId, up: bool) {
+        if let Some(fifo) = &self.fifo {
+            fifo.push(event::quorum_line(&service, up));
+        }
+    }
+
     /// Scripts, FIFO and mail of an instance or group. The end of the last script.
     fn tell(
         &mut self,
@@ -198,6 +220,7 @@ impl Notifier {
             Owner::Group(name) => {
                 mail.about.groups.contains(name) || self.mailed.contains_key(owner)
             }
+            Owner::Service(_) => false,
         };
         let is_fault = state == VrrpState::Fault && !mail.faults;
         if is_wanted && !is_fault && self.mailed.get(owner) != Some(&state) {
@@ -209,12 +232,13 @@ impl Notifier {
     /// Groups that are no more, and mails that nobody wants any more. Instances that are gone are
     /// forgotten when they have stopped.
     fn forget_what_is_gone(&mut self, config: &Config) {
-        let is_group = |owner: &Owner| match owner {
+        let is_gone = |owner: &Owner| match owner {
             Owner::Group(name) => !self.groups.knows(name),
             Owner::Instance(_) => false,
+            Owner::Service(name) => !config.services.iter().any(|s| s.id.to_string() == *name),
         };
         let owners: Vec<Owner> = self.queues.keys().cloned().collect();
-        let gone: Vec<Owner> = owners.into_iter().filter(is_group).collect();
+        let gone: Vec<Owner> = owners.into_iter().filter(is_gone).collect();
         for owner in &gone {
             self.forget(owner);
         }
@@ -230,6 +254,7 @@ impl Notifier {
                 mail.about.groups.contains(name)
                     || !config.sync_groups.iter().any(|group| group.name == *name)
             }
+            Owner::Service(_) => false,
         });
     }
 
@@ -284,7 +309,7 @@ impl Notifier {
         owners.sort_by_key(|(owner, _)| *owner);
         for (owner, queue) in owners {
             let counts = queue.counts();
-            let (Owner::Instance(name) | Owner::Group(name)) = owner;
+            let (Owner::Instance(name) | Owner::Group(name) | Owner::Service(name)) = owner;
             if let (true, Some(last)) = (counts.failing, counts.last_failure) {
                 let (command, what) = (last.command, last.what);
                 problems.push(format!("{name}: notify script {command} failed: {what}"));

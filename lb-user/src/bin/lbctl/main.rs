@@ -4,6 +4,7 @@ mod capture;
 mod doctor;
 mod events;
 mod notify;
+mod pools;
 mod print;
 mod tables;
 mod tracking;

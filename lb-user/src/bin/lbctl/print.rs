@@ -11,7 +11,7 @@ use lb_user::api::proto::{
     TableInfo, Why,
 };
 
-use crate::tracking;
+use crate::{pools, tracking};
 
 /// `lbctl status`.
 pub fn status(status: &Status) -> String {
@@ -109,7 +109,7 @@ pub fn status(status: &Status) -> String {
         let alive = service
             .backends
             .iter()
-            .filter(|b| !b.sorry && b.state != "down")
+            .filter(|b| !b.sorry && b.state != "down" && b.state != "inhibited")
             .count();
         let all = service.backends.iter().filter(|b| !b.sorry).count();
         line(
@@ -137,6 +137,13 @@ pub fn status(status: &Status) -> String {
                 format!("  not forwarded: {} packets", reasons.join(", ")),
             );
         }
+        let name = format!("{} {}", service.protocol, service.address);
+        for text in pools::of(status, &name)
+            .map(pools::lines)
+            .unwrap_or_default()
+        {
+            line(&mut out, format!("  {text}"));
+        }
         for backend in &service.backends {
             line(&mut out, backend_line(status, service, backend));
         }
@@ -161,6 +168,9 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
         return text;
     }
     text.push_str(&backend.state);
+    if let Some(pool) = pools::of(status, &name) {
+        text.push_str(&pools::of_backend(pool, &backend.address));
+    }
     if backend.state == "draining" {
         let advised = check.and_then(|check| check.advised_weight);
         let why = if backend.weight == 0 && advised == Some(0) {

@@ -54,6 +54,7 @@ pub struct RawUrl {
     pub path: Option<At<String>>,
     pub host: Option<At<String>>,
     pub status: Option<At<Vec<At<String>>>>,
+    pub status_drain: Option<At<Vec<At<String>>>>,
     pub body: Option<At<String>>,
     pub body_sha256: Option<At<String>>,
 }
@@ -143,6 +144,7 @@ fn url(fields: &mut Fields<'_, '_>, keys: &mut Particular) -> RawUrl {
         path: keys.note("path", fields.string("path")),
         host: keys.note("host", fields.string("host")),
         status: keys.note("status", fields.words("status")),
+        status_drain: keys.note("status_drain", fields.words("status_drain")),
         body: keys.note("body", fields.string("body")),
         body_sha256: keys.note("body_sha256", fields.string("body_sha256")),
     }

@@ -201,6 +201,7 @@ impl Validator<'_> {
             ("path", url.path.as_ref().map(|at| &at.span)),
             ("host", url.host.as_ref().map(|at| &at.span)),
             ("status", url.status.as_ref().map(|at| &at.span)),
+            ("status_drain", url.status_drain.as_ref().map(|at| &at.span)),
             ("body", url.body.as_ref().map(|at| &at.span)),
             ("body_sha256", url.body_sha256.as_ref().map(|at| &at.span)),
         ];
@@ -232,7 +233,12 @@ impl Validator<'_> {
             method: method.unwrap_or_else(|| "GET".to_owned()),
             path: self.url_path(raw.path),
             host: self.text(raw.host, "host"),
-            status: self.statuses(raw.status),
+            status: self
+                .statuses(raw.status, "status")
+                .unwrap_or_else(|| vec![(200, 200)]),
+            drain: self
+                .statuses(raw.status_drain, "status_drain")
+                .unwrap_or_default(),
             body,
         }
     }
@@ -264,12 +270,14 @@ impl Validator<'_> {
     }
 
     /// `200`, `"200-299"`, or a list of them.
-    fn statuses(&mut self, raw: Option<At<Vec<At<String>>>>) -> Vec<(u16, u16)> {
-        let Some(list) = raw else {
-            return vec![(200, 200)];
-        };
+    fn statuses(&mut self, raw: Option<At<Vec<At<String>>>>, key: &str) -> Option<Vec<(u16, u16)>> {
+        let list = raw?;
         if list.value.is_empty() {
-            self.error(&list.span, "`status` is empty", "leave it out for 200");
+            self.error(
+                &list.span,
+                format!("`{key}` is empty"),
+                "leave it out for the default",
+            );
         }
         let mut ranges = Vec::with_capacity(list.value.len());
         for at in list.value {
@@ -280,12 +288,12 @@ impl Validator<'_> {
                 }
                 _ => self.error(
                     &at.span,
-                    format!("`status` cannot be {}", at.value),
+                    format!("`{key}` cannot be {}", at.value),
                     "100 to 599, or a range such as \"200-299\"",
                 ),
             }
         }
-        ranges
+        Some(ranges)
     }
 
     fn expression(&mut self, at: &At<String>) -> Option<String> {

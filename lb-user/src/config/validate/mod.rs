@@ -8,6 +8,7 @@ mod check;
 mod network;
 mod notify;
 mod plane;
+mod pool;
 mod service;
 mod track;
 mod traffic;

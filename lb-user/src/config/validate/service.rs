@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
+    time::Duration,
 };
 
 use lb_common::{
@@ -11,21 +12,23 @@ use lb_common::{
     limits,
 };
 
-use super::Validator;
+use super::{Validator, pool};
 use crate::{
     config::{
         raw::{RawBackend, RawCheck, RawService},
         reader::At,
     },
     model::{
-        Check, Forwarding, Instance, Ports, Protocol, RealServer, Scheduler, ServiceId, Target,
-        VirtualService,
+        Check, Forwarding, Instance, MemberRules, Ports, Protocol, RealServer, Scheduler,
+        ServiceId, Target, VirtualService,
     },
     schedule::ring,
 };
 
 /// As in IPVS, whose weights keepalived limits to 16 bits.
 const MAX_WEIGHT: i64 = 65_535;
+/// They show one page and apologise; more would be a pool of their own.
+const MAX_SORRY: usize = 16;
 /// Each is a task; nobody needs so many.
 const MAX_CHECKS: usize = 16;
 
@@ -49,11 +52,14 @@ impl Validator<'_> {
             }
             self.overlap(&service, &all, &place);
             self.possible(&service, &place);
-            backends += service.backends.len() + 1;
+            backends += service.backends.len() + service.sorry.len().max(1);
             let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
             let slots = match service.scheduler {
                 Scheduler::Mh => MAGLEV_PLACES as usize,
                 Scheduler::Sh => SOURCE_BUCKETS as usize,
+                Scheduler::Wrr if service.pool.slow_start > Duration::ZERO => {
+                    pool::growing_slots(&service.backends)
+                }
                 Scheduler::Wrr => ring::length(&weights),
                 _ => weights.len(),
             };
@@ -164,11 +170,12 @@ impl Validator<'_> {
             );
         }
         let checks = self.checks(raw.checks, ports);
-        VirtualService {
+        let places = pool::PoolPlaces::of(&raw.pool);
+        let member = pool::member(raw.member);
+        let service = VirtualService {
             instance: self.instance_of(raw.vrrp, address, instances),
-            sorry: raw
-                .sorry_server
-                .and_then(|at| self.sorry(&at, id, forwarding)),
+            sorry: self.sorry_servers(raw.sorry_server, id, forwarding),
+            pool: self.pool(raw.pool, scheduler),
             hashing: self.hashing(raw.scheduler_flags, scheduler),
             forwarding,
             persistence: self.persistence(raw.persistence_timeout, raw.persistence_prefix, address),
@@ -179,10 +186,12 @@ impl Validator<'_> {
                 "new_connections_burst",
             ),
             one_packet: raw.one_packet.is_some_and(|at| at.value),
-            backends: self.backends(raw.backends, id, forwarding, &checks),
+            backends: self.backends(raw.backends, id, forwarding, (&checks, &member)),
             id,
             scheduler,
-        }
+        };
+        self.pool_of(&service, &places);
+        service
     }
 
     fn instance_of(
@@ -222,7 +231,7 @@ impl Validator<'_> {
         raw: Vec<At<RawBackend>>,
         service: ServiceId,
         forwarding: Forwarding,
-        checks: &[(Check, Range<usize>)],
+        (checks, member): (&[(Check, Range<usize>)], &MemberRules),
     ) -> Vec<RealServer> {
         let mut seen = HashSet::new();
         raw.into_iter()
@@ -271,6 +280,7 @@ impl Validator<'_> {
                 let checks = if own.is_empty() { checks } else { &own };
                 RealServer {
                     checks: self.checks_of(address, checks),
+                    member: pool::own_member(raw.member, member),
                     address,
                     port,
                     weight: u32::try_from(weight).unwrap_or(1),
@@ -346,6 +356,30 @@ impl Validator<'_> {
             self.unicast_ip(address, &at.span);
         }
         (address, other)
+    }
+
+    fn sorry_servers(
+        &mut self,
+        raw: Option<At<Vec<At<String>>>>,
+        service: ServiceId,
+        forwarding: Forwarding,
+    ) -> Vec<Target> {
+        let mut all = Vec::new();
+        for at in raw.into_iter().flat_map(|list| list.value) {
+            if all.len() == MAX_SORRY {
+                let message = format!("more than {MAX_SORRY} sorry servers");
+                self.error(&at.span, message, "");
+                break;
+            }
+            let Some(target) = self.sorry(&at, service, forwarding) else {
+                continue;
+            };
+            if all.contains(&target) {
+                self.error(&at.span, format!("duplicate sorry server {}", at.value), "");
+            }
+            all.push(target);
+        }
+        all
     }
 
     fn sorry(

@@ -47,7 +47,13 @@ pub fn wanted(planned: &PlannedService) -> Wanted {
     };
     for backend in &planned.backends {
         match (backend.state, backend.sorry) {
-            (BackendState::Up, _) | (BackendState::Draining | BackendState::Unresolved, false) => {
+            (BackendState::Up, _)
+            | (
+                BackendState::Draining | BackendState::Unresolved | BackendState::Inhibited,
+                false,
+            ) => wanted.servers.push(server(planned, backend)),
+            // With sorry servers in, `sh` and `dh` would refuse the clients of its places.
+            (BackendState::Standby, _) if may_linger => {
                 wanted.servers.push(server(planned, backend));
             }
             (BackendState::Draining | BackendState::Unresolved, true) if may_linger => {
@@ -110,8 +116,8 @@ pub fn server(planned: &PlannedService, backend: &PlannedBackend) -> Destination
         },
         forward,
         weight: match backend.state {
-            BackendState::Up => backend.weight,
-            BackendState::Draining | BackendState::Unresolved | BackendState::Down => 0,
+            BackendState::Up => backend.share,
+            _ => 0,
         },
         upper: backend.upper,
         lower: backend.lower,

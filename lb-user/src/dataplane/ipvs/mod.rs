@@ -39,8 +39,7 @@ use self::{
 };
 use super::{
     CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs, Snapshot,
-    TableInfo, Why, WhyQuery,
-    plan::{BackendState, PlannedService},
+    TableInfo, Why, WhyQuery, plan::PlannedService,
 };
 use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ipvs_lacks};
 
@@ -128,7 +127,7 @@ impl Ipvs {
                 && service
                     .backends
                     .iter()
-                    .any(|backend| backend.state == BackendState::Unresolved)
+                    .any(|backend| backend.state.only_known_flows())
         };
         Needs {
             services: !plan.services.is_empty(),

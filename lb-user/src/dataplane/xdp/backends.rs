@@ -73,12 +73,13 @@ impl Xdp {
         let id = self.backend_id(&(service.id, backend.target, backend.sorry));
         let mut flags = match backend.state {
             BackendState::Down => 0,
-            BackendState::Draining | BackendState::Unresolved => {
-                BackendFlags::ALIVE | BackendFlags::DRAINING
-            }
+            BackendState::Draining
+            | BackendState::Unresolved
+            | BackendState::Inhibited
+            | BackendState::Standby => BackendFlags::ALIVE | BackendFlags::DRAINING,
             BackendState::Up => BackendFlags::ALIVE,
         };
-        if backend.sorry || backend.state == BackendState::Unresolved {
+        if backend.sorry || backend.state.only_known_flows() {
             flags |= BackendFlags::PASSING;
         }
         let neighbour = match backend.target {
@@ -121,7 +122,7 @@ impl Xdp {
             self.backends.store(usize::from(id), &element);
         }
         let offset = std::mem::offset_of!(Load, weight);
-        let words = [backend.weight, backend.upper, backend.lower];
+        let words = [backend.share, backend.upper, backend.lower];
         for (index, value) in words.into_iter().enumerate() {
             self.loads
                 .half_word(usize::from(id), offset + index * 4)

@@ -41,7 +41,11 @@ fn hashed_table(service: &PlannedService) -> Vec<Option<u16>> {
                 address: wire(address),
                 // As the kernel knows them: 0 for a service of all ports.
                 port: service.id.ports.first,
-                weight: backend.weight,
+                // keepalived inhibits by weight 0.
+                weight: match backend.state {
+                    BackendState::Inhibited | BackendState::Standby => 0,
+                    _ => backend.weight,
+                },
             })
         })
         .collect();

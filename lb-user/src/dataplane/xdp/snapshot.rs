@@ -110,11 +110,17 @@ impl Xdp {
                     // Those that IPVS would hold.
                     listed: match backend.state {
                         BackendState::Up => true,
-                        BackendState::Draining => !backend.sorry,
+                        BackendState::Draining
+                        | BackendState::Inhibited
+                        | BackendState::Standby => !backend.sorry,
                         BackendState::Unresolved | BackendState::Down => false,
                     },
                     weight: backend.weight,
-                    listed_weight: backend.weight,
+                    listed_weight: match backend.state {
+                        BackendState::Inhibited | BackendState::Standby => 0,
+                        BackendState::Up => backend.share,
+                        _ => backend.weight,
+                    },
                     state: backend.state.label().to_owned(),
                     mac: resolved.then(|| dump::mac(element.destination_mac())),
                     active,

@@ -20,7 +20,7 @@ use super::{
     tcp::{self, ConnectError},
     tls::{Connector, TlsError},
 };
-use crate::model::{BodyRule, HttpCheck, HttpRequest, HttpVersion};
+use crate::model::{Advice, BodyRule, HttpCheck, HttpRequest, HttpVersion};
 
 /// Longest body that is looked at, in bytes. A page for checks is small; two thousand checks at once
 /// would need half a gigabyte for answers of this length, and an endless one fills nothing.
@@ -101,11 +101,12 @@ impl Http {
     }
 
     /// All requests in order, each on a connection of its own.
-    pub(super) async fn attempt(&mut self, place: &Place) -> Result<(), HttpError> {
+    pub(super) async fn attempt(&mut self, place: &Place) -> Result<Option<Advice>, HttpError> {
+        let mut advice = None;
         for index in 0..self.check.requests.len() {
             let transport = self.connect(place, index).await?;
             let request = self.request(place.target, index)?;
-            place
+            let drains = place
                 .within(place.limits.answer, "answer", async {
                     let mut conversation =
                         Conversation::begin(transport, self.check.version, place.target).await?;
@@ -113,8 +114,11 @@ impl Http {
                     self.judge(place.target, index, answer).await
                 })
                 .await??;
+            if drains {
+                advice = Some(Advice::Drain);
+            }
         }
-        Ok(())
+        Ok(advice)
     }
 
     async fn connect(
@@ -165,20 +169,24 @@ impl Http {
             .map_err(bad)
     }
 
+    /// Whether an answer that is right asks for the server to be drained.
     async fn judge(
         &mut self,
         target: SocketAddr,
         index: usize,
         answer: Response<Incoming>,
-    ) -> Result<(), HttpError> {
+    ) -> Result<bool, HttpError> {
         let wanted = &self.check.requests[index];
         let request = || format!("{} {}", wanted.method, wanted.path);
         let status = answer.status().as_u16();
-        if !wanted
-            .status
-            .iter()
-            .any(|(first, last)| (*first..=*last).contains(&status))
-        {
+        let among = |ranges: &[(u16, u16)]| {
+            let mut ranges = ranges.iter();
+            ranges.any(|(first, last)| (*first..=*last).contains(&status))
+        };
+        if among(&wanted.drain) {
+            return Ok(true);
+        }
+        if !among(&wanted.status) {
             return Err(HttpError::Status {
                 target,
                 status,
@@ -187,7 +195,7 @@ impl Http {
             });
         }
         let Some(rule) = &wanted.body else {
-            return Ok(());
+            return Ok(false);
         };
         let wrong = |what: String| HttpError::Body {
             target,
@@ -215,7 +223,7 @@ impl Http {
                 }
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -206,7 +206,12 @@ impl Kind {
     async fn attempt(&mut self, place: &Place) -> Result<Verdict, ProbeError> {
         match self {
             Kind::Tcp => drop(tcp::connect(place).await?),
-            Kind::Http(http) => http.attempt(place).await?,
+            Kind::Http(http) => {
+                return Ok(Verdict {
+                    advice: http.attempt(place).await?,
+                    ..Verdict::passed()
+                });
+            }
             Kind::Grpc(grpc) => grpc.attempt(place).await?,
             Kind::Smtp(smtp) => smtp.attempt(place).await?,
             Kind::Dns(check) => dns::attempt(place, check).await?,

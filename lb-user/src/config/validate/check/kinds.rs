@@ -59,9 +59,8 @@ pub(super) fn types_of(key: &str) -> &'static [Type] {
         "tls" => &[Grpc, Smtp],
         "starttls" | "helo" => &[Smtp],
         "host" => &[Http, Https, Grpc],
-        "http_version" | "url" | "method" | "path" | "status" | "body" | "body_sha256" => {
-            &[Http, Https]
-        }
+        "http_version" | "url" | "method" | "path" | "status" | "status_drain" | "body"
+        | "body_sha256" => &[Http, Https],
         "grpc_service" => &[Grpc],
         "name" | "record" | "expect" | "recursion" => &[Dns],
         "payload" | "reply" => &[Udp],

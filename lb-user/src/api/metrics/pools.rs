@@ -1,0 +1,62 @@
+//! Metrics of pools of real servers.
+
+use prometheus_client::registry::Registry;
+
+use super::{OfServer, OfService, numbers};
+use crate::api::proto::PoolStatus;
+
+pub(super) fn pools(registry: &mut Registry, pools: &[PoolStatus]) {
+    let quorum = numbers(
+        registry,
+        "service_quorum",
+        "1 while enough weight of the service's real servers is alive",
+    );
+    let needed = numbers(
+        registry,
+        "service_quorum_weight",
+        "Weight that must be alive",
+    );
+    let live = numbers(
+        registry,
+        "service_live_weight",
+        "Weight of the service's real servers in use",
+    );
+    let panic = numbers(
+        registry,
+        "service_panic",
+        "1 while too many real servers failed at once and are kept",
+    );
+    let kept = numbers(
+        registry,
+        "service_servers_kept",
+        "Real servers that are kept although their checks fail",
+    );
+    let growing = numbers(
+        registry,
+        "server_weight_ratio",
+        "What a real server that has returned has of its weight; absent when it has all of it",
+    );
+    for pool in pools {
+        let of = OfService {
+            service: pool.service.clone(),
+        };
+        let flag = |value: bool| f64::from(u8::from(value));
+        quorum.get_or_create(&of).set(flag(pool.has_quorum));
+        needed.get_or_create(&of).set(f64::from(pool.quorum));
+        live.get_or_create(&of).set(pool.live_weight as f64);
+        panic
+            .get_or_create(&of)
+            .set(flag(pool.panic_since.is_some()));
+        kept.get_or_create(&of).set(pool.kept.len() as f64);
+        for server in &pool.growing {
+            let of = OfServer {
+                service: pool.service.clone(),
+                server: server.backend.clone(),
+                sorry: false.to_string(),
+            };
+            growing
+                .get_or_create(&of)
+                .set(f64::from(server.percent) / 100.0);
+        }
+    }
+}

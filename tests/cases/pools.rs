@@ -1,0 +1,328 @@
+//! What a pool does when its real servers fail and return: quorum, panic guard, slow start, with real nginx.
+
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+
+use lab::{
+    Director, Guide,
+    guide::{self, Settings, VIP},
+    http, wait,
+};
+use lb_user::{
+    api::proto::{EventPage, PoolStatus},
+    model::VrrpState,
+};
+
+const LONG: Duration = Duration::from_secs(15);
+
+/// The guide's configuration with weights, more keys of the service, and a quick check of `/health`, which
+/// can go while the server goes on.
+fn config(priority: u8, weights: [u32; 2], keys: &str) -> String {
+    let settings = Settings {
+        weights,
+        ..Settings::of(priority)
+    };
+    let text = guide::config(&settings);
+    let begin = text.find("[service.check]").unwrap();
+    let end = text.find("[[service.backend]]").unwrap();
+    format!(
+        "{}{keys}\n[service.check]\ntype = \"http\"\npath = \"/health\"\ninterval = \"200ms\"\nconnect_timeout = \"500ms\"\nretries = 0\n{}",
+        &text[..begin],
+        &text[end..]
+    )
+}
+
+/// A cluster whose node1 is MASTER, with both real servers healthy.
+fn start(weights: [u32; 2], keys: &str) -> Guide {
+    let mut guide = Guide::prepare().unwrap();
+    for server in [&guide.rs1, &guide.rs2] {
+        server.publish("health", b"well\n").unwrap();
+    }
+    let text = config(100, weights, keys);
+    guide.node1.configure(&text).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    guide
+        .node1
+        .wait_for_backends(&["up", "up", "draining"])
+        .unwrap();
+    guide
+}
+
+fn pool(director: &Director) -> PoolStatus {
+    director.status().unwrap().pools.remove(0)
+}
+
+/// How many of `count` requests each page answered.
+fn answers(guide: &Guide, count: usize, page: &str) -> usize {
+    let pages = http::get_many(&guide.client, VIP, count).unwrap();
+    pages.iter().filter(|answer| *answer == page).count()
+}
+
+fn events(director: &Director) -> String {
+    let text = director.ctl(&["--json", "events"]).unwrap();
+    let page: EventPage = serde_json::from_str(&text).unwrap();
+    let lines = page.events.into_iter().map(|event| event.text + "\n");
+    lines.collect()
+}
+
+fn lines(log: &PathBuf) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn wait_for_lines(log: &PathBuf, expected: &[&str]) {
+    let told = wait::until_true("commands ran", LONG, || Ok(lines(log) == expected));
+    told.unwrap_or_else(|error| panic!("{error:#}: {:?}", lines(log)));
+}
+
+#[test]
+fn a_lost_quorum_puts_the_sorry_server_in() {
+    let mut guide = Guide::prepare().unwrap();
+    let log = guide.notify_log("pool").unwrap();
+    let script = log.with_extension("sh");
+    let script = script.display();
+    let keys = format!(
+        "quorum = 3\nhysteresis = 1\nquorum_up = \"{script} up\"\nquorum_down = \"{script} down\"\nnotify = \"{script}\""
+    );
+    for server in [&guide.rs1, &guide.rs2] {
+        server.publish("health", b"well\n").unwrap();
+    }
+    let text = config(100, [1, 3], &keys);
+    guide.node1.configure(&text).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    let ready = ["up", "up", "draining"];
+    guide.node1.wait_for_backends(&ready).unwrap();
+    wait_for_lines(&log, &["up", "VS [10.1.15.50]:tcp:80 UP"]);
+
+    // 1 is below 3 - 1: the one that is alive does not serve alone.
+    guide.rs2.withdraw("health").unwrap();
+    guide
+        .node1
+        .wait_for_backends(&["standby", "down", "up"])
+        .unwrap();
+    assert_eq!(answers(&guide, 10, "sorry"), 10);
+    let now = pool(&guide.node1);
+    assert_eq!((now.has_quorum, now.live_weight), (false, 1));
+    let status = guide.node1.ctl(&["status"]).unwrap();
+    assert!(
+        status.contains("PROBLEM  TCP 10.1.15.50:80: no quorum: live weight 1, 4 needed"),
+        "{status}"
+    );
+    assert!(status.contains("live weight 1, gained at 4"), "{status}");
+    let told = [
+        "up",
+        "VS [10.1.15.50]:tcp:80 UP",
+        "RS [10.1.15.46]:tcp:80 [10.1.15.50]:tcp:80 DOWN",
+        "down",
+        "VS [10.1.15.50]:tcp:80 DOWN",
+    ];
+    wait_for_lines(&log, &told);
+
+    // With a weight of 2 from an operator the quorum is 3 + 1 with both, and bears the loss of 1.
+    guide.rs2.publish("health", b"well\n").unwrap();
+    guide.node1.wait_for_backends(&ready).unwrap();
+    let order = ["backend", "weight", "10.1.15.45", "2"];
+    guide.node1.ctl(&order).unwrap();
+    guide.rs2.withdraw("health").unwrap();
+    guide
+        .node1
+        .wait_for_backends(&["up", "down", "draining"])
+        .unwrap();
+    assert_eq!(answers(&guide, 10, "rs1"), 10);
+    assert!(pool(&guide.node1).has_quorum);
+    let told = events(&guide.node1);
+    assert!(
+        told.contains("quorum lost after") && told.contains("the sorry server answers"),
+        "{told}"
+    );
+    assert!(told.contains("quorum gained after"), "{told}");
+}
+
+#[test]
+fn an_inhibited_server_finishes_a_download() {
+    let guide = start([1, 1], "inhibit_on_failure = true");
+    let content = vec![b'x'; 3_000_000];
+    for server in [&guide.rs1, &guide.rs2] {
+        server.publish("big", &content).unwrap();
+    }
+    // Whichever server it is, it fails in the middle.
+    let mut curl = guide.client.command("curl");
+    let url = format!("http://{VIP}/big");
+    let arguments = ["--silent", "--show-error", "--limit-rate", "700k", &url];
+    let download = curl.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let find = || {
+        let service = guide.node1.service()?;
+        Ok(service.backends.into_iter().position(|b| b.active > 0))
+    };
+    let serving = wait::until("somebody serves the download", LONG, find).unwrap();
+    let (server, other) = match serving {
+        0 => (&guide.rs1, "rs2"),
+        _ => (&guide.rs2, "rs1"),
+    };
+    server.withdraw("health").unwrap();
+    let mut states = ["up", "up", "draining"];
+    states[serving] = "inhibited";
+    guide.node1.wait_for_backends(&states).unwrap();
+    assert_eq!(answers(&guide, 10, other), 10);
+    let listed = guide.node1.ctl(&["services"]).unwrap();
+    let address = format!("10.1.15.{}:80", 45 + serving);
+    let line = listed.lines().find(|l| l.contains(&address)).unwrap();
+    assert!(line.contains("Route   0 "), "{listed}");
+    let output = download.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout.len(), content.len());
+}
+
+#[test]
+fn a_broken_check_does_not_empty_the_pool() {
+    let guide = start([1, 1], "panic_threshold = 50");
+    // One of two is not more than half.
+    guide.rs1.withdraw("health").unwrap();
+    let one_down = ["down", "up", "draining"];
+    guide.node1.wait_for_backends(&one_down).unwrap();
+    assert_eq!(answers(&guide, 10, "rs2"), 10);
+    guide.rs2.withdraw("health").unwrap();
+    let kept = || Ok(pool(&guide.node1).kept.len() == 2);
+    wait::until_true("both are kept", LONG, kept).unwrap();
+    let all_up = ["up", "up", "draining"];
+    guide.node1.wait_for_backends(&all_up).unwrap();
+    assert_eq!(answers(&guide, 20, "rs1"), 10);
+    let status = guide.node1.ctl(&["status"]).unwrap();
+    for text in [
+        "PROBLEM  TCP 10.1.15.50:80: panic: more than 50 % of the real servers failed at once",
+        "kept although its checks fail",
+        "kept in use: 10.1.15.45 10.1.15.46",
+    ] {
+        assert!(status.contains(text), "{status}");
+    }
+    let socket = guide.lab.directory().join("node1.sock");
+    let socket = socket.to_string_lossy();
+    let arguments = ["--silent", "--unix-socket", &socket, "http://lbd/metrics"];
+    let metrics = guide.node1.node.run("curl", &arguments).unwrap();
+    for line in [
+        "lbd_service_panic{service=\"TCP 10.1.15.50:80\"} 1",
+        "lbd_service_servers_kept{service=\"TCP 10.1.15.50:80\"} 2",
+        "lbd_service_quorum{service=\"TCP 10.1.15.50:80\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    // One passes again: the other one is believed now.
+    guide.rs2.publish("health", b"well\n").unwrap();
+    guide.node1.wait_for_backends(&one_down).unwrap();
+    guide.rs1.publish("health", b"well\n").unwrap();
+    guide.node1.wait_for_backends(&all_up).unwrap();
+    let told = events(&guide.node1);
+    assert!(
+        told.contains("panic: 2 of 2 real servers failed at once, more than 50 %"),
+        "{told}"
+    );
+    assert!(told.contains("panic over after"), "{told}");
+    assert!(pool(&guide.node1).panic_since.is_none());
+}
+
+#[test]
+fn alpha_waits_for_the_first_success_and_omega_tells_of_the_end() {
+    let mut guide = Guide::prepare().unwrap();
+    let log = guide.notify_log("pool").unwrap();
+    let script = log.with_extension("sh");
+    let script = script.display();
+    guide.rs2.publish("health", b"well\n").unwrap();
+    let keys = format!(
+        "alpha = true\nomega = true\nquorum_up = \"{script} quorum\"\nquorum_down = \"{script} none\"\nnotify_up = \"{script} here\"\nnotify_down = \"{script} gone\""
+    );
+    guide
+        .node1
+        .configure(
+            &config(100, [1, 1], &keys)
+                .replace("interval = \"200ms\"", "interval = \"1s\"\nwarmup = \"3s\""),
+        )
+        .unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    guide
+        .node1
+        .wait_for_backends(&["down", "up", "draining"])
+        .unwrap();
+    let status = guide.node1.ctl(&["status"]).unwrap();
+    assert!(
+        status.contains("10.1.15.45      weight 1     down for"),
+        "{status}"
+    );
+    wait_for_lines(&log, &["here", "quorum"]);
+    let told = events(&guide.node1);
+    assert!(
+        !told.contains("real server 10.1.15.45 is down after"),
+        "{told}"
+    );
+    guide.rs1.publish("health", b"well\n").unwrap();
+    guide
+        .node1
+        .wait_for_backends(&["up", "up", "draining"])
+        .unwrap();
+    wait_for_lines(&log, &["here", "quorum", "here"]);
+    guide.node1.stop().unwrap();
+    wait_for_lines(&log, &["here", "quorum", "here", "gone", "gone", "none"]);
+}
+
+#[test]
+fn a_server_that_returns_gets_its_share_in_steps() {
+    let guide = start([1, 1], "slow_start = \"40s\"");
+    assert_eq!(answers(&guide, 10, "rs2"), 5);
+    guide.rs2.withdraw("health").unwrap();
+    let one_down = ["up", "down", "draining"];
+    guide.node1.wait_for_backends(&one_down).unwrap();
+    guide.rs2.publish("health", b"well\n").unwrap();
+    for (percent, requests, expected) in [(10, 22, 2), (20, 24, 4)] {
+        let grown = || {
+            let growing = pool(&guide.node1).growing;
+            Ok(growing.first().is_some_and(|g| g.percent == percent))
+        };
+        wait::until_true("its weight grows", LONG, grown).unwrap();
+        assert_eq!(answers(&guide, requests, "rs2"), expected, "{percent} %");
+        let status = guide.node1.ctl(&["status"]).unwrap();
+        let text = format!("{percent} % of its weight so far");
+        assert!(status.contains(&text), "{status}");
+    }
+}
+
+#[test]
+fn a_server_may_ask_to_be_drained() {
+    let mut guide = start([1, 1], "");
+    let text = config(100, [1, 1], "").replace("retries = 0", "retries = 0\nstatus_drain = 404");
+    guide.node1.configure(&text).unwrap();
+    guide.node1.ctl(&["reload"]).unwrap();
+    guide.rs1.withdraw("health").unwrap();
+    let drained = ["draining", "up", "draining"];
+    guide.node1.wait_for_backends(&drained).unwrap();
+    assert_eq!(answers(&guide, 10, "rs2"), 10);
+    let status = guide.node1.ctl(&["status"]).unwrap();
+    assert!(status.contains("draining (by its checks)"), "{status}");
+    guide.rs1.publish("health", b"well\n").unwrap();
+    let ready = ["up", "up", "draining"];
+    guide.node1.wait_for_backends(&ready).unwrap();
+    guide.rs1.stop().unwrap();
+    let down = ["down", "up", "draining"];
+    guide.node1.wait_for_backends(&down).unwrap();
+}
+
+#[test]
+fn a_backup_may_leave_checks_to_the_master() {
+    let mut guide = start([1, 1], "");
+    let text = config(98, [1, 1], "check_on_backup = false");
+    guide.node2.configure(&text).unwrap();
+    guide.node2.start(&guide.lab).unwrap();
+    guide.node2.wait_for("VI_1", VrrpState::Backup).unwrap();
+    guide.rs1.withdraw("health").unwrap();
+    let down = ["down", "up", "draining"];
+    guide.node1.wait_for_backends(&down).unwrap();
+    assert!(pool(&guide.node2).checks_paused);
+    let attempts = || -> u64 {
+        let checks = guide.node2.status().unwrap().checks;
+        checks.iter().map(|c| c.checks[0].attempts).sum()
+    };
+    assert_eq!(attempts(), 0);
+    guide.node1.stop().unwrap();
+    guide.node2.wait_for("VI_1", VrrpState::Master).unwrap();
+    guide.node2.wait_for_backends(&down).unwrap();
+    assert!(!pool(&guide.node2).checks_paused);
+}
