@@ -79,6 +79,12 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
                         service.id, backend.address
                     ));
                 }
+                Some(b) if b.member != backend.member => {
+                    lines.push(format!(
+                        "{}: what happens when {} fails changed",
+                        service.id, backend.address
+                    ));
+                }
                 Some(_) => {}
             }
         }

@@ -143,6 +143,8 @@ impl Daemon {
         self.follow_instances(&freed);
         self.tracking.configure(&self.config, &accounts).await;
         self.start_checks();
+        // Pools follow their new rules, and real servers that are new.
+        self.apply_or_stay(&reason);
         self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
         self.follow_vrrp(reports).await;

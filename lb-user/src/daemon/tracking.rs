@@ -11,8 +11,7 @@ use tokio::sync::watch;
 use super::{Daemon, journal::now_ms};
 use crate::{
     events::Kind,
-    health::state::Health,
-    model::{Condition, Config, Instance, ServiceId, Tracked, Verdict},
+    model::{Condition, Config, Instance, ServiceId, Target, Tracked, Verdict},
     net::routes::{Found, Routes},
     script::{Account, NoSuchUser},
     track::{
@@ -278,8 +277,8 @@ impl Daemon {
         let service = self.config.services.iter().find(|s| s.id == id);
         let backends = service.map_or(&[][..], |service| &service.backends);
         let is_live = |address| {
-            let record = self.health.get(&(id, address));
-            record.is_none_or(|record| record.health == Health::Up)
+            // One that the panic guard keeps serves.
+            service.is_some_and(|service| self.condition(service, Target::Host(address)).up)
         };
         let live = backends.iter().filter(|b| is_live(b.address)).count();
         (live, backends.len())
