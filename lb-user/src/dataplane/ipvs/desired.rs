@@ -130,3 +130,35 @@ const fn loopback(vip: IpAddr) -> IpAddr {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{dataplane::plan::BackendState, model::Protocol};
+
+    /// A state, and the weight that the kernel holds with wrr and with sh, if it holds the server.
+    #[test]
+    fn states_are_weights() {
+        let rows = [
+            (BackendState::Up, Some(7), Some(7)),
+            (BackendState::Draining, Some(0), Some(0)),
+            (BackendState::Unresolved, Some(0), Some(0)),
+            // keepalived's inhibit_on_failure.
+            (BackendState::Inhibited, Some(0), Some(0)),
+            // sh would refuse the clients of its places while the sorry server answers all others.
+            (BackendState::Standby, Some(0), None),
+            (BackendState::Down, None, None),
+        ];
+        for (state, wrr, sh) in rows {
+            for (scheduler, expected) in [(Scheduler::Wrr, wrr), (Scheduler::Sh, sh)] {
+                let id = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
+                let target = Target::Host([10, 1, 15, 45].into());
+                let mut server = PlannedBackend::new(target, 5, state);
+                server.share = 7;
+                let planned = PlannedService::new(id, 0, scheduler, vec![server]);
+                let held: Vec<u32> = wanted(&planned).servers.iter().map(|s| s.weight).collect();
+                assert_eq!(held, Vec::from_iter(expected), "{state:?} {scheduler}");
+            }
+        }
+    }
+}
