@@ -23,6 +23,10 @@ static TRAFFIC: Array<Traffic, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map(name = "targets")]
 static TARGETS: ProgramArray<8> = ProgramArray::new();
 
+/// The same for programs of frames in one buffer: the kernel does not mix the two kinds.
+#[btf_map(name = "linear_targets")]
+static LINEAR_TARGETS: ProgramArray<8> = ProgramArray::new();
+
 /// VIP and port to service id: what the textbook looks up first.
 #[btf_map(name = "text_services")]
 static TEXT_SERVICES: HashMap<u64, u32, 1024> = HashMap::new();
@@ -113,11 +117,31 @@ fn next_client(traffic: &mut Traffic) -> (u32, u16) {
 /// Prepares the next packet and calls the program under test.
 #[xdp(frags)]
 pub fn wrapper(ctx: XdpContext) -> u32 {
-    let (Some(frame), Some(traffic)) = (frame(&ctx), TRAFFIC.get_ptr_mut(0)) else {
+    let Some(target) = prepare(&ctx) else {
         return xdp_action::XDP_ABORTED;
     };
+    // SAFETY: a tail call does not return; a missing target falls through.
+    unsafe { TARGETS.tail_call(&ctx, target) };
+    xdp_action::XDP_ABORTED
+}
+
+/// The same for frames in one buffer.
+#[xdp]
+pub fn wrapper_linear(ctx: XdpContext) -> u32 {
+    let Some(target) = prepare(&ctx) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: as in `wrapper`.
+    unsafe { LINEAR_TARGETS.tail_call(&ctx, target) };
+    xdp_action::XDP_ABORTED
+}
+
+/// Makes the next packet of a frame, and says who gets it.
+#[inline(always)]
+fn prepare(ctx: &XdpContext) -> Option<u32> {
+    let (frame, traffic) = (frame(ctx)?, TRAFFIC.get_ptr_mut(0)?);
     // SAFETY: bounds are checked, the map element is only used by this test run.
-    let target = unsafe {
+    unsafe {
         let traffic = &mut *traffic;
         let (client, port_be) = next_client(traffic);
         (*frame).destination = traffic.destination;
@@ -126,11 +150,8 @@ pub fn wrapper(ctx: XdpContext) -> u32 {
         (*frame).checksum = traffic.checksum;
         (*frame).client_be = traffic.client ^ client;
         (*frame).client_port_be = port_be;
-        traffic.target
-    };
-    // SAFETY: a tail call does not return; a missing target falls through.
-    unsafe { TARGETS.tail_call(&ctx, target) };
-    xdp_action::XDP_ABORTED
+        Some(traffic.target)
+    }
 }
 
 /// The same for frames with a tag.
@@ -183,6 +204,30 @@ pub fn wrapper_ipv6(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_tx(_: XdpContext) -> u32 {
     xdp_action::XDP_TX
+}
+
+/// Everything goes on to the kernel: for what IPVS costs.
+#[xdp(frags)]
+pub fn pass_all(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// The cheapest end that a frame can have.
+#[xdp(frags)]
+pub fn drop_all(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
+/// As `pass_all`.
+#[xdp]
+pub fn pass_linear(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// As `drop_all`.
+#[xdp]
+pub fn drop_linear(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
 }
 
 /// Parses, swaps the MAC addresses, sends.

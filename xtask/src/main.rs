@@ -78,6 +78,12 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Instructions of a packet in XDP and in the kernel's IPVS, in a guest whose clock counts them.
+    Ipvs {
+        /// Also write the figures to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// How long a client is without its address when directors fail, for lbd and keepalived in turn.
     Failover {
         /// Also write the figures to FILE.
@@ -110,6 +116,9 @@ fn main() -> ExitCode {
         Command::Bench {
             what: Bench::Health { json },
         } => bench_laboratory("lbd-health", &[], json),
+        Command::Bench {
+            what: Bench::Ipvs { json },
+        } => bench_ipvs(json),
         Command::Fuzz { target, seconds } => fuzz(target.as_deref(), seconds),
         Command::Soak { minutes, json } => soak(minutes, json),
         Command::Vm { case } => vm(case.as_deref()),
@@ -171,6 +180,21 @@ fn fuzz(target: Option<&str>, seconds: u32) -> Result<()> {
     // The daemon embeds it, and the readers are the daemon's.
     ebpf::build()?;
     fuzz::run(target, seconds)
+}
+
+fn bench_ipvs(json: Option<PathBuf>) -> Result<()> {
+    if let Some(why) = guest::obstacle() {
+        bail!("no guest can run here: {why}");
+    }
+    let json = json.map(std::path::absolute).transpose()?;
+    setup::everything()?;
+    ebpf::build()?;
+    let figures = guest::bench()?;
+    if let Some(file) = json {
+        std::fs::write(&file, figures)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
 }
 
 fn soak(minutes: f64, json: Option<PathBuf>) -> Result<()> {

@@ -81,10 +81,41 @@ pub fn fetch_kernel(meta: &str) -> Result<()> {
     Ok(())
 }
 
+/// What a guest finds in its folder.
+pub struct Payload {
+    /// Programs by name.
+    programs: Vec<(String, PathBuf)>,
+    /// Other files.
+    files: Vec<PathBuf>,
+}
+
+/// The daemon, lbctl and the test programs.
+pub fn tests() -> Result<Payload> {
+    run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
+    let mut programs = vec![
+        (String::from("lbd"), run::target().join("debug/lbd")),
+        (String::from("lbctl"), run::target().join("debug/lbctl")),
+    ];
+    programs.extend(test_programs()?);
+    let files = Vec::new();
+    Ok(Payload { programs, files })
+}
+
+/// What measures, and the programs that it loads.
+pub fn bench() -> Result<Payload> {
+    let name = "lbd-bench-ipvs";
+    let what = ["build", "--quiet", "--release", "--package", "lb-tests"];
+    run::cargo(&[&what[..], &["--bin", name]].concat())?;
+    Ok(Payload {
+        programs: vec![(name.to_owned(), run::target().join("release").join(name))],
+        files: vec![run::target().join("bpf/lb-bench.o")],
+    })
+}
+
 /// Builds the archives of the initial file system: a base that is kept while nothing in it
-/// changes, and an overlay with the test programs and `script`, which the guest runs.
-pub fn build(script: &str) -> Result<Vec<PathBuf>> {
-    Ok(vec![overlay(script)?, base()?])
+/// changes, and an overlay with `payload` and `script`, which the guest runs.
+pub fn build(script: &str, payload: &Payload) -> Result<Vec<PathBuf>> {
+    Ok(vec![overlay(script, payload)?, base()?])
 }
 
 /// Puts archives behind one another, as the kernel takes them.
@@ -173,17 +204,11 @@ fn base() -> Result<PathBuf> {
     Ok(archive)
 }
 
-fn overlay(script: &str) -> Result<PathBuf> {
+fn overlay(script: &str, payload: &Payload) -> Result<PathBuf> {
     let tree = fresh("overlay")?;
     let folder = tree.join("opt/lbd");
     fs::create_dir_all(&folder)?;
-    run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
-    let mut programs = vec![
-        (String::from("lbd"), run::target().join("debug/lbd")),
-        (String::from("lbctl"), run::target().join("debug/lbctl")),
-    ];
-    programs.extend(test_programs()?);
-    for (name, path) in &programs {
+    for (name, path) in &payload.programs {
         let stripped = Command::new("strip")
             .args(["--strip-debug", "-o"])
             .arg(folder.join(name))
@@ -192,13 +217,16 @@ fn overlay(script: &str) -> Result<PathBuf> {
             .context("strip")?;
         ensure!(stripped.success(), "strip {}: {stripped}", path.display());
     }
-    libraries(
-        &programs
-            .into_iter()
-            .map(|(_, path)| path)
-            .collect::<Vec<_>>(),
-        &tree,
-    )?;
+    for file in &payload.files {
+        let name = file.file_name().context("no name")?;
+        fs::copy(file, folder.join(name)).with_context(|| file.display().to_string())?;
+    }
+    let paths: Vec<PathBuf> = payload
+        .programs
+        .iter()
+        .map(|(_, path)| path.clone())
+        .collect();
+    libraries(&paths, &tree)?;
     fs::write(folder.join("script"), script)?;
     executable(&tree.join("init"), &init())?;
     let archive = home().join("overlay.cpio");

@@ -28,6 +28,20 @@ const PROGRAMS: [(&str, &str); 5] = [
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// Seconds after which a guest is ended. A full run takes a few minutes under emulation.
 const LIMIT_S: u32 = 1500;
+/// As fast as emulation goes.
+const TWO_PROCESSORS: [&str; 4] = ["-smp", "2", "-accel", "tcg,thread=multi"];
+/// One nanosecond of the guest's clock is one instruction: what it measures does not depend on this
+/// machine.
+const COUNTING: [&str; 6] = [
+    "-smp",
+    "1",
+    "-accel",
+    "tcg,thread=single",
+    "-icount",
+    "shift=0,sleep=off",
+];
+/// What the measuring program prints before its figures.
+const RESULT: &str = "RESULT ";
 /// What a guest prints last, with its status.
 const END: &str = "the guest ends with status";
 
@@ -83,8 +97,31 @@ pub fn obstacle() -> Option<String> {
 pub fn tests(filter: Option<&str>, mut line: impl FnMut(&str)) -> Result<()> {
     prepare()?;
     let script = script(filter);
-    let overlay = run::stage("building the guest's programs", || image::build(&script))?;
-    run::stage("running the guest", || boot(&overlay, &mut line))
+    let overlay = run::stage("building the guest's programs", || {
+        image::build(&script, &image::tests()?)
+    })?;
+    run::stage("running the guest", || {
+        boot(&overlay, &TWO_PROCESSORS, &mut line)
+    })
+}
+
+/// Measures what a packet costs in XDP and in IPVS. Returns the figures as JSON.
+pub fn bench() -> Result<String> {
+    prepare()?;
+    let script = "modprobe veth; modprobe dummy numdummies=0; modprobe ip_vs; modprobe ip_vs_wrr\n\
+                  status=0; /opt/lbd/lbd-bench-ipvs /opt/lbd/lb-bench.o || status=1\n";
+    let overlay = run::stage("building the guest's programs", || {
+        image::build(script, &image::bench()?)
+    })?;
+    let mut figures = None;
+    run::stage("running the guest", || {
+        boot(&overlay, &COUNTING, &mut |line: &str| {
+            if let Some(text) = line.strip_prefix(RESULT) {
+                figures = Some(text.to_owned());
+            }
+        })
+    })?;
+    figures.context("the guest printed no figures")
 }
 
 /// Installs what is missing and fetches the kernel.
@@ -122,17 +159,17 @@ fn script(filter: Option<&str>) -> String {
 }
 
 /// Boots, prints what the guest prints, and returns its verdict.
-fn boot(overlay: &[PathBuf], line: &mut impl FnMut(&str)) -> Result<()> {
+fn boot(overlay: &[PathBuf], machine: &[&str], line: &mut impl FnMut(&str)) -> Result<()> {
     let kernel = image::kernel().context("no kernel")?;
     let initrd = image::join(overlay)?;
     let mut command = Command::new("timeout");
     command
         .arg(LIMIT_S.to_string())
         .arg("qemu-system-x86_64")
-        .args(["-m", "3072", "-smp", "2", "-cpu", "max", "-nographic"])
+        .args(["-m", "3072", "-cpu", "max", "-nographic"])
         .args(["-no-reboot", "-nodefaults", "-serial", "stdio"])
         // Emulation everywhere: a machine that offers KVM to its guests may still not boot one.
-        .args(["-accel", "tcg,thread=multi"])
+        .args(machine)
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
