@@ -139,18 +139,19 @@ fn a_lost_quorum_puts_the_sorry_server_in() {
     assert!(told.contains("quorum gained after"), "{told}");
 }
 
-#[test]
-fn an_inhibited_server_finishes_a_download() {
-    let guide = start([1, 1], "inhibit_on_failure = true");
+/// What becomes of the real server of a download that fails its check in the middle, and whether the
+/// download arrives.
+fn download(keys: &str, state: &str) -> bool {
+    let guide = start([1, 1], keys);
     let content = vec![b'x'; 3_000_000];
     for server in [&guide.rs1, &guide.rs2] {
         server.publish("big", &content).unwrap();
     }
-    // Whichever server it is, it fails in the middle.
     let mut curl = guide.client.command("curl");
     let url = format!("http://{VIP}/big");
     let arguments = ["--silent", "--show-error", "--limit-rate", "700k", &url];
-    let download = curl.args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let curl = curl.args(arguments).stdout(Stdio::piped());
+    let download = curl.stderr(Stdio::piped()).spawn().unwrap();
     let find = || {
         let service = guide.node1.service()?;
         Ok(service.backends.into_iter().position(|b| b.active > 0))
@@ -162,16 +163,28 @@ fn an_inhibited_server_finishes_a_download() {
     };
     server.withdraw("health").unwrap();
     let mut states = ["up", "up", "draining"];
-    states[serving] = "inhibited";
+    states[serving] = state;
     guide.node1.wait_for_backends(&states).unwrap();
     assert_eq!(answers(&guide, 10, other), 10);
+    // Weight 0 is how IPVS holds an inhibited one.
     let listed = guide.node1.ctl(&["services"]).unwrap();
     let address = format!("10.1.15.{}:80", 45 + serving);
-    let line = listed.lines().find(|l| l.contains(&address)).unwrap();
-    assert!(line.contains("Route   0 "), "{listed}");
+    let line = listed.lines().find(|line| line.contains(&address));
+    let held = line.is_some_and(|line| line.contains("Route   0 "));
+    assert_eq!(held, state == "inhibited", "{listed}");
     let output = download.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(output.stdout.len(), content.len());
+    output.status.success() && output.stdout == content
+}
+
+#[test]
+fn an_inhibited_server_finishes_a_download() {
+    assert!(download("inhibit_on_failure = true", "inhibited"));
+}
+
+#[test]
+fn connections_of_a_server_that_is_down_stay_or_move() {
+    assert!(download("on_down = \"keep\"", "inhibited"));
+    assert!(!download("on_down = \"move\"", "down"));
 }
 
 #[test]

@@ -99,7 +99,7 @@ pub fn render(status: &Status) -> String {
     daemon(&mut registry, status);
     instances(&mut registry, &status.instances);
     services(&mut registry, status);
-    pools::pools(&mut registry, &status.pools);
+    pools::pools(&mut registry, status);
     data_plane(&mut registry, status);
     let mut out = String::new();
     match text::encode(&mut out, &registry) {

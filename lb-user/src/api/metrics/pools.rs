@@ -2,10 +2,10 @@
 
 use prometheus_client::registry::Registry;
 
-use super::{OfServer, OfService, numbers};
-use crate::api::proto::PoolStatus;
+use super::{OfServer, OfService, numbers, service_name};
+use crate::api::proto::Status;
 
-pub(super) fn pools(registry: &mut Registry, pools: &[PoolStatus]) {
+pub(super) fn pools(registry: &mut Registry, status: &Status) {
     let quorum = numbers(
         registry,
         "service_quorum",
@@ -31,12 +31,12 @@ pub(super) fn pools(registry: &mut Registry, pools: &[PoolStatus]) {
         "service_servers_kept",
         "Real servers that are kept although their checks fail",
     );
-    let growing = numbers(
+    let ratio = numbers(
         registry,
         "server_weight_ratio",
-        "What a real server that has returned has of its weight; absent when it has all of it",
+        "What a real server has of its weight: less than 1 for a time after a return",
     );
-    for pool in pools {
+    for pool in &status.pools {
         let of = OfService {
             service: pool.service.clone(),
         };
@@ -48,15 +48,21 @@ pub(super) fn pools(registry: &mut Registry, pools: &[PoolStatus]) {
             .get_or_create(&of)
             .set(flag(pool.panic_since.is_some()));
         kept.get_or_create(&of).set(pool.kept.len() as f64);
-        for server in &pool.growing {
+        let services = status.data_plane.services.iter();
+        let servers = services
+            .filter(|service| service_name(service) == pool.service)
+            .flat_map(|service| &service.backends);
+        for server in servers.filter(|server| !server.sorry) {
+            let mut growing = pool.growing.iter();
+            let grows = growing.find(|growing| growing.backend == server.address);
             let of = OfServer {
                 service: pool.service.clone(),
-                server: server.backend.clone(),
+                server: server.address.clone(),
                 sorry: false.to_string(),
             };
-            growing
+            ratio
                 .get_or_create(&of)
-                .set(f64::from(server.percent) / 100.0);
+                .set(grows.map_or(1.0, |growing| f64::from(growing.percent) / 100.0));
         }
     }
 }
