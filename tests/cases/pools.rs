@@ -189,7 +189,7 @@ fn connections_of_a_server_that_is_down_stay_or_move() {
 
 #[test]
 fn a_broken_check_does_not_empty_the_pool() {
-    let guide = start([1, 1], "panic_threshold = 50");
+    let mut guide = start([1, 1], "panic_threshold = 50");
     // One of two is not more than half.
     guide.rs1.withdraw("health").unwrap();
     let one_down = ["down", "up", "draining"];
@@ -220,6 +220,12 @@ fn a_broken_check_does_not_empty_the_pool() {
     ] {
         assert!(metrics.contains(line), "{metrics}");
     }
+    // A restart of the director changes nothing of it.
+    guide.node1.stop().unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    assert_eq!(pool(&guide.node1).kept.len(), 2);
+    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    assert_eq!(answers(&guide, 20, "rs1"), 10);
     // One passes again: the other one is believed now.
     guide.rs2.publish("health", b"well\n").unwrap();
     guide.node1.wait_for_backends(&one_down).unwrap();

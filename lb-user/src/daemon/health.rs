@@ -279,7 +279,7 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

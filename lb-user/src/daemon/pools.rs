@@ -30,7 +30,7 @@ pub(super) struct Pools {
 impl Daemon {
     /// Lets every pool look at its real servers, and tells what became of it.
     pub(super) fn follow_pools(&mut self) {
-        let now = self.started.elapsed();
+        let (now, today) = (self.started.elapsed(), super::health::now());
         let mut pools = std::mem::take(&mut self.pools.pools);
         pools.retain(|id, _| self.config.services.iter().any(|s| s.id == *id));
         let mut turns: Vec<(ServiceId, Turn)> = Vec::new();
@@ -45,6 +45,10 @@ impl Daemon {
                         address: server.address,
                         weight: condition.live_weight(server),
                         up: condition.up,
+                        down_for: self
+                            .health
+                            .get(&(service.id, server.address))
+                            .and_then(|record| record.down_for(today)),
                     }
                 })
                 .collect();

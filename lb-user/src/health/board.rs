@@ -245,6 +245,12 @@ impl Record {
         &self.checks
     }
 
+    /// How long it has been down at `now`; nothing of one that is up or never was.
+    pub fn down_for(&self, now: Duration) -> Option<Duration> {
+        let failed = self.health == Health::Down && self.cause.as_deref() != Some(NOT_YET);
+        failed.then(|| now.saturating_sub(self.since))
+    }
+
     fn sum_up(&mut self, now: Duration) -> Option<Turn> {
         let failed = |check: &&CheckRecord| check.health == Health::Down;
         let down = self.checks.iter().find(failed);

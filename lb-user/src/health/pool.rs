@@ -32,6 +32,8 @@ pub struct Server {
     pub weight: u32,
     /// Its checks pass, or it has none.
     pub up: bool,
+    /// How long it has been down, where it was ever up.
+    pub down_for: Option<Duration>,
 }
 
 /// Something that became of a pool.
@@ -93,10 +95,10 @@ impl Pool {
     /// Takes what is known of all real servers at `now`. Returns what became of the pool.
     pub fn look(&mut self, rules: &PoolRules, servers: &[Server], now: Duration) -> Vec<Turn> {
         if !self.begun {
-            self.begun = true;
             self.since = now;
         }
         self.follow(rules, servers, now);
+        self.begun = true;
         let mut turns = Vec::new();
         turns.extend(self.guard(rules, now));
         turns.extend(self.weigh(rules, servers, now));
@@ -152,11 +154,19 @@ impl Pool {
     fn follow(&mut self, rules: &PoolRules, servers: &[Server], now: Duration) {
         self.members
             .retain(|address, _| servers.iter().any(|server| server.address == *address));
+        // What a daemon before this one saw fail together still fails together.
+        let newest = servers.iter().filter_map(|server| server.down_for).min();
+        let together = |server: &Server| {
+            let (Some(down_for), Some(newest)) = (server.down_for, newest) else {
+                return false;
+            };
+            !server.up && down_for - newest <= rules.panic_window
+        };
         for server in servers {
             let is_new = !self.members.contains_key(&server.address);
             let member = self.members.entry(server.address).or_default();
             if is_new {
-                member.up = server.up;
+                member.failed = (!self.begun && together(server)).then_some(now);
             } else if member.up && !server.up {
                 member.failed = Some(now);
                 member.ramp = None;

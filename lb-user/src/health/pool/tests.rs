@@ -16,6 +16,7 @@ fn servers(weights: &[u32], down: &[usize]) -> Vec<Server> {
         address: address(index),
         weight: *weight,
         up: !down.contains(&index),
+        down_for: None,
     };
     weights.iter().enumerate().map(server).collect()
 }
@@ -192,6 +193,36 @@ fn the_panic_guard() {
             assert_eq!(pool.panic_since().is_some(), *panic, "{what} at {now}");
             assert_eq!(pool.has_quorum(), !in_use.is_empty(), "{what} at {now}");
         }
+    }
+}
+
+/// For how many seconds each server has been down when the daemon begins, and who is in use then.
+#[test]
+fn a_panic_outlives_the_daemon() {
+    type Row<'a> = (&'a [Option<u64>], &'a [usize]);
+    let rows: &[Row<'_>] = &[
+        (&[Some(500), Some(490), Some(470), None], &[0, 1, 2, 3]),
+        (&[Some(500), Some(490), None, None], &[2, 3]),
+        // One was dead long before.
+        (&[Some(9_000), Some(490), Some(470), None], &[3]),
+        (&[Some(9_000), Some(490), Some(470), Some(470)], &[1, 2, 3]),
+    ];
+    let rules = PoolRules {
+        panic_threshold: Some(50),
+        ..PoolRules::default()
+    };
+    for (down_for, in_use) in rows {
+        let mut servers = servers(&[1; 4], &[]);
+        for (server, seconds) in servers.iter_mut().zip(*down_for) {
+            server.up = seconds.is_none();
+            server.down_for = seconds.map(at);
+        }
+        let mut pool = Pool::default();
+        pool.look(&rules, &servers, at(0));
+        let seen: Vec<usize> = (0..4)
+            .filter(|index| pool.is_in_use(address(*index)) == Some(true))
+            .collect();
+        assert_eq!(seen, *in_use, "{down_for:?}");
     }
 }
 
