@@ -25,7 +25,7 @@ fn config(priority: u8, weights: [u32; 2], keys: &str) -> String {
     let begin = text.find("[service.check]").unwrap();
     let end = text.find("[[service.backend]]").unwrap();
     format!(
-        "{}{keys}\n[service.check]\ntype = \"http\"\npath = \"/health\"\ninterval = \"200ms\"\nconnect_timeout = \"500ms\"\nretries = 0\n{}",
+        "{}{keys}\n[service.check]\ntype = \"http\"\npath = \"/health\"\ninterval = \"200ms\"\nconnect_timeout = \"500ms\"\nretries = 2\ndelay_before_retry = \"50ms\"\n{}",
         &text[..begin],
         &text[end..]
     )
@@ -286,6 +286,9 @@ fn alpha_waits_for_the_first_success_and_omega_tells_of_the_end() {
 #[test]
 fn a_server_that_returns_gets_its_share_in_steps() {
     let guide = start([1, 1], "slow_start = \"40s\"");
+    // A busy machine may have missed a first check.
+    let grown = || Ok(pool(&guide.node1).growing.is_empty());
+    wait::until_true("all have their weight", Duration::from_secs(60), grown).unwrap();
     assert_eq!(answers(&guide, 10, "rs2"), 5);
     guide.rs2.withdraw("health").unwrap();
     let one_down = ["up", "down", "draining"];
@@ -307,7 +310,7 @@ fn a_server_that_returns_gets_its_share_in_steps() {
 #[test]
 fn a_server_may_ask_to_be_drained() {
     let mut guide = start([1, 1], "");
-    let text = config(100, [1, 1], "").replace("retries = 0", "retries = 0\nstatus_drain = 404");
+    let text = config(100, [1, 1], "").replace("retries = 2", "retries = 2\nstatus_drain = 404");
     guide.node1.configure(&text).unwrap();
     guide.node1.ctl(&["reload"]).unwrap();
     guide.rs1.withdraw("health").unwrap();
