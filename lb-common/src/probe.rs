@@ -20,8 +20,12 @@ pub const MARK_MASK: u32 = 0xffff_0000;
 pub const MAX_PROBES: u32 = crate::limits::MAX_BACKENDS;
 
 /// Probes that wait for an answer. One that is forgotten fails as if the real server were silent; 2,000
-/// checks each second, all of them timing out after 10 s, fill less than a third.
-pub const MAX_PROBE_FLOWS: u32 = 65_536;
+/// checks each second for [`PATIENCE_NS`] need 120,000, and the oldest go first.
+pub const MAX_PROBE_FLOWS: u32 = 1 << 17;
+
+/// How long after its last packet a probe's answers are still its own, in nanoseconds: a minute. Later
+/// the same port may be somebody else's.
+pub const PATIENCE_NS: u64 = 60_000_000_000;
 
 /// Whom a mark means. All 0 is nobody.
 #[repr(C)]
@@ -47,6 +51,16 @@ pub struct ProbeFlow {
     pub rest: u64,
 }
 
+/// What is known of a probe under way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The address that its socket is connected to.
+    pub host: Address,
+    /// Until when, in nanoseconds of CLOCK_MONOTONIC_COARSE.
+    pub until_ns: u64,
+}
+
 impl ProbeFlow {
     /// Packs a key. Ports in network byte order.
     #[inline(always)]
@@ -68,5 +82,6 @@ impl ProbeFlow {
 const _: () = {
     assert!(size_of::<ProbeTarget>() == 40);
     assert!(size_of::<ProbeFlow>() == 40);
+    assert!(size_of::<Waiting>() == 24);
     assert!(MARK & !MARK_MASK == 0 && MAX_PROBES - 1 <= !MARK_MASK);
 };

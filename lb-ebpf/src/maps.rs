@@ -15,7 +15,7 @@ use lb_common::{
         MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
         WIDE_CHUNKS,
     },
-    probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget},
+    probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
@@ -147,7 +147,7 @@ pub static PROBE_TARGETS: Array<ProbeTarget, { MAX_PROBES as usize }, MMAPABLE> 
 
 /// Probes under way, and the address that each one's socket knows.
 #[btf_map(name = "probe_flows")]
-pub static PROBE_FLOWS: LruHashMap<ProbeFlow, Address, { MAX_PROBE_FLOWS as usize }> =
+pub static PROBE_FLOWS: LruHashMap<ProbeFlow, Waiting, { MAX_PROBE_FLOWS as usize }> =
     LruHashMap::new();
 
 /// The control element, once the daemon has filled it.

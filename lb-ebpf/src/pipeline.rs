@@ -31,7 +31,7 @@ pub struct Trace {
 }
 
 /// The common case on a way of its own, where all offsets are constants: a packet of the commonest
-/// shape that continues a flow. `None` leaves everything to [`run`], and nothing written.
+/// shape that continues a flow. `None` leaves everything to [`run`], and the frame as it was.
 #[inline(always)]
 pub fn run_plain(
     packet: &Packet<'_>,

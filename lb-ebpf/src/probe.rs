@@ -2,22 +2,22 @@
 //! probe` says what they do for each other.
 //!
 //! Forwarded packets never come here: XDP sends them away before. Whatever is not a probe's passes as it
-//! came.
+//! came, and only a packet that could be changed in part alone is dropped.
 
 use core::mem::size_of;
 
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
-        BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
-    helpers::bpf_csum_diff,
+    helpers::{bpf_csum_diff, generated::bpf_ktime_get_coarse_ns},
     macros::classifier,
     programs::TcContext,
 };
 use lb_common::{
     Address,
-    probe::{MARK, MARK_MASK, ProbeFlow},
+    probe::{MARK, MARK_MASK, PATIENCE_NS, ProbeFlow, Waiting},
 };
 
 use crate::{
@@ -35,11 +35,20 @@ const UDP: u8 = 17;
 /// TTL and hop limit of an outer packet.
 const TTL: u8 = 64;
 /// Tells the kernel that a pseudo-header of IPv6 changed: without it the checksum that some drivers hand
-/// over spoils (Linux 6.16 and stable kernels since; others refuse the flag and do not need it).
+/// over spoils (Linux 6.16 and stable kernels since; others refuse the flag, and such drivers' packets then
+/// cost a second look at their checksum).
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// What could not be read or written; the packet passes.
-type Attempt<T> = Result<T, ()>;
+/// Why a packet is not what it should be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// Something could not be read, or nothing was to be done: it passes as it came.
+    Untouched,
+    /// It was changed in part: nobody must see it.
+    Halfway,
+}
+
+type Attempt<T> = Result<T, Failure>;
 
 /// Where things are in a packet of one version of IP, from the start of the frame.
 #[derive(Clone, Copy)]
@@ -71,6 +80,8 @@ const V6: Layout = Layout {
 };
 /// Where the checksum stands in an IPv4 header.
 const HEADER_SUM: usize = 10;
+/// More fragments, or an offset.
+const FRAGMENT_BE: u16 = 0x3fff_u16.to_be();
 /// Length of an ICMP header; what an error quotes follows.
 const ICMP_LENGTH: usize = 8;
 
@@ -79,14 +90,18 @@ const ICMP_LENGTH: usize = 8;
 pub fn probe_out(ctx: TcContext) -> i32 {
     // SAFETY: the verifier checks accesses to the context.
     let mark = unsafe { (*ctx.skb.skb).mark };
-    if mark & MARK_MASK == MARK {
-        let _ = match layout(&ctx) {
-            Some(true) => send(&ctx, mark, V4),
-            Some(_) => send(&ctx, mark, V6),
-            None => Ok(()),
-        };
+    let is_probe = mark & MARK_MASK == MARK;
+    let sent = match layout(&ctx) {
+        Some(true) if is_probe => send(&ctx, mark, V4),
+        Some(_) if is_probe => send(&ctx, mark, V6),
+        Some(true) => take_over(&ctx, V4),
+        Some(_) => take_over(&ctx, V6),
+        None => Ok(()),
+    };
+    match sent {
+        Err(Failure::Halfway) => TC_ACT_SHOT,
+        Ok(()) | Err(Failure::Untouched) => TC_ACT_UNSPEC,
     }
-    TC_ACT_UNSPEC
 }
 
 /// Gives a probe's answers the address that its socket knows.
@@ -100,11 +115,15 @@ pub fn probe_in(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Whether the frame has IPv4 without options (`true`) or IPv6.
+/// Whether the frame has a whole IPv4 packet without options (`true`), or IPv6.
 #[inline(always)]
 fn layout(ctx: &TcContext) -> Option<bool> {
     match load::<u16>(ctx, ethernet::LENGTH - 2).ok()? {
-        IPV4_BE if load::<u8>(ctx, ethernet::LENGTH) == Ok(0x45) => Some(true),
+        IPV4_BE if load::<u8>(ctx, ethernet::LENGTH) == Ok(0x45) => {
+            // Pieces of a datagram have no ports, or a checksum over more than is here.
+            let fragment_be = load::<u16>(ctx, ethernet::LENGTH + 6).ok()?;
+            (fragment_be & FRAGMENT_BE == 0).then_some(true)
+        }
         IPV6_BE => Some(false),
         _ => None,
     }
@@ -112,7 +131,9 @@ fn layout(ctx: &TcContext) -> Option<bool> {
 
 #[inline(always)]
 fn send(ctx: &TcContext, mark: u32, at: Layout) -> Attempt<()> {
-    let target = PROBE_TARGETS.get(mark & !MARK_MASK).ok_or(())?;
+    let target = PROBE_TARGETS
+        .get(mark & !MARK_MASK)
+        .ok_or(Failure::Untouched)?;
     let protocol = load::<u8>(ctx, at.protocol)?;
     if (protocol != TCP && protocol != UDP) || address(ctx, at.destination, at)? != target.host {
         return Ok(());
@@ -120,13 +141,47 @@ fn send(ctx: &TcContext, mark: u32, at: Layout) -> Attempt<()> {
     let local = address(ctx, at.source, at)?;
     let ports = ports(ctx, at.transport)?;
     let flow = ProbeFlow::new(local, target.vip, ports[0], ports[1], protocol);
-    PROBE_FLOWS.insert(flow, target.host, 0).map_err(|_| ())?;
+    let until_ns = now_ns() + PATIENCE_NS;
+    let waiting = Waiting {
+        host: target.host,
+        until_ns,
+    };
+    PROBE_FLOWS
+        .insert(flow, waiting, 0)
+        .map_err(|_| Failure::Untouched)?;
     let sum = transport_sum(at, protocol);
-    exchange(ctx, at.destination, target.host, target.vip, at, Some(sum))?;
+    exchange(ctx, at.destination, target.host, target.vip, at, Some(sum))
+        .map_err(|_| Failure::Halfway)?;
     if target.tunnel != 0 {
-        wrap(ctx, local, target.host, at)?;
+        wrap(ctx, local, target.host, at).map_err(|_| Failure::Halfway)?;
     }
     Ok(())
+}
+
+/// A packet of this host to a VIP that is no probe's: its port belongs to no probe any more.
+#[inline(always)]
+fn take_over(ctx: &TcContext, at: Layout) -> Attempt<()> {
+    let protocol = load::<u8>(ctx, at.protocol)?;
+    if protocol != TCP && protocol != UDP {
+        return Ok(());
+    }
+    let vip = address(ctx, at.destination, at)?;
+    let control = maps::control().map_err(|_| Failure::Untouched)?;
+    service::vip_of(control, vip).map_err(|_| Failure::Untouched)?;
+    let local = address(ctx, at.source, at)?;
+    let ports = ports(ctx, at.transport)?;
+    let flow = ProbeFlow::new(local, vip, ports[0], ports[1], protocol);
+    // SAFETY: nothing is read.
+    if unsafe { PROBE_FLOWS.get(flow) }.is_some() {
+        let _ = PROBE_FLOWS.remove(flow);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: the helper takes no argument and always succeeds.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 #[inline(always)]
@@ -137,8 +192,8 @@ fn receive(ctx: &TcContext, at: Layout) -> Attempt<()> {
         return Ok(());
     }
     let vip = address(ctx, at.source, at)?;
-    let control = maps::control().map_err(|_| ())?;
-    service::vip_of(control, vip).map_err(|_| ())?;
+    let control = maps::control().map_err(|_| Failure::Untouched)?;
+    service::vip_of(control, vip).map_err(|_| Failure::Untouched)?;
     if is_error {
         return receive_error(ctx, vip, at);
     }
@@ -159,6 +214,16 @@ fn receive(ctx: &TcContext, at: Layout) -> Attempt<()> {
 /// sent by us, to the VIP.
 #[inline(always)]
 fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
+    let kind = load::<u8>(ctx, at.transport)?;
+    // RFC 792: unreachable, time exceeded, parameter problem. RFC 4443: errors are below 128.
+    let is_quoting = if at.is_v4 {
+        matches!(kind, 3 | 11 | 12)
+    } else {
+        matches!(kind, 1..=4)
+    };
+    if !is_quoting {
+        return Ok(());
+    }
     let quoted = at.transport + ICMP_LENGTH - ethernet::LENGTH;
     let protocol = load::<u8>(ctx, quoted + at.protocol)?;
     let local = address(ctx, quoted + at.source, at)?;
@@ -191,7 +256,13 @@ fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
 #[inline(always)]
 fn waiting(flow: &ProbeFlow) -> Attempt<Address> {
     // SAFETY: the value is copied at once; a concurrent update can only replace it whole.
-    unsafe { PROBE_FLOWS.get(flow) }.copied().ok_or(())
+    let waiting = unsafe { PROBE_FLOWS.get(flow) }
+        .copied()
+        .ok_or(Failure::Untouched)?;
+    if now_ns() > waiting.until_ns {
+        return Err(Failure::Untouched);
+    }
+    Ok(waiting.host)
 }
 
 /// Where a checksum over the pseudo-header stands, and how it counts.
@@ -230,10 +301,13 @@ fn exchange(
     if !at.is_v4 {
         return match sum {
             Some(sum) => exchange_plain(ctx, offset, old, new, sum),
-            None => Err(()),
+            None => Err(Failure::Untouched),
         };
     }
-    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
+    let (old_be, new_be) = (
+        old.as_v4().ok_or(Failure::Untouched)?,
+        new.as_v4().ok_or(Failure::Untouched)?,
+    );
     if let Some(sum) = sum {
         let size = size_of::<u32>() as u64;
         ctx.l4_csum_replace(
@@ -242,7 +316,7 @@ fn exchange(
             u64::from(new_be),
             sum.flags | size,
         )
-        .map_err(|_| ())?;
+        .map_err(|_| Failure::Untouched)?;
     }
     replace_v4(ctx, offset, old, new, ethernet::LENGTH + HEADER_SUM)
 }
@@ -255,11 +329,15 @@ fn replace_v4(
     new: Address,
     header_sum: usize,
 ) -> Attempt<()> {
-    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
+    let (old_be, new_be) = (
+        old.as_v4().ok_or(Failure::Untouched)?,
+        new.as_v4().ok_or(Failure::Untouched)?,
+    );
     let size = size_of::<u32>() as u64;
     ctx.l3_csum_replace(header_sum, u64::from(old_be), u64::from(new_be), size)
-        .map_err(|_| ())?;
-    ctx.store(offset, &new_be, 0).map_err(|_| ())
+        .map_err(|_| Failure::Untouched)?;
+    ctx.store(offset, &new_be, 0)
+        .map_err(|_| Failure::Untouched)
 }
 
 /// Exchanges an IPv6 address.
@@ -287,8 +365,8 @@ fn exchange_plain(
     let flags = sum.flags | if is_pseudo { BPF_F_IPV6 } else { 0 };
     ctx.l4_csum_replace(sum.offset, 0, difference, flags)
         .or_else(|_| ctx.l4_csum_replace(sum.offset, 0, difference, sum.flags))
-        .map_err(|_| ())?;
-    ctx.store(offset, &new, 0).map_err(|_| ())
+        .map_err(|_| Failure::Untouched)?;
+    ctx.store(offset, &new, 0).map_err(|_| Failure::Untouched)
 }
 
 /// Puts the packet into another one for the real server, as `rewrite::tunnel` does for clients' packets.
@@ -301,8 +379,8 @@ fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<
     if at.is_v4 {
         const LENGTH: u32 = Ipv4Header::LENGTH as u32;
         let length = ((inner + Ipv4Header::LENGTH) as u16).to_be_bytes();
-        let source_be = source.as_v4().ok_or(())?;
-        let destination_be = host.as_v4().ok_or(())?;
+        let source_be = source.as_v4().ok_or(Failure::Untouched)?;
+        let destination_be = host.as_v4().ok_or(Failure::Untouched)?;
         // Version and length, class, total length, no identification, no fragment.
         let first = u64::from_ne_bytes([0x45, 0, length[0], length[1], 0, 0, 0, 0]);
         let second = |sum: u16| {
@@ -323,11 +401,13 @@ fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<
         header[1] = second(folded(sum as u64));
         let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
         ctx.adjust_room(LENGTH as i32, mode, flags)
-            .map_err(|_| ())?;
+            .map_err(|_| Failure::Untouched)?;
         let offset = ethernet::LENGTH;
         ctx.store(offset, &[header[0], header[1]], 0)
-            .map_err(|_| ())?;
-        return ctx.store(offset + 16, &destination_be, 0).map_err(|_| ());
+            .map_err(|_| Failure::Untouched)?;
+        return ctx
+            .store(offset + 16, &destination_be, 0)
+            .map_err(|_| Failure::Untouched);
     }
     let length = (inner as u16).to_be_bytes();
     let header = [
@@ -339,8 +419,9 @@ fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<
     ];
     let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
     ctx.adjust_room(ipv6::LENGTH as i32, mode, flags)
-        .map_err(|_| ())?;
-    ctx.store(ethernet::LENGTH, &header, 0).map_err(|_| ())
+        .map_err(|_| Failure::Untouched)?;
+    ctx.store(ethernet::LENGTH, &header, 0)
+        .map_err(|_| Failure::Untouched)
 }
 
 /// The checksum of a sum of words as loaded, as it is stored.
@@ -372,5 +453,5 @@ fn ports(ctx: &TcContext, offset: usize) -> Attempt<[u16; 2]> {
 
 #[inline(always)]
 fn load<T>(ctx: &TcContext, offset: usize) -> Attempt<T> {
-    ctx.load::<T>(offset).map_err(|_| ())
+    ctx.load::<T>(offset).map_err(|_| Failure::Untouched)
 }

@@ -22,6 +22,8 @@ use tokio::{
 const STDERR_LIMIT: u64 = 1024;
 /// How long after a failing script's end its last words are waited for.
 const STDERR_GRACE: Duration = Duration::from_millis(200);
+/// A killed process is gone within that, unless it cannot be killed.
+const REAP: Duration = Duration::from_millis(200);
 
 /// The account named in the configuration does not exist.
 #[derive(Debug, Error)]
@@ -147,9 +149,11 @@ impl Running {
         let _ = timeout(grace, self.child.wait()).await;
     }
 
+    /// Kills the process group. A process that waits for a dead file server dies when that answers, and
+    /// nobody waits for it: it is reaped whenever it ends.
     async fn kill(mut self) -> io::Result<()> {
         self.group.signal(Signal::SIGKILL);
-        self.child.kill().await
+        timeout(REAP, self.child.kill()).await.unwrap_or(Ok(()))
     }
 }
 

@@ -134,6 +134,14 @@ fn out_to_the_vip_and_back_from_it() {
                     other,
                     "another port"
                 );
+                // Somebody on this host speaks to the VIP from the same port.
+                let own = packet(kind, local, vip, (PORT, 80));
+                assert_eq!(xdp.run_probe(true, &own, 0).unwrap(), own);
+                assert_eq!(
+                    xdp.run_probe(false, &answer, 0).unwrap(),
+                    answer,
+                    "{kind:?}: the port is not the probe's any more"
+                );
             }
         }
     });
@@ -153,6 +161,14 @@ fn errors_about_a_probe_reach_its_socket() {
             );
             xdp.run_probe(true, &packet(Kind::Udp, local, host, (PORT, 80)), mark)
                 .unwrap();
+            let mut message = error.clone();
+            let (place, reply) = if local.is_ipv4() { (34, 0) } else { (54, 129) };
+            message[place] = reply;
+            assert_eq!(
+                xdp.run_probe(false, &message, 0).unwrap(),
+                message,
+                "an echo reply quotes nothing"
+            );
             let expected = unreachable(host, local, host);
             let mut seen = xdp.run_probe(false, &error, 0).unwrap();
             // The quoted datagram's own checksum is not mended: nobody looks at it.
@@ -243,6 +259,14 @@ fn what_is_no_probe_stays_as_it_is() {
             let Cast { local, host, vip } = cast;
             let asked = packet(Kind::Tcp, local, host, (PORT, 80));
             let headers = if local.is_ipv4() { 34 } else { 54 };
+            let mut piece = asked.clone();
+            // More fragments; or a fragment header next.
+            let (place, bits) = if local.is_ipv4() {
+                (20, 0x20)
+            } else {
+                (20, 44)
+            };
+            piece[place] = bits;
             for (what, frame, mark) in [
                 ("no mark", asked.clone(), 0),
                 ("somebody's mark", asked.clone(), 0x1234_0005),
@@ -253,6 +277,7 @@ fn what_is_no_probe_stays_as_it_is() {
                     mark,
                 ),
                 ("no ports", asked[..headers].to_vec(), mark),
+                ("a piece", piece, mark),
             ] {
                 assert_eq!(xdp.run_probe(true, &frame, mark).unwrap(), frame, "{what}");
                 let answer = packet(Kind::Tcp, vip, local, (80, PORT));

@@ -230,14 +230,11 @@ impl<'a, K: Key> Lookup<'a, K> {
         if let Some(old) = self.previous()
             && let Some(place) = slots::find(&self.key, old)
         {
-            self.move_from(&place, promoted);
+            self.move_and_count(&place, promoted);
             return;
         }
         if let Some(place) = slots::find(&self.key, half_open) {
-            let backend = place.value.backend();
-            if self.move_from(&place, promoted) && self.kind == Kind::End {
-                self.count(backend, -1, 1);
-            }
+            self.move_and_count(&place, promoted);
             return;
         }
         if let Some(value) = self.key.spilled() {
@@ -253,6 +250,16 @@ impl<'a, K: Key> Lookup<'a, K> {
     fn renewed(&self, value: FlowValue) -> FlowValue {
         let closing = value.is_closing() || self.kind == Kind::End;
         FlowValue::new(value.backend(), self.expiry(closing), closing)
+    }
+
+    /// Moves a flow; one that begins to close now is not active any more.
+    #[inline(always)]
+    fn move_and_count(&self, place: &Found, promoted: *mut Bucket) {
+        let value = place.value;
+        let closes = self.kind == Kind::End && !value.is_closing();
+        if self.move_from(place, promoted) && closes {
+            self.count(value.backend(), -1, 1);
+        }
     }
 
     /// Moves a flow. The slot that it leaves expired two ticks ago: it is free for others, and the daemon,

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::packet::Packet;
 
-/// Headers at fixed places. A UDP datagram is read through the same form: no Ethernet frame is
-/// shorter than this.
+/// Headers at fixed places. A UDP datagram is read through the same form: no Ethernet frame with IPv4 is
+/// shorter than this; with IPv6 the shortest datagrams are, and take the long way.
 #[repr(C, packed(2))]
 struct Frame<N> {
     link: Ethernet,

@@ -87,7 +87,8 @@ fn try_choose(control: &Control, newcomer: &Newcomer<'_>) -> Result<u16, Reason>
             sticky::remember(control, detail, newcomer.arrival, backend, stuck.is_some());
         }
         if counted && let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) {
-            // As IPVS counts: TCP is active from the first SYN on, UDP never.
+            // As IPVS counts: TCP is active from the first SYN on, UDP never. SCTP counts as TCP does;
+            // there, only once it is established.
             // SAFETY: a live array element; the words are only added to.
             unsafe {
                 let word = match newcomer.arrival.is_udp() {
@@ -112,7 +113,7 @@ fn by_method(
     match detail.method & Method::KIND {
         Method::SOURCE | Method::MAGLEV => hashed::choose(index, detail, newcomer, counted),
         _ if !newcomer.remember => ring::by_hash(detail, newcomer.arrival.hash(control)),
-        Method::FIRST => ring::first(detail, counted),
+        Method::FIRST => ring::first(index, detail, counted),
         Method::LEAST => least::choose(index, false),
         Method::WEIGHTED_LEAST => least::choose(index, true),
         _ => {

@@ -29,16 +29,16 @@ pub fn next(
     least::any(index)
 }
 
-/// The first backend of the ring that takes connections.
+/// The first backend of the ring that takes connections; behind the first of them any that does.
 #[inline(always)]
-pub fn first(detail: &ServiceDetail, counted: bool) -> Result<u16, Reason> {
+pub fn first(index: u32, detail: &ServiceDetail, counted: bool) -> Result<u16, Reason> {
     for turn in 0..ATTEMPTS.min(detail.ring_len) {
         let backend = at(detail, u64::from(turn))?;
         if is_available(backend, counted) {
             return Ok(backend);
         }
     }
-    Err(Reason::NoBackend)
+    least::any(index)
 }
 
 /// The backend at a ring position taken from the packet's hash. For segments that belong to no

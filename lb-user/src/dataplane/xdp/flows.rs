@@ -240,7 +240,10 @@ impl Table {
             None => Flow::of_narrow(self.table, FlowKey(key), value),
         };
         let again = FlowValue(chunk.value(bucket, way).load(Ordering::Acquire));
-        let same = !again.is_busy() && chunk.key(bucket, way).load(Ordering::Acquire) == key;
+        // Used again in between, the slot would give one flow's key with another's backend.
+        let same = !again.is_busy()
+            && again.backend() == value.backend()
+            && chunk.key(bucket, way).load(Ordering::Acquire) == key;
         (same && key != 0).then_some(flow)
     }
 

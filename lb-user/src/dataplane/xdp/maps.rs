@@ -13,7 +13,7 @@ use lb_common::{
         MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES, MAX_STICKY, MAX_STICKY_NEW,
         RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS, WIDE_CHUNKS,
     },
-    probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget},
+    probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
@@ -83,7 +83,7 @@ pub fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "probe_targets" => of(4, size_of::<ProbeTarget>(), MAX_PROBES),
         "probe_flows" => of(
             size_of::<ProbeFlow>(),
-            size_of::<Address>(),
+            size_of::<Waiting>(),
             MAX_PROBE_FLOWS,
         ),
         _ => None,

@@ -23,8 +23,8 @@ use crate::dataplane::{Attachment, DataPlaneError};
 /// The compiled program, with every map definition.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
-/// Every map of the object, as pinned.
-pub const MAPS: [&str; 31] = [
+/// Every map that outlives the daemon, as pinned. Probes do not.
+pub const MAPS: [&str; 29] = [
     "control",
     "services",
     "vips",
@@ -54,8 +54,6 @@ pub const MAPS: [&str; 31] = [
     "backend_stats",
     "reasons",
     "events",
-    "probe_targets",
-    "probe_flows",
 ];
 
 /// An interface that runs the program.

@@ -9,8 +9,8 @@ use std::{collections::HashMap, io, sync::atomic::Ordering};
 use aya::{
     Ebpf,
     programs::{
-        SchedClassifier, TcAttachType, TestRun, TestRunOptions,
-        tc::{self, TcError},
+        LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions,
+        tc::{self, NlOptions, TcAttachOptions, TcError},
     },
     util::KernelVersion,
 };
@@ -106,8 +106,17 @@ pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
         if by_filter {
             let _ = tc::qdisc_detach_program(interface, at, name);
         }
+        // First in line: another program's last word must not hide a probe's packets from us.
+        let options = if by_filter {
+            TcAttachOptions::Netlink(NlOptions {
+                priority: 1,
+                ..NlOptions::default()
+            })
+        } else {
+            TcAttachOptions::TcxOrder(LinkOrder::first())
+        };
         classifier(ebpf, name)?
-            .attach(interface, at)
+            .attach_with_options(interface, at, options)
             .map_err(|e| format!("{interface}: {}", chain(&e)))?;
     }
     Ok(())

@@ -233,10 +233,14 @@ impl Xdp {
             element.flags() & BackendFlags::ALIVE != 0
         })?;
         let entry = self.flow_entry(flow, now);
+        let reopened = match entry.state.as_str() {
+            "closing" => "; a SYN would be a new connection",
+            _ => "",
+        };
         step(
             why,
             format!(
-                "a known flow ({}, {} s of silence left) keeps {}",
+                "a known flow ({}, {} s of silence left) keeps {}{reopened}",
                 entry.state, entry.expires_in_s, entry.backend
             ),
         );

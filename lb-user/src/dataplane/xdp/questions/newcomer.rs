@@ -61,7 +61,8 @@ impl Xdp {
         if self.plan.services.iter().any(is_vip) {
             why.steps
                 .push("the client's address is a VIP: the packet passes".to_owned());
-            return Err("source_is_vip");
+            let is_land = client.ip() == service.id.address;
+            return Err(if is_land { "land" } else { "source_is_vip" });
         }
         self.admit(&detail, client.ip(), id, why)?;
         if detail.sticky_ticks != 0
@@ -187,6 +188,7 @@ impl Choice<'_> {
             Method::FIRST => {
                 let turns = u64::from(length).min(RING_ATTEMPTS);
                 let found = (0..turns).find_map(|turn| self.taking(self.at(turn)));
+                let found = found.or_else(|| self.any());
                 (named(found, "first"), "fo: the highest weight".to_owned())
             }
             Method::LEAST | Method::WEIGHTED_LEAST => {
