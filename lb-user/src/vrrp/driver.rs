@@ -28,7 +28,7 @@ use super::{
     realtime::{self, Waiter},
     round::{self, Outside},
     runner::{Order, Runner, Snapshot, same_on_the_wire},
-    socket::{Buffer, Kind, VrrpSocket},
+    socket::{Buffer, Kind, RECEIVE_BUFFER, SMALLEST_PACKET, VrrpSocket},
 };
 use crate::model::{Instance, Verdict, VrrpState};
 
@@ -36,10 +36,11 @@ use crate::model::{Instance, Verdict, VrrpState};
 /// transitions behind is not there any more.
 const REPORT_QUEUE: usize = 1024;
 /// Packets read from one socket before the deadlines are looked at again. More than a socket's queue
-/// holds (212,992 bytes by default, some 280 adverts): after a stall no timer runs out while the
-/// advert that would have stopped it still waits. No more, so that a flood cannot keep ours from
-/// leaving.
-const RECEIVE_BURST: usize = 1024;
+/// holds: its 1 MiB, which the kernel doubles, is some 2,700 of the
+/// smallest packets. After a stall no timer runs out while the advert that would have stopped it still waits.
+/// No more, so that a flood cannot keep ours from leaving.
+const RECEIVE_BURST: usize = 4096;
+const _: () = assert!(RECEIVE_BURST > 2 * RECEIVE_BUFFER / SMALLEST_PACKET);
 
 /// An instance and the present condition of its interface.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,9 @@ use crate::model::{Auth, Instance};
 pub(super) const PRIORITY_CONTROL: u32 = 7;
 /// Room for the adverts of 255 instances that all speak at the same moment, as after a start: about 1300
 /// bytes each, as the kernel counts. Its default holds 160.
-const RECEIVE_BUFFER: usize = 1 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
+/// What the kernel counts for the smallest packet in a queue, with its own share.
+pub(super) const SMALLEST_PACKET: usize = 768;
 /// Longer than any advert over Ethernet; what does not fit is judged truncated.
 const BUFFER: usize = 8192;
 
