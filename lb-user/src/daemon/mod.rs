@@ -77,6 +77,9 @@ use crate::{
 
 /// Housekeeping: neighbours are looked after.
 const TICK: Duration = Duration::from_secs(1);
+/// Reports of the VRRP thread that are handled before anything else has its turn: a few failovers of a
+/// whole sync group.
+const REPORTS_IN_A_ROW: u32 = 64;
 /// Expired flows are swept this often. Their slots count as free before that; the sweep is for
 /// counting, for tables that must grow, and for slots whose writer was lost.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -355,13 +358,18 @@ impl Daemon {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reports_in_a_row = 0;
         loop {
             let announcement = self.addresses.next_announcement();
+            let before = std::mem::take(&mut reports_in_a_row);
             tokio::select! {
-                // A transition waits for nothing else.
+                // A transition waits for nothing else, but not even a flood of them stops the rest.
                 biased;
-                report = inputs.reports.recv() => match report {
-                    Some(report) => self.on_report(report).await,
+                report = inputs.reports.recv(), if before < REPORTS_IN_A_ROW => match report {
+                    Some(report) => {
+                        reports_in_a_row = before + 1;
+                        self.on_report(report).await;
+                    }
                     None => {
                         self.stop(inputs.reports).await?;
                         return Err(DaemonError::NoVrrp);
@@ -381,6 +389,8 @@ impl Daemon {
                 Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
                 _ = tick.tick() => self.on_tick(&mut inputs.reports).await,
                 _ = sweep.tick() => self.data_plane.sweep(),
+                // Nothing else is due.
+                () = std::future::ready(()), if before >= REPORTS_IN_A_ROW => {}
             }
         }
         self.stop(inputs.reports).await

@@ -55,6 +55,12 @@ impl Settings {
         3 * master_interval + self.skew(master_interval)
     }
 
+    /// How soon after an answer to a lower advert, or after a report of one, the next may follow: a flood
+    /// of them costs others ten adverts an interval, and the daemon ten reports.
+    pub fn pause(&self) -> Duration {
+        SHORTEST_PAUSE.max(self.interval / 10)
+    }
+
     fn is_owner(&self) -> bool {
         self.priority == 255
     }
@@ -229,11 +235,17 @@ pub struct Machine {
     is_learned: bool,
     /// Since when only masters of lower priority are heard.
     lower_since: Option<Instant>,
+    /// When a master last answered an advert.
+    answered: Option<Instant>,
+    /// Whether it would have answered another since, but too soon: its next advert is the answer.
+    owes_answer: bool,
 }
 
 /// A master that is woken this many intervals after its last advert was due has been given up by
 /// others, who may speak by now.
 const PATIENCE: u32 = 2;
+/// The shortest interval that can be configured, and so what anybody may send at.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 impl Machine {
     /// A machine in INIT.
@@ -246,6 +258,8 @@ impl Machine {
             master_interval: settings.interval,
             is_learned: false,
             lower_since: None,
+            answered: None,
+            owes_answer: false,
         }
     }
 
@@ -426,6 +440,9 @@ impl Machine {
             .deadline
             .map_or(Duration::ZERO, |due| now.saturating_sub(due));
         self.deadline = Some(now + interval);
+        if std::mem::take(&mut self.owes_answer) {
+            self.answered = Some(now);
+        }
         if late > PATIENCE * interval {
             return Effects::default();
         }
@@ -437,6 +454,8 @@ impl Machine {
     fn become_master(&mut self, reason: Reason, now: Instant) -> Effects {
         self.state = VrrpState::Master;
         self.forget_interval();
+        self.answered = None;
+        self.owes_answer = false;
         self.deadline = Some(now + self.settings.interval);
         Effects::of([
             Effect::SendAdvert(self.settings.priority),
@@ -474,8 +493,10 @@ impl Machine {
     fn advert_in_backup(&mut self, priority: u8, interval: Duration, now: Instant) {
         let settings = &self.settings;
         if priority == 0 {
+            // Never later than before: anybody may say this again and again.
+            let soon = now + settings.skew(self.master_interval);
             self.waiting_for = Reason::MasterStopped;
-            self.deadline = Some(now + settings.skew(self.master_interval));
+            self.deadline = Some(self.deadline.map_or(soon, |due| due.min(soon)));
             return;
         }
         let is_lower = priority < settings.priority;
@@ -506,8 +527,10 @@ impl Machine {
     ) -> Effects {
         let own = (self.settings.priority, self.settings.source);
         if priority == 0 {
-            self.deadline = Some(now + self.settings.interval);
-            return Effects::of([Effect::SendAdvert(self.settings.priority)]);
+            return match self.may_answer(now) {
+                true => Effects::of([Effect::SendAdvert(self.settings.priority)]),
+                false => Effects::default(),
+            };
         }
         match (priority, source).cmp(&own) {
             Ordering::Greater => {
@@ -519,13 +542,26 @@ impl Machine {
                     Effect::Enter(VrrpState::Backup, reason),
                 ])
             }
-            Ordering::Less => {
-                self.deadline = Some(now + self.settings.interval);
-                Effects::of([Effect::SendAdvert(self.settings.priority), Effect::Announce])
-            }
+            Ordering::Less => match self.may_answer(now) {
+                true => Effects::of([Effect::SendAdvert(self.settings.priority), Effect::Announce]),
+                false => Effects::of([Effect::Announce]),
+            },
             // Our own advert, looped back by the network.
             Ordering::Equal => Effects::default(),
         }
+    }
+
+    /// Whether an answer may go out now; if not, the next advert does when it may.
+    fn may_answer(&mut self, now: Instant) -> bool {
+        let free = self.answered.map(|at| at + self.settings.pause());
+        if let Some(free) = free.filter(|free| *free > now) {
+            self.deadline = self.deadline.map(|due| due.min(free));
+            self.owes_answer = true;
+            return false;
+        }
+        self.answered = Some(now);
+        self.deadline = Some(now + self.settings.interval);
+        true
     }
 }
 

@@ -3,7 +3,6 @@
 //! does not make the group change sides for ever.
 
 use super::{
-    driver::Report,
     fsm::Event,
     round::{Outside, feed},
     runner::Runner,
@@ -29,8 +28,7 @@ fn settle(outside: &impl Outside, runners: &mut [Runner], first: usize) {
     }
     while let Some(index) = next_to_announce(runners, first) {
         runners[index].announced = true;
-        let instance = runners[index].instance.name.clone();
-        outside.report(Report::Announce { instance });
+        runners[index].to_announce = true;
     }
 }
 

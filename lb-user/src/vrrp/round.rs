@@ -12,6 +12,7 @@ use super::{
     groups,
     runner::Runner,
 };
+use crate::model::VrrpState;
 
 /// The world as an instance knows it.
 pub(super) trait Outside {
@@ -32,9 +33,7 @@ pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
             Effect::SendAdvert(priority) => outside.send(runner, priority),
             Effect::Announce => {
                 runner.announced = true;
-                outside.report(Report::Announce {
-                    instance: runner.instance.name.clone(),
-                });
+                runner.to_announce = true;
             }
             Effect::Enter(state, reason) => {
                 // One that just started leads no group.
@@ -60,7 +59,8 @@ pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
 pub(super) fn hear(outside: &impl Outside, runner: &mut Runner, advert: Event) {
     let before = runner.machine.deadline();
     feed(outside, runner, advert);
-    if runner.machine.deadline() != before {
+    let is_farewell = matches!(advert, Event::Advert { priority: 0, .. });
+    if runner.machine.deadline() != before && !is_farewell {
         // A master of equal or higher priority.
         runner.wants_to_be_master = false;
     }
@@ -82,6 +82,28 @@ pub(super) fn finish(outside: &impl Outside, runners: &mut [Runner]) {
         expire(outside, runner);
     }
     groups::settle_all(outside, runners);
+    for runner in runners {
+        tell_to_announce(outside, runner);
+    }
+}
+
+/// Not more often than answers: what is told too soon waits for a later round, which comes with the
+/// next advert.
+fn tell_to_announce(outside: &impl Outside, runner: &mut Runner) {
+    if !runner.to_announce {
+        return;
+    }
+    let now = outside.now();
+    let pause = runner.machine.settings().pause();
+    if runner.machine.state() != VrrpState::Master {
+        runner.to_announce = false;
+    } else if runner.told_at.is_none_or(|at| now >= at + pause) {
+        runner.to_announce = false;
+        runner.told_at = Some(now);
+        outside.report(Report::Announce {
+            instance: runner.instance.name.clone(),
+        });
+    }
 }
 
 fn expire(outside: &impl Outside, runner: &mut Runner) {

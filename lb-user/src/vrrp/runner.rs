@@ -98,8 +98,12 @@ pub(super) struct Runner {
     pub(super) changed: u64,
     /// Its master is silent, but the rest of its group hears theirs.
     pub(super) wants_to_be_master: bool,
-    /// Its addresses were announced again, and those of its group must be.
+    /// Its addresses must be announced again, and with them those of its group: in this round.
     pub(super) announced: bool,
+    /// The daemon must be told so.
+    pub(super) to_announce: bool,
+    /// When it was told last.
+    pub(super) told_at: Option<Duration>,
     /// What everything that it watches makes of it.
     pub(super) verdict: Verdict,
     /// An operator's priority, until reset.
@@ -141,6 +145,8 @@ impl Runner {
             changed: 0,
             wants_to_be_master: false,
             announced: false,
+            to_announce: false,
+            told_at: None,
             verdict: setup.verdict,
             manual: None,
             worst_lateness: Duration::ZERO,

@@ -399,6 +399,25 @@ fn a_stopped_master_is_replaced_after_the_skew() {
     );
 }
 
+/// Farewells, in ms after the start, and the deadline after them.
+#[test]
+fn a_farewell_never_postpones_the_timer() {
+    let rows: [(&[u32], u64); 4] = [
+        (&[500], 1_109_375),
+        (&[500, 800, 1_100], 1_109_375),
+        (&[3_500], 3_609_375),
+        (&[3_500, 3_600], 3_609_375),
+    ];
+    for (farewells, deadline) in rows {
+        let mut machine = machine_in(VrrpState::Backup, settings(100));
+        for at in farewells {
+            machine.handle(advert(0, HIGH), *at * MS);
+        }
+        let due = machine.deadline().map(|due| due.as_micros() as u64);
+        assert_eq!(due, Some(deadline), "{farewells:?}");
+    }
+}
+
 #[test]
 fn a_new_priority_moves_the_running_timer_by_the_difference() {
     let mut machine = machine_in(VrrpState::Backup, settings(100));

@@ -210,6 +210,102 @@ fn a_master_is_replaced_in_time() {
     });
 }
 
+/// A master vanishes, and somebody says again and again that it stops: that hastens its successor, and
+/// never postpones it, in no network of a group.
+#[test]
+fn farewells_without_end_postpone_nothing() {
+    every_seed(4, |seed| {
+        let mut world = elected(seed);
+        let master = world.masters(0, 0)[0];
+        let stranger = world.routers[master].source;
+        let interval = world.routers[master].instances[0].advert_interval;
+        world.crash(master);
+        // The last advert arrives.
+        world.run(world.network.delay + Duration::from_nanos(1));
+        let others: Vec<_> = (0..world.routers.len()).filter(|i| *i != master).collect();
+        let patience = others.iter().map(|i| world.routers[*i].patience(0).1);
+        let skew = patience.min().unwrap();
+        let step = (skew / 7).max(Duration::from_nanos(1));
+        let farewell = Packet::Event(Event::Advert {
+            priority: 0,
+            source: stranger,
+            interval,
+        });
+        // Members of a group are told one after the other.
+        let end = world.now + skew + 3 * step;
+        let mut segment = 0;
+        while world.now < end {
+            for index in others.iter().copied() {
+                if world.routers[index].arrive(segment, farewell.clone()) {
+                    world.command(index, |_| ());
+                }
+            }
+            segment = (segment + 1) % world.segments;
+            world.run(step);
+        }
+        for segment in 0..world.segments {
+            assert!(!world.masters(0, segment).is_empty(), "nobody took over");
+        }
+    });
+}
+
+/// A master that is flooded with adverts of lower priorities, or farewells, answers at once, then no
+/// more often than ten times an interval (or every 10 ms), and so do its group; its last announcement
+/// comes after the last of them.
+#[test]
+fn a_flood_is_answered_in_measure() {
+    every_seed(4, |seed| {
+        let mut world = elected(seed);
+        let master = world.masters(0, 0)[0];
+        let priority = world.routers[master].runners[0].priority();
+        if priority == 1 {
+            return;
+        }
+        let settings = *world.routers[master].runners[0].machine.settings();
+        let interval = settings.interval;
+        let quiet = part_of(&mut world, 2);
+        world.run(quiet);
+        let before = world.told[master];
+        let floods = 1_000;
+        let flood = 2 * interval;
+        let mut last = world.now;
+        for number in 0..floods {
+            let segment = number % world.segments;
+            let lower = Packet::Event(Event::Advert {
+                priority: if number % 3 == 1 { 0 } else { priority - 1 },
+                source: [10, 9, 0, 200].into(),
+                interval,
+            });
+            if number % 3 != 1 {
+                last = world.now;
+            }
+            if world.routers[master].arrive(segment, lower) {
+                world.command(master, |_| ());
+            }
+            if number == 0 {
+                assert_eq!(world.spoke[master][0], world.now, "not at once");
+                assert_eq!(world.announced[master][0], Some(world.now), "not at once");
+            }
+            world.run(flood / floods as u32);
+        }
+        // By the promise, not by the machine.
+        let pause = Duration::from_millis(10).max(interval / 10);
+        let most = 2 + (flood.as_nanos() / pause.min(interval).as_nanos()) as u64;
+        let told = world.told[master].iter().zip(before);
+        for (after, before) in told.take(world.segments) {
+            let (sent, announced) = (after.0 - before.0, after.1 - before.1);
+            assert!(sent <= most, "{sent} adverts, {most} at most");
+            assert!(announced <= most, "{announced} reports, {most} at most");
+        }
+        world.run(interval);
+        for segment in 0..world.segments {
+            let announced = world.announced[master][segment].unwrap_or_default();
+            assert!(announced >= last, "network {segment} was not announced");
+        }
+        assert!(world.masters(0, 0) == [master]);
+    });
+}
+
 /// A master that slept while others gave it up says nothing before it has heard somebody, or listened
 /// for an interval.
 #[test]
@@ -225,7 +321,9 @@ fn a_master_that_overslept_listens_first() {
         assert!(world.spoke[master][0] < wakes, "it spoke as it woke");
         let others = |world: &World| {
             let last = (0..world.routers.len()).filter(|i| *i != master);
-            last.map(|i| world.spoke[i][0]).max().unwrap_or_default()
+            // On any network: a group that hears somebody on one yields on all.
+            let on_any = last.flat_map(|i| &world.spoke[i][..world.segments]);
+            on_any.max().copied().unwrap_or_default()
         };
         let step = (interval / 50).max(Duration::from_nanos(1));
         while world.spoke[master][0] < wakes && world.now < wakes + interval {

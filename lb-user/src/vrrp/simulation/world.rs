@@ -50,6 +50,8 @@ pub struct World {
     pub announced: Vec<[Option<Instant>; 2]>,
     /// When each router spoke last, by segment.
     pub spoke: Vec<[Instant; 2]>,
+    /// How many adverts each router sent and announcements it asked for, by segment.
+    pub told: Vec<[(u64, u64); 2]>,
     /// States entered.
     pub changes: u64,
     /// The longest that two of one part were master at a time.
@@ -139,6 +141,7 @@ impl World {
             segments,
             announced: vec![[None; 2]; count],
             spoke: vec![[Duration::ZERO; 2]; count],
+            told: vec![[(0, 0); 2]; count],
             changes: 0,
             longest_dual: Duration::ZERO,
             dual_since: None,
@@ -266,6 +269,7 @@ impl World {
                 }
                 Deed::Announced => {
                     self.tell(|_| format!("router {index} network {segment} announces"));
+                    self.told[index][segment].1 += 1;
                     self.announced[index][segment] = Some(self.now);
                 }
             }
@@ -273,6 +277,7 @@ impl World {
         let sent = self.routers[index].outbox.sent.take();
         for (segment, priority, packet) in sent {
             self.spoke[index][segment] = self.now;
+            self.told[index][segment].0 += 1;
             self.tell(|_| format!("router {index} network {segment} sends {priority}"));
             self.transmit(index, segment, &packet);
         }
