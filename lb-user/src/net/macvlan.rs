@@ -1,11 +1,11 @@
 //! Interfaces of virtual MAC addresses: macvlans upon the interface that speaks VRRP.
 
-use futures::TryStreamExt;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode};
 use rtnetlink::{LinkMacVlan, LinkMessageBuilder, LinkUnspec};
 
 use super::{
-    netlink::{Netlink, NetlinkError, failed},
+    asking::{answer, ask, list},
+    netlink::{Netlink, NetlinkError},
     placing::MARK,
 };
 
@@ -41,21 +41,14 @@ impl Netlink {
             .address(mac.to_vec())
             .append_extra_attribute(LinkAttribute::Group(GROUP))
             .build();
-        let result = self.handle.link().add(message).execute().await;
-        result.map_err(failed(&format!("make interface {name}")))
+        let request = self.handle.link().add(message).execute();
+        ask(&format!("make interface {name}"), request).await
     }
 
     /// Every macvlan of ours.
     pub async fn macvlans(&self) -> Result<Vec<Macvlan>, NetlinkError> {
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list interfaces"))?;
-        Ok(links.iter().filter_map(ours).collect())
+        let links = self.handle.link().get().execute();
+        list("list interfaces", links, ours).await
     }
 
     /// Turns an interface on or off.
@@ -74,13 +67,18 @@ impl Netlink {
 
     /// Removes an interface; that it is gone is fine.
     pub async fn delete_link(&self, ifindex: u32) -> Result<(), NetlinkError> {
-        match self.handle.link().del(ifindex).execute().await {
+        let what = "remove an interface";
+        let request = self.handle.link().del(ifindex).execute();
+        match answer(what, request).await? {
             Err(rtnetlink::Error::NetlinkError(error))
                 if error.raw_code().abs() == libc::ENODEV =>
             {
                 Ok(())
             }
-            other => other.map_err(failed("remove an interface")),
+            other => other.map_err(|source| NetlinkError::Request {
+                what: what.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -89,8 +87,7 @@ impl Netlink {
         link: LinkMessageBuilder<LinkUnspec>,
         what: &str,
     ) -> Result<(), NetlinkError> {
-        let result = self.handle.link().change(link.build()).execute().await;
-        result.map_err(failed(what))
+        ask(what, self.handle.link().change(link.build()).execute()).await
     }
 }
 

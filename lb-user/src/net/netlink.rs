@@ -3,10 +3,11 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use futures::TryStreamExt;
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
@@ -21,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
 use super::{
+    asking::{self, Subscription, ask, list},
     interfaces::{NetEvent, Place},
     placing::{marked_route, marked_rule},
 };
@@ -40,6 +42,14 @@ pub enum NetlinkError {
         /// The kernel's answer.
         #[source]
         source: rtnetlink::Error,
+    },
+    /// The answer was lost.
+    #[error("cannot {what}: the kernel did not answer within {}", humantime::format_duration(*after))]
+    NoAnswer {
+        /// What was asked.
+        what: String,
+        /// How long the answer was waited for.
+        after: Duration,
     },
 }
 
@@ -67,7 +77,7 @@ pub struct Exit {
     pub mtu: Option<u32>,
 }
 
-/// A connection to the kernel's route netlink.
+/// A connection to the kernel's route netlink, for requests only.
 #[derive(Clone)]
 pub struct Netlink {
     pub(super) handle: Handle,
@@ -75,75 +85,44 @@ pub struct Netlink {
 
 /// Unsolicited messages, as they come.
 pub struct Events {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, netlink_sys::SocketAddr)>,
+    messages: Subscription,
 }
 
 impl Netlink {
     /// Connects and subscribes to links, addresses and neighbours.
     pub fn connect() -> Result<(Self, Events), NetlinkError> {
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+        let messages = Subscription::open(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Neigh,
-        ])
-        .map_err(NetlinkError::Open)?;
-        tokio::spawn(connection);
+        ])?;
+        let handle = asking::connect()?;
         Ok((Self { handle }, Events { messages }))
     }
 
     /// Everything there is now, as the events that would have told of it.
     pub async fn dump(&self) -> Result<Vec<NetEvent>, NetlinkError> {
-        let mut events = Vec::new();
-        let links: Vec<_> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list interfaces"))?;
-        events.extend(links.iter().filter_map(link));
-        let addresses: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list addresses"))?;
-        events.extend(
-            addresses
-                .iter()
-                .filter_map(|message| address(message, true)),
-        );
-        let neighbours: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list neighbours"))?;
-        events.extend(
-            neighbours
-                .iter()
-                .filter_map(|message| neighbour(message, true)),
-        );
+        let links = self.handle.link().get().execute();
+        let mut events = list("list interfaces", links, link).await?;
+        let addresses = self.handle.address().get().execute();
+        events.extend(list("list addresses", addresses, |a| address(a, true)).await?);
+        let neighbours = self.handle.neighbours().get().execute();
+        events.extend(list("list neighbours", neighbours, |n| neighbour(n, true)).await?);
         Ok(events)
     }
 
     /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
     pub async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
-        self.handle
+        let request = self
+            .handle
             .neighbours()
             .add(ifindex, address)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
-            .replace()
-            .execute()
-            .await
-            .map_err(failed(&format!("resolve neighbour {address}")))
+            .replace();
+        let what = format!("resolve neighbour {address}");
+        ask(&what, request.execute()).await
     }
 
     /// Where the kernel would send a packet for `address`.
@@ -157,7 +136,7 @@ impl Netlink {
                 .build(),
         };
         let mut answers = Box::pin(self.handle.route().get(query).execute());
-        match answers.try_next().await {
+        match ask("look up a route", answers.try_next()).await {
             Ok(Some(route)) => path(&route),
             Ok(None) | Err(_) => Path::Nowhere,
         }
@@ -186,17 +165,13 @@ impl Events {
 
 /// Tells `removals` whenever a route or a rule of ours was removed, or may have been.
 pub fn watch_removals(removals: Sender<()>) -> Result<(), NetlinkError> {
-    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&[
+    let mut messages = Subscription::open(&[
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
         MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv6Rule,
-    ])
-    .map_err(NetlinkError::Open)?;
-    tokio::spawn(connection);
+    ])?;
     tokio::spawn(async move {
-        // The connection ends with its last handle.
-        let _handle = handle;
         while let Some((message, _)) = messages.next().await {
             let is_ours = match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) => {
@@ -255,11 +230,6 @@ fn path(route: &RouteMessage) -> Path {
         0 => Path::Nowhere,
         _ => Path::Out(exit),
     }
-}
-
-pub(super) fn failed(what: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
-    let what = what.to_owned();
-    move |source| NetlinkError::Request { what, source }
 }
 
 /// What a message of the kernel tells, if it matters here.

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
     address::{
@@ -18,7 +17,10 @@ use netlink_packet_route::{
 };
 use rtnetlink::IpVersion;
 
-use super::netlink::{Netlink, NetlinkError, failed};
+use super::{
+    asking::{answer, list},
+    netlink::{Netlink, NetlinkError},
+};
 use crate::model::{
     IpPrefix, Prefix,
     network::{Action, AddressOptions, Route, RouteKey, Rule, Scope},
@@ -61,7 +63,7 @@ impl Netlink {
             .address()
             .add(ifindex, prefix.address, prefix.length);
         dress(request.message_mut(), prefix, options);
-        placed(request.execute().await, &format!("add address {prefix}"))
+        placed(request.execute(), &format!("add address {prefix}")).await
     }
 
     /// Removes an address; that it is not there, or its interface is gone, is fine.
@@ -71,8 +73,8 @@ impl Netlink {
             .address()
             .add(ifindex, prefix.address, prefix.length);
         let message = request.message_mut().clone();
-        let result = self.handle.address().del(message).execute().await;
-        gone(result, &format!("remove address {prefix}"))
+        let request = self.handle.address().del(message).execute();
+        gone(request, &format!("remove address {prefix}")).await
     }
 
     /// Whether an address is there because of us.
@@ -82,15 +84,8 @@ impl Netlink {
     }
 
     async fn marked_addresses(&self) -> Result<Vec<(u32, Prefix)>, NetlinkError> {
-        let all: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list addresses"))?;
-        Ok(all.iter().filter_map(marked_address).collect())
+        let all = self.handle.address().get().execute();
+        list("list addresses", all, marked_address).await
     }
 
     /// Adds a route, unless one of its key is there already. `replace` takes the place of one of
@@ -103,27 +98,27 @@ impl Netlink {
     ) -> Result<Placing, NetlinkError> {
         let request = self.handle.route().add(route_message(route, ifindex));
         let request = if replace { request.replace() } else { request };
-        placed(request.execute().await, &format!("add route {route}"))
+        placed(request.execute(), &format!("add route {route}")).await
     }
 
     /// Removes a route of ours.
     pub async fn delete_route(&self, key: &RouteKey) -> Result<(), NetlinkError> {
         let message = key_message(key);
-        let result = self.handle.route().del(message).execute().await;
-        gone(result, &format!("remove route {}", key.to))
+        let request = self.handle.route().del(message).execute();
+        gone(request, &format!("remove route {}", key.to)).await
     }
 
     /// Adds a rule, unless it is there already.
     pub async fn place_rule(&self, rule: &Rule) -> Result<Placing, NetlinkError> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule_message(rule);
-        placed(request.execute().await, &format!("add rule {rule}"))
+        placed(request.execute(), &format!("add rule {rule}")).await
     }
 
     /// Removes a rule of ours.
     pub async fn delete_rule(&self, rule: &Rule) -> Result<(), NetlinkError> {
-        let result = self.handle.rule().del(rule_message(rule)).execute().await;
-        gone(result, &format!("remove rule {rule}"))
+        let request = self.handle.rule().del(rule_message(rule)).execute();
+        gone(request, &format!("remove rule {rule}")).await
     }
 
     /// Everything with our mark.
@@ -135,16 +130,14 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut query = RouteMessage::default();
             query.header.address_family = family;
-            let mut routes = Box::pin(self.handle.route().get(query).execute());
-            while let Some(route) = routes.try_next().await.map_err(failed("list routes"))? {
-                left.routes.extend(marked_route(&route));
-            }
+            let all = self.handle.route().get(query).execute();
+            let ours = list("list routes", all, marked_route).await?;
+            left.routes.extend(ours);
         }
         for version in [IpVersion::V4, IpVersion::V6] {
-            let mut rules = Box::pin(self.handle.rule().get(version).execute());
-            while let Some(rule) = rules.try_next().await.map_err(failed("list rules"))? {
-                left.rules.extend(marked_rule(&rule));
-            }
+            let all = self.handle.rule().get(version).execute();
+            left.rules
+                .extend(list("list rules", all, marked_rule).await?);
         }
         Ok(left)
     }
@@ -160,25 +153,36 @@ pub fn marks_addresses() -> bool {
 }
 
 /// What a request to add led to.
-fn placed(result: Result<(), rtnetlink::Error>, what: &str) -> Result<Placing, NetlinkError> {
-    match result {
+async fn placed(
+    request: impl Future<Output = Result<(), rtnetlink::Error>>,
+    what: &str,
+) -> Result<Placing, NetlinkError> {
+    match answer(what, request).await? {
         Ok(()) => Ok(Placing::Done),
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code().abs() == libc::EEXIST => {
             Ok(Placing::Present)
         }
-        Err(error) => Err(failed(what)(error)),
+        Err(source) => Err(refused(what, source)),
     }
 }
 
 /// What a request to remove led to: that there is nothing to remove is fine.
-fn gone(result: Result<(), rtnetlink::Error>, what: &str) -> Result<(), NetlinkError> {
+async fn gone(
+    request: impl Future<Output = Result<(), rtnetlink::Error>>,
+    what: &str,
+) -> Result<(), NetlinkError> {
     let absent = [libc::EADDRNOTAVAIL, libc::ENODEV, libc::ESRCH, libc::ENOENT];
-    match result {
+    match answer(what, request).await? {
         Err(rtnetlink::Error::NetlinkError(error)) if absent.contains(&error.raw_code().abs()) => {
             Ok(())
         }
-        other => other.map_err(failed(what)),
+        other => other.map_err(|source| refused(what, source)),
     }
+}
+
+fn refused(what: &str, source: rtnetlink::Error) -> NetlinkError {
+    let what = what.to_owned();
+    NetlinkError::Request { what, source }
 }
 
 /// Adds to an address message what the kernel shall know besides the address.

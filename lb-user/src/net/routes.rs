@@ -1,4 +1,4 @@
-//! Tells which of some wanted routes the kernel has. A task with a connection of its own: on routers
+//! Tells which of some wanted routes the kernel has. A task with connections of its own: on routers
 //! the kernel tells of many routes, and nobody else shall wait for them.
 //!
 //! Nothing is kept of the table. Whenever the kernel tells of a change that may matter it is read
@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use futures::TryStreamExt;
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType},
@@ -22,6 +22,10 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
+use super::{
+    asking::{self, Subscription, ask},
+    netlink::NetlinkError,
+};
 use crate::model::{IpPrefix, TrackRoute};
 
 /// Changes that come together are one.
@@ -65,11 +69,9 @@ impl Routes {
     }
 }
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, netlink_sys::SocketAddr)>;
-
 async fn run(mut orders: mpsc::Receiver<Order>, found: watch::Sender<Found>) {
     let mut wanted: Vec<TrackRoute> = Vec::new();
-    let mut connection: Option<(Handle, Messages)> = None;
+    let mut connection: Option<(Handle, Subscription)> = None;
     let mut next = Instant::now();
     loop {
         let mut done = None;
@@ -98,7 +100,8 @@ async fn run(mut orders: mpsc::Receiver<Order>, found: watch::Sender<Found>) {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(error, "cannot read the routes; those known stay");
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "cannot read the routes; those known stay");
                     connection = None;
                 }
             }
@@ -111,7 +114,7 @@ async fn run(mut orders: mpsc::Receiver<Order>, found: watch::Sender<Found>) {
 }
 
 /// Waits until the kernel tells of something that may matter.
-async fn change(connection: &mut Option<(Handle, Messages)>, wanted: &[TrackRoute]) {
+async fn change(connection: &mut Option<(Handle, Subscription)>, wanted: &[TrackRoute]) {
     let Some((_, messages)) = connection else {
         return std::future::pending().await;
     };
@@ -136,21 +139,19 @@ async fn change(connection: &mut Option<(Handle, Messages)>, wanted: &[TrackRout
 }
 
 async fn read(
-    connection: &mut Option<(Handle, Messages)>,
+    connection: &mut Option<(Handle, Subscription)>,
     wanted: &[TrackRoute],
-) -> Result<Found, String> {
+) -> Result<Found, NetlinkError> {
     let handle = match connection {
         Some((handle, _)) => handle.clone(),
         None => {
-            let (work, handle, messages) = rtnetlink::new_multicast_connection(&[
+            let messages = Subscription::open(&[
                 MulticastGroup::Link,
                 MulticastGroup::Ipv4Route,
                 MulticastGroup::Ipv6Route,
                 MulticastGroup::Nexthop,
-            ])
-            .map_err(|error| error.to_string())?;
-            tokio::spawn(work);
-            connection.insert((handle, messages)).0.clone()
+            ])?;
+            connection.insert((asking::connect()?, messages)).0.clone()
         }
     };
     let mut found: Found = wanted.iter().map(|route| (route.clone(), None)).collect();
@@ -167,7 +168,7 @@ async fn read(
             RouteMessageBuilder::<Ipv4Addr>::new().build()
         };
         let mut routes = Box::pin(handle.route().get(query).execute());
-        while let Some(route) = routes.try_next().await.map_err(|error| error.to_string())? {
+        while let Some(route) = ask("list routes", routes.try_next()).await? {
             for (wanted, place) in &mut found {
                 if place.is_none() {
                     *place = leads_to(&route, wanted, index_of);
