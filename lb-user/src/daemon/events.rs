@@ -231,6 +231,7 @@ impl Daemon {
 
     async fn find_neighbours_and_apply(&mut self) {
         self.find_neighbours().await;
+        self.reconsider_checks();
         self.apply_or_stay("paths to real servers changed");
     }
 

@@ -166,6 +166,8 @@ struct Daemon {
     instances: BTreeMap<String, InstanceRecord>,
     checks: Checks,
     paths: Paths,
+    /// What the checks' ways were when they began.
+    led: BTreeMap<IpAddr, health::WayToVip>,
     tracking: Tracking,
     links: Links,
     health: Board,
@@ -243,6 +245,7 @@ impl Daemon {
             instances: BTreeMap::new(),
             checks,
             paths: Paths::default(),
+            led: BTreeMap::new(),
             tracking,
             links: Links::new(),
             health: Board::default(),

@@ -79,6 +79,18 @@ impl Neighbours {
         }
     }
 
+    /// Which interface carries frames to a host, below any VLAN interface: `Some(None)` where the host is
+    /// this one, `None` where no way is known yet.
+    pub fn carrier(&self, address: IpAddr, interfaces: &Interfaces) -> Option<Option<u32>> {
+        match self.paths.get(&address)? {
+            Path::Local => Some(None),
+            Path::Nowhere => None,
+            Path::Out(exit) => interfaces
+                .carrier(exit.ifindex)
+                .map(|(index, _)| Some(index)),
+        }
+    }
+
     /// Where a host is.
     pub fn locate(&self, address: IpAddr, interfaces: &Interfaces) -> Option<Neighbour> {
         let path = self.paths.get(&address)?;

@@ -147,6 +147,7 @@ impl Daemon {
         self.apply_or_stay(&reason);
         self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
+        self.reconsider_checks();
         self.follow_vrrp(reports).await;
         Ok(answer)
     }
