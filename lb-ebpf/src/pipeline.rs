@@ -135,7 +135,7 @@ fn packet_of_a_flow<D: Datagram>(
     let vip = ip.vip(control).ok_or(Reason::NotAService)?;
     let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
     accept(packet, control, trace, link, ip, info.id(), info.role())?;
-    let chosen = flow::backend_of(packet, control, info, link, ip, &transport)?;
+    let chosen = flow::backend_of(packet, info, link, ip)?;
     if let Piece::First(id) = ip.piece() {
         fragment::remember(packet, link, ip, id, info.id(), chosen.backend);
     }

@@ -21,10 +21,8 @@ use crate::{
 pub enum Promoted {
     /// The packet continues a flow of this backend.
     Continues(u16),
-    /// There is a flow, but it needs another backend.
+    /// There is none, or it needs another backend.
     Changes,
-    /// There is none.
-    Absent,
 }
 
 /// Everything about the packet that the table needs.
@@ -50,7 +48,7 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
     }
 
-    /// The common case: a packet that continues a promoted flow. The others are for [`Self::decide`].
+    /// The common case alone: a packet that continues a promoted flow.
     #[inline(always)]
     pub fn established(&self) -> Promoted {
         let table = self.control.tables[self.table()];
@@ -58,7 +56,7 @@ impl<'a, K: Key> Lookup<'a, K> {
             return Promoted::Changes;
         };
         match slots::find(&self.key, bucket) {
-            None => Promoted::Absent,
+            None => Promoted::Changes,
             Some(place) if self.continues(&place) => {
                 self.renew(&place);
                 Promoted::Continues(place.value.backend())
@@ -67,11 +65,11 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
     }
 
-    /// Every other case. `absent` says that no promoted flow was found.
+    /// Every case.
     #[inline(always)]
-    pub fn decide(&self, absent: bool) -> Result<Decision, Reason> {
+    pub fn decide(&self) -> Result<Decision, Reason> {
         let promoted = self.promoted()?;
-        if !absent && let Some(place) = slots::find(&self.key, promoted) {
+        if let Some(place) = slots::find(&self.key, promoted) {
             return Ok(self.continue_flow(&place));
         }
         // A table that grows is two for a while.

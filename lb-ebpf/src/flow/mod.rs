@@ -128,7 +128,7 @@ pub fn continued<D: Datagram>(
     };
     match found {
         Promoted::Continues(backend) => Some(backend),
-        Promoted::Changes | Promoted::Absent => None,
+        Promoted::Changes => None,
     }
 }
 
@@ -136,23 +136,12 @@ pub fn continued<D: Datagram>(
 #[inline(always)]
 pub fn backend_of<D: Datagram>(
     packet: &Packet<'_>,
-    control: &Control,
     info: ServiceInfo,
     link: &Link,
     ip: &D,
-    transport: &Transport,
 ) -> Result<Chosen, Reason> {
     let narrow = D::IS_V4 && !service::has_several_ports(info);
-    let (ctx, mut place) = (packet.ctx.ctx, Place::of(link, ip));
-    if narrow {
-        let key = FlowKey::new(ip.source_v4(), transport.source_port_be, info.id());
-        match Lookup::new(control, info, key, transport.kind).established() {
-            Promoted::Continues(backend) => return Ok(Chosen::known(backend)),
-            Promoted::Changes => {}
-            Promoted::Absent => place = place.not_promoted(),
-        }
-    }
-    let place = place.0;
+    let (ctx, place) = (packet.ctx.ctx, Place::of(link, ip).0);
     let decision = Decision(answer::decode(if narrow {
         decide_v4(ctx, place, info.0)
     } else {
@@ -177,13 +166,11 @@ pub fn backend_of<D: Datagram>(
     })
 }
 
-/// Every packet of an IPv4 flow but the common one. Verified on its own.
+/// Every packet of an IPv4 flow but the commonest ones. Verified on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn decide_v4(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
-    let decision = with_narrow(ctx, place, info, |look| {
-        look.decide(Place(place).is_not_promoted())
-    });
+    let decision = with_narrow(ctx, place, info, |look| look.decide());
     answer::encode(
         decision
             .and_then(|decision| decision)
@@ -191,15 +178,11 @@ extern "C" fn decide_v4(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
     )
 }
 
-/// Every packet of a wide flow. Verified on its own.
+/// The same for wide flows. Verified on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn decide_wide(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
-    let decision = with_wide(ctx, place, info, |look| match look.established() {
-        Promoted::Continues(backend) => Ok(Decision::known(backend)),
-        Promoted::Changes => look.decide(false),
-        Promoted::Absent => look.decide(true),
-    });
+    let decision = with_wide(ctx, place, info, |look| look.decide());
     answer::encode(
         decision
             .and_then(|decision| decision)

@@ -50,7 +50,7 @@ pub trait Datagram {
 
 /// Where the headers of a packet are, in one number: what functions are given that are verified on
 /// their own and read the packet again. Transport header in bits 0-15, IP header in 16-23, bit 24 set
-/// for IPv4, bit 25 if no promoted flow was found for it, protocol in 32-39.
+/// for IPv4, protocol in 32-39.
 #[derive(Clone, Copy)]
 pub struct Place(pub u64);
 
@@ -63,17 +63,6 @@ impl Place {
                 | u64::from(D::IS_V4) << 24
                 | u64::from(ip.protocol()) << 32,
         )
-    }
-
-    /// Notes that no promoted flow was found for the packet.
-    #[inline(always)]
-    pub fn not_promoted(self) -> Self {
-        Self(self.0 | 1 << 25)
-    }
-
-    #[inline(always)]
-    pub fn is_not_promoted(self) -> bool {
-        self.0 >> 25 & 1 != 0
     }
 
     /// Start of the transport header, with a bound that the verifier can see.
