@@ -360,6 +360,29 @@ impl Harness {
         Ok(self.scheduled() - before)
     }
 
+    /// Nanoseconds per packet of 1,024 established connections, wrapper included: alone, and while
+    /// another CPU sends first packets of random sources through the same tables.
+    pub fn under_flood(&mut self, object: &Path, packets: u32) -> Result<(f64, f64)> {
+        let known = CASES.iter().find(|case| case.name == "established-1k");
+        let known = known.context("case")?;
+        let program = self.product.program()?.fd()?.try_clone()?;
+        let alone = self.run(known, Packet::Data, packets)?.as_nanos() as f64;
+        let flooded = std::thread::scope(|scope| -> Result<f64> {
+            let flood = scope.spawn(|| hammer_alone(object, &program, Packet::Syn, 40_000_000));
+            // The other CPU loads its wrapper first.
+            std::thread::sleep(Duration::from_millis(500));
+            let mut costs = Vec::new();
+            while !flood.is_finished() && costs.len() < 7 {
+                costs.push(self.run(known, Packet::Data, packets)?.as_nanos() as f64);
+            }
+            let ended = flood.join();
+            ended.map_err(|panic| anyhow::anyhow!("panicked: {panic:?}"))??;
+            costs.sort_by(f64::total_cmp);
+            costs.get(costs.len() / 2).copied().context("no figures")
+        })?;
+        Ok((alone, flooded))
+    }
+
     /// Connections that the product's schedulers have given away.
     fn scheduled(&mut self) -> u64 {
         let services = self.product.snapshot().services;

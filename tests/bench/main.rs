@@ -112,6 +112,11 @@ fn main() -> Result<()> {
             figures.case.against
         );
     }
+    let (alone, flooded) = harness.under_flood(&arguments.object, arguments.packets)?;
+    println!(
+        "\n1,024 established connections, wrapper included: {alone} ns a packet alone, {flooded} while another CPU floods \
+         the same tables with SYNs"
+    );
     println!("\n{}", harness.describe()?);
     if let Some(file) = arguments.json {
         let cases: Vec<_> = all
@@ -127,7 +132,10 @@ fn main() -> Result<()> {
             .collect();
         fs::write(
             file,
-            serde_json::to_string_pretty(&json!({ "cases": cases }))? + "\n",
+            serde_json::to_string_pretty(&json!({
+                "cases": cases,
+                "established_1k_ns": { "alone": alone, "under_flood": flooded },
+            }))? + "\n",
         )?;
     }
     Ok(())

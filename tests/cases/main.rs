@@ -21,6 +21,7 @@ mod health;
 mod health_checkers;
 mod health_hostile;
 mod ipv6;
+mod jumbo;
 mod life;
 mod linux;
 mod many;
