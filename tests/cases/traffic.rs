@@ -13,16 +13,20 @@ use lab::{
 };
 use lb_user::model::VrrpState;
 
-/// Echoes UDP on every address of `node`, with socat.
+/// Answers every datagram to the VIP with the node's name. One process: socat forks for each, and loses
+/// those that come meanwhile.
 fn echo(lab: &Lab, node: &Node, port: u16) -> Process {
-    let listen = format!("UDP4-RECVFROM:{port},fork,bind={VIP}");
-    let answer = format!("SYSTEM:echo {}", node.name);
+    let program = format!(
+        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('{VIP}', {port}))\n\
+         while True: s.sendto(b'{}', s.recvfrom(2048)[1])",
+        node.name
+    );
     Process::start(
         lab,
         node,
-        "socat",
-        "/usr/bin/socat".as_ref(),
-        &[&listen, &answer],
+        "echo",
+        "/usr/bin/python3".as_ref(),
+        &["-c", &program],
     )
     .unwrap()
 }
@@ -34,7 +38,7 @@ fn ask(node: &Node, port: u16) -> Option<String> {
         socket
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
-        // socat may miss a datagram while it forks; the same flow asks the same server again.
+        // The same flow asks the same server again.
         let mut buffer = [0; 100];
         let (length, from) = (0..4).find_map(|_| {
             socket.send_to(b"who are you?\n", (VIP, port)).unwrap();

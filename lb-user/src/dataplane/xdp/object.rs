@@ -7,7 +7,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
     programs::{
-        Xdp, XdpMode,
+        ProgramError, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         xdp::XdpLink,
     },
@@ -125,11 +125,9 @@ impl Object {
                 return Err(DataPlaneError::Load(problem));
             }
         }
-        named_program(&mut ebpf, "clock")?
-            .load()
-            .map_err(|e| refused(&e))?;
+        load(named_program(&mut ebpf, "clock")?).map_err(|e| refused(&e))?;
         // Kernels before 5.18 know frames in one buffer only; what they say of it is no use to anybody.
-        let program = match named_program(&mut ebpf, "lbd")?.load() {
+        let program = match load(named_program(&mut ebpf, "lbd")?) {
             Ok(()) => "lbd",
             Err(error) if errno(&error) == Some(libc::EPERM) => return Err(refused(&error)),
             Err(error) => {
@@ -137,9 +135,7 @@ impl Object {
                     error = chain(&error),
                     "no program for frames in several buffers"
                 );
-                named_program(&mut ebpf, "lbd_linear")?
-                    .load()
-                    .map_err(|e| refused(&e))?;
+                load(named_program(&mut ebpf, "lbd_linear")?).map_err(|e| refused(&e))?;
                 "lbd_linear"
             }
         };
@@ -426,6 +422,21 @@ fn named_program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, Data
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| DataPlaneError::Load(format!("the object has no XDP program `{name}`")))
+}
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal waits for the thread; that says nothing
+/// about the program.
+fn load(program: &mut Xdp) -> Result<(), ProgramError> {
+    /// More than this many signals while one program is verified are no accident.
+    const TRIES: usize = 10;
+    let mut result = program.load();
+    for _ in 1..TRIES {
+        match &result {
+            Err(error) if errno(error) == Some(libc::EAGAIN) => result = program.load(),
+            _ => break,
+        }
+    }
+    result
 }
 
 /// Puts the new program behind the old link: no packet sees an interface without one.
