@@ -145,11 +145,11 @@ fn download(keys: &str, state: &str) -> bool {
     let guide = start([1, 1], keys);
     let content = vec![b'x'; 3_000_000];
     for server in [&guide.rs1, &guide.rs2] {
-        server.publish("big", &content).unwrap();
+        server.publish("slow", &content).unwrap();
     }
     let mut curl = guide.client.command("curl");
-    let url = format!("http://{VIP}/big");
-    let arguments = ["--silent", "--show-error", "--limit-rate", "700k", &url];
+    let url = format!("http://{VIP}/slow");
+    let arguments = ["--silent", "--show-error", &url];
     let curl = curl.args(arguments).stdout(Stdio::piped());
     let download = curl.stderr(Stdio::piped()).spawn().unwrap();
     let find = || {

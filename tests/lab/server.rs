@@ -8,6 +8,8 @@ use crate::{Lab, Node, Process, network::INTERFACE, wait};
 
 /// Ports of the upload backend inside a real server's own namespace.
 const SINK: u16 = 8099;
+/// Bytes a second at which nginx sends the file `slow`.
+pub const SLOW: u32 = 500_000;
 
 /// A running nginx with one page.
 pub struct WebServer {
@@ -70,7 +72,8 @@ impl WebServer {
         Ok(())
     }
 
-    /// A file that it serves as `/NAME`.
+    /// A file that it serves as `/NAME`; one called `slow` at [`SLOW`] bytes a second. (A client's own limit
+    /// does not make a transfer last: curl's lets megabytes pass at once.)
     pub fn publish(&self, name: &str, content: &[u8]) -> Result<()> {
         Ok(fs::write(self.directory.join("www").join(name), content)?)
     }
@@ -106,6 +109,7 @@ http {{
   fastcgi_temp_path {d}/tmp; uwsgi_temp_path {d}/tmp; scgi_temp_path {d}/tmp;
   server {{
     listen 80; listen [::]:80; root {d}/www;
+    location /slow {{ limit_rate {SLOW}; }}
     location /upload {{
       client_body_in_file_only on;
       proxy_pass_request_body off; proxy_set_header Content-Length 0;
