@@ -191,6 +191,8 @@ struct Daemon {
     waiting: Vec<String>,
     /// The data plane refused its last plan; the next tick tries again.
     behind: bool,
+    /// The last plan that the data plane took.
+    planned: Plan,
     notifier: Option<Notifier>,
     journal: crate::events::Events,
     reloads: journal::Reloads,
@@ -265,6 +267,7 @@ impl Daemon {
             refused: None,
             waiting: Vec::new(),
             behind: false,
+            planned: Plan::default(),
             notifier: Some(notifier),
             journal: crate::events::Events::new(journal::now_ms()),
             reloads: journal::Reloads::default(),
@@ -431,9 +434,10 @@ impl Daemon {
     }
 
     fn plan(&self, config: &Config, roles: &Roles) -> Plan {
-        plan::build(config, roles.indexes(), |service, target| {
-            self.condition(service, target)
-        })
+        let condition = |service: &VirtualService, target| self.condition(service, target);
+        let mut plan = plan::build(config, roles.indexes(), condition);
+        plan.remember(&self.planned);
+        plan
     }
 
     /// Whether packets of a service can be sent to a host.
@@ -451,6 +455,7 @@ impl Daemon {
 
     fn install(&mut self, plan: &Plan, reason: &str) -> Result<(), DataPlaneError> {
         let generation = self.data_plane.apply(plan)?;
+        self.planned.clone_from(plan);
         if generation != self.switch.generation {
             tracing::info!(
                 generation,

@@ -27,6 +27,28 @@ impl Plan {
             sync: None,
         }
     }
+
+    /// Fills in what depends on the plan `before` this one: the latest shares of backends that are given
+    /// nothing now. One that was down begins anew.
+    pub fn remember(&mut self, before: &Self) {
+        let earlier: HashMap<ServiceId, &PlannedService> =
+            before.services.iter().map(|s| (s.id, s)).collect();
+        for service in &mut self.services {
+            let earlier = earlier.get(&service.id).map(|s| s.backends.as_slice());
+            for backend in &mut service.backends {
+                let is_same = |old: &&PlannedBackend| {
+                    (old.target, old.port, old.sorry)
+                        == (backend.target, backend.port, backend.sorry)
+                        && old.state != BackendState::Down
+                };
+                let old = earlier.and_then(|list| list.iter().find(is_same));
+                backend.last_share = match (backend.given(), old) {
+                    (0, Some(old)) => old.last_share,
+                    (given, _) => given,
+                };
+            }
+        }
+    }
 }
 
 /// A service of the plan.
@@ -65,6 +87,9 @@ pub struct PlannedBackend {
     pub weight: u32,
     /// Its part of new connections beside the others': the weight, unless weights grow after a return.
     pub share: u32,
+    /// The latest share above 0 that it was given since it was last put in: it decides the places of `mh`,
+    /// whose other clients must not move when this one is drained (`last_weight` in ip_vs_mh.c).
+    pub last_share: u32,
     /// Connection thresholds: see [`RealServer`](crate::model::RealServer).
     pub upper: u32,
     /// As above.
@@ -82,9 +107,21 @@ impl PlannedBackend {
             sorry: false,
             weight,
             share: weight,
+            last_share: match state {
+                BackendState::Up => weight,
+                _ => 0,
+            },
             upper: 0,
             lower: 0,
             state,
+        }
+    }
+
+    /// The share that it is given now: the weight that IPVS holds.
+    pub const fn given(&self) -> u32 {
+        match self.state {
+            BackendState::Up => self.share,
+            _ => 0,
         }
     }
 }
@@ -155,6 +192,12 @@ impl PlannedService {
             (_, _) => 0,
         };
         self.backends.iter().map(turns).collect()
+    }
+
+    /// Whether a sorry server answers.
+    pub fn is_sorry(&self) -> bool {
+        let answers = |b: &PlannedBackend| b.sorry && b.state == BackendState::Up;
+        self.backends.iter().any(answers)
     }
 
     /// Whether connections must be counted as they come.
@@ -264,7 +307,7 @@ pub enum Steering {
     Weight(u32),
 }
 
-/// Builds the plan. `roles` has the mastership flag of each instance; `condition` answers for a
+/// Builds the plan, as the first one: see [`Plan::remember`]. `roles` has the mastership flag of each instance; `condition` answers for a
 /// backend of a service.
 pub fn build(
     config: &Config,
@@ -294,7 +337,9 @@ pub fn build(
         let role = roles.get(&sync.instance).copied();
         (sync.clone(), role.unwrap_or(0))
     });
-    Plan { services, sync }
+    let mut plan = Plan { services, sync };
+    plan.remember(&Plan::default());
+    plan
 }
 
 fn backends(
@@ -333,6 +378,7 @@ fn backends(
                 sorry: false,
                 weight,
                 share: weight,
+                last_share: 0,
                 upper: server.upper,
                 lower: server.lower,
                 state,
@@ -356,6 +402,7 @@ fn backends(
             sorry: true,
             weight: 1,
             share: 1,
+            last_share: 0,
             upper: 0,
             lower: 0,
             state,

@@ -15,6 +15,8 @@ pub struct Wanted {
     pub service: Service,
     /// Real servers in the order of the file.
     pub servers: Vec<Destination>,
+    /// For each of those, the latest weight above 0 that the kernel should remember of it, or 0.
+    pub last_weights: Vec<u32>,
     /// Those of weight 0 that stay only while they have connections: a sorry server that is not needed
     /// any more.
     pub lingering: Vec<Destination>,
@@ -37,30 +39,40 @@ pub fn wanted(planned: &PlannedService) -> Wanted {
         planned.scheduler,
         Scheduler::Sh | Scheduler::Mh | Scheduler::Dh | Scheduler::Fo
     );
-    // `sh` and `dh` give places to real servers of weight 0, whose clients are refused.
-    let may_linger = !matches!(planned.scheduler, Scheduler::Sh | Scheduler::Dh);
+    // These give places to real servers of weight 0, whose clients are refused.
+    let hashes = matches!(
+        planned.scheduler,
+        Scheduler::Sh | Scheduler::Mh | Scheduler::Dh
+    );
+    // While a sorry server answers it must answer everybody.
+    let alone = hashes && !planned.hashing.fallback && planned.is_sorry();
     let mut wanted = Wanted {
         service: service(planned),
         servers: Vec::new(),
+        last_weights: Vec::new(),
         lingering: Vec::new(),
         ordered,
     };
     for backend in &planned.backends {
-        match (backend.state, backend.sorry) {
-            (BackendState::Up, _)
-            | (
+        let held = match (backend.state, backend.sorry) {
+            (BackendState::Up, _) => true,
+            (
                 BackendState::Draining | BackendState::Unresolved | BackendState::Inhibited,
                 false,
-            ) => wanted.servers.push(server(planned, backend)),
-            // With sorry servers in, `sh` and `dh` would refuse the clients of its places.
-            (BackendState::Standby, _) if may_linger => {
-                wanted.servers.push(server(planned, backend));
-            }
-            (BackendState::Draining | BackendState::Unresolved, true) if may_linger => {
-                wanted.lingering.push(server(planned, backend));
+            ) => !alone,
+            (BackendState::Standby, _) => !hashes,
+            (BackendState::Draining | BackendState::Unresolved, true) => {
+                if !hashes {
+                    wanted.lingering.push(server(planned, backend));
+                }
+                false
             }
             // Its connections go with it (expire_nodest_conn).
-            (_, _) => {}
+            (BackendState::Inhibited, true) | (BackendState::Down, _) => false,
+        };
+        if held {
+            wanted.servers.push(server(planned, backend));
+            wanted.last_weights.push(backend.last_share);
         }
     }
     wanted
@@ -115,10 +127,7 @@ pub fn server(planned: &PlannedService, backend: &PlannedBackend) -> Destination
             Forwarding::Dr | Forwarding::Tunnel => port(&planned.id),
         },
         forward,
-        weight: match backend.state {
-            BackendState::Up => backend.share,
-            _ => 0,
-        },
+        weight: backend.given(),
         upper: backend.upper,
         lower: backend.lower,
     }
@@ -159,6 +168,30 @@ mod tests {
                 let held: Vec<u32> = wanted(&planned).servers.iter().map(|s| s.weight).collect();
                 assert_eq!(held, Vec::from_iter(expected), "{state:?} {scheduler}");
             }
+        }
+    }
+
+    /// While a sorry server answers, nobody is refused for the place that a server of weight 0 has.
+    #[test]
+    fn a_sorry_server_answers_everybody() {
+        for (scheduler, fallback, held) in [
+            (Scheduler::Wrr, false, 2),
+            (Scheduler::Sh, false, 1),
+            (Scheduler::Mh, false, 1),
+            (Scheduler::Mh, true, 2),
+        ] {
+            let id = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
+            let target = Target::Host([10, 1, 15, 45].into());
+            let mut sorry = PlannedBackend::new(Target::Local, 1, BackendState::Up);
+            sorry.sorry = true;
+            let inhibited = PlannedBackend::new(target, 5, BackendState::Inhibited);
+            let mut planned = PlannedService::new(id, 0, scheduler, vec![inhibited, sorry]);
+            planned.hashing.fallback = fallback;
+            assert_eq!(
+                wanted(&planned).servers.len(),
+                held,
+                "{scheduler} {fallback}"
+            );
         }
     }
 }

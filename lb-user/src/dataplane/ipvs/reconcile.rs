@@ -23,6 +23,22 @@ pub struct Steps {
     pub reorders: bool,
 }
 
+impl Steps {
+    /// Adds a real server. The kernel remembers the latest weight above 0 of one that is drained, and `mh`
+    /// goes by that.
+    fn add(&mut self, wish: &Wanted, index: usize) {
+        let (key, server) = (wish.service.key, wish.servers[index]);
+        match wish.last_weights.get(index) {
+            Some(&weight) if server.weight == 0 && weight > 0 => {
+                let earlier = Destination { weight, ..server };
+                self.commands.push(Command::NewDestination(key, earlier));
+                self.commands.push(Command::SetDestination(key, server));
+            }
+            _ => self.commands.push(Command::NewDestination(key, server)),
+        }
+    }
+}
+
 /// The way from `held` to `wanted`. Services that are not wanted are removed if `is_ours` says so.
 pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) -> Steps {
     let mut steps = Steps::default();
@@ -34,8 +50,9 @@ pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) ->
                 steps
                     .commands
                     .push(Command::NewService(wish.service.clone()));
-                let new = |server: &Destination| Command::NewDestination(key, *server);
-                steps.commands.extend(wish.servers.iter().map(new));
+                for index in 0..wish.servers.len() {
+                    steps.add(wish, index);
+                }
             }
         }
     }
@@ -114,13 +131,13 @@ fn existing(wish: &Wanted, entry: &ServiceEntry, held: &[DestinationEntry], step
     for (index, server) in wish.servers.iter().enumerate() {
         let present = staying.iter().find(|entry| is(server, &entry.destination));
         match present {
-            None => steps.commands.push(Command::NewDestination(key, *server)),
+            None => steps.add(wish, index),
             Some(_) if index >= in_place => {
                 steps.reorders = true;
                 steps
                     .commands
                     .push(Command::DeleteDestination(key, *server));
-                steps.commands.push(Command::NewDestination(key, *server));
+                steps.add(wish, index);
             }
             Some(entry) if entry.destination != *server || entry.tunnel_type != 0 => {
                 steps.commands.push(Command::SetDestination(key, *server));
@@ -184,6 +201,7 @@ mod tests {
                 ..Service::bare(key(port))
             },
             servers: servers.to_vec(),
+            last_weights: servers.iter().map(|server| server.weight).collect(),
             lingering: Vec::new(),
             ordered,
         }
@@ -296,6 +314,22 @@ mod tests {
         );
         perform(&mut table, &next.commands);
         assert_eq!(steps(&after, &table, all_ours), Steps::default());
+    }
+
+    /// Added with the weight that the kernel is to remember, and drained at once.
+    #[test]
+    fn a_drained_server_is_added_with_its_last_weight() {
+        let mut wish = wish(80, &[server(45, 3), server(46, 0), server(47, 0)], true);
+        wish.last_weights = vec![3, 5, 0];
+        let commands = steps(&[wish], &Table::new(), all_ours).commands;
+        assert_eq!(
+            commands[2..],
+            [
+                Command::NewDestination(key(80), server(46, 5)),
+                Command::SetDestination(key(80), server(46, 0)),
+                Command::NewDestination(key(80), server(47, 0)),
+            ]
+        );
     }
 
     #[test]

@@ -271,6 +271,35 @@ fn growing_weights_have_exact_shares() {
     }
 }
 
+/// What the kernel's `last_weight` is after the same: a server of weight 5 that is drained, another weight
+/// while it is, back at 7, down, and added again with nothing to give.
+#[test]
+fn the_latest_share_is_remembered() {
+    use BackendState::{Down, Draining, Inhibited, Unresolved, Up};
+    let mut before = Plan::default();
+    for (state, share, expected) in [
+        (Unresolved, 5, 0),
+        (Up, 5, 5),
+        (Draining, 5, 5),
+        (Inhibited, 6, 5),
+        (Up, 7, 7),
+        (Draining, 0, 7),
+        (Down, 7, 7),
+        (Draining, 7, 0),
+        (Up, 2, 2),
+    ] {
+        let id = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
+        let mut backend = PlannedBackend::new(Target::Host(host(45)), 5, state);
+        backend.share = share;
+        let service = PlannedService::new(id, 0, Scheduler::Mh, vec![backend]);
+        let mut plan = Plan::of(vec![service]);
+        plan.remember(&before);
+        let last = plan.services[0].backends[0].last_share;
+        assert_eq!(last, expected, "{state:?} {share}");
+        before = plan;
+    }
+}
+
 #[test]
 fn nobody_is_sent_to_a_host_that_cannot_be_found() {
     let service = service(&[1, 1], Some(Target::Local), Scheduler::Wrr);

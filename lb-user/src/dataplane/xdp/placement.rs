@@ -8,10 +8,7 @@ use crate::{
 
 /// The table of a service: indexes into its backends, `None` where nobody is.
 pub fn table(service: &PlannedService) -> Vec<Option<u16>> {
-    let sorry = service
-        .backends
-        .iter()
-        .any(|b| b.sorry && b.state == BackendState::Up);
+    let sorry = service.is_sorry();
     match service.scheduler {
         // The sorry server serves alone.
         Scheduler::Sh | Scheduler::Mh if !sorry => hashed_table(service),
@@ -41,10 +38,9 @@ fn hashed_table(service: &PlannedService) -> Vec<Option<u16>> {
                 address: wire(address),
                 // As the kernel knows them: 0 for a service of all ports.
                 port: service.id.ports.first,
-                // keepalived inhibits by weight 0.
-                weight: match backend.state {
-                    BackendState::Inhibited | BackendState::Standby => 0,
-                    _ => backend.weight,
+                weight: match service.scheduler {
+                    Scheduler::Mh => backend.last_share,
+                    _ => backend.given(),
                 },
             })
         })
