@@ -13,6 +13,7 @@ use hyper::{
     Request, Response,
     body::Incoming,
     client::conn::{http1, http2},
+    http,
     rt::Executor,
 };
 use hyper_util::rt::TokioIo;
@@ -22,7 +23,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::whole;
+use super::{
+    Late, Place,
+    tcp::{self, ConnectError},
+    tls::{Connector, TlsError},
+    whole,
+};
 use crate::model::HttpVersion;
 
 /// Longest header section of an answer, in bytes. Servers send less than 8 KiB; more than this is an
@@ -30,6 +36,31 @@ use crate::model::HttpVersion;
 const MAX_HEADERS: u32 = 32 << 10;
 /// Most that an HTTP/2 server may send before we read it, in bytes: the protocol's default window.
 const WINDOW: u32 = 65_535;
+
+/// Why a question over HTTP has no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// No TCP connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No TLS session.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No answer.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// No answer in time.
+    #[error(transparent)]
+    Late(#[from] Late),
+    /// The request cannot be written.
+    #[error("cannot ask {target}: {source}")]
+    Request {
+        /// Address asked.
+        target: SocketAddr,
+        /// What is wrong with it.
+        source: http::Error,
+    },
+}
 
 /// No answer came.
 #[derive(Debug, Error)]
@@ -45,6 +76,19 @@ pub struct ExchangeError {
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
+
+/// Connects, and makes a TLS session where there is a `connector`: with `name`, or what its check says.
+pub(super) async fn connect(
+    place: &Place,
+    connector: Option<&mut Connector>,
+    name: Option<&str>,
+) -> Result<Box<dyn Transport>, AskError> {
+    let stream = tcp::connect(place).await?;
+    Ok(match connector {
+        Some(connector) => Box::new(connector.wrap(stream, place, name).await?),
+        None => Box::new(stream),
+    })
+}
 
 /// A connection that speaks HTTP.
 pub(super) struct Conversation {
@@ -64,7 +108,7 @@ impl Conversation {
         transport: Box<dyn Transport>,
         version: HttpVersion,
         target: SocketAddr,
-    ) -> Result<Self, ExchangeError> {
+    ) -> Result<Self, AskError> {
         let failed = |source| ExchangeError { target, source };
         let leash = Leash(Arc::new(Mutex::new(Some(JoinSet::new()))));
         let io = TokioIo::new(transport);
@@ -101,13 +145,13 @@ impl Conversation {
     pub(super) async fn ask(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, ExchangeError> {
+    ) -> Result<Response<Incoming>, AskError> {
         let target = self.target;
         let answer = match &mut self.sender {
             Sender::One(sender) => sender.send_request(request).await,
             Sender::Two(sender) => sender.send_request(request).await,
         };
-        answer.map_err(|source| ExchangeError { target, source })
+        Ok(answer.map_err(|source| ExchangeError { target, source })?)
     }
 }
 

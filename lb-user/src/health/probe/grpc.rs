@@ -5,19 +5,13 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    HeaderMap, Request, Response, Uri,
-    body::Incoming,
-    header,
-    http::{self, uri::Scheme},
-};
+use hyper::{HeaderMap, Request, Response, Uri, body::Incoming, header, http::uri::Scheme};
 use thiserror::Error;
 
 use super::{
-    Late, Place,
-    exchange::{Conversation, ExchangeError, Transport},
-    tcp::{self, ConnectError},
-    tls::{Connector, TlsError},
+    Place,
+    exchange::{self, AskError, Conversation, ExchangeError},
+    tls::Connector,
 };
 use crate::model::{GrpcCheck, HttpVersion};
 
@@ -27,26 +21,9 @@ const MAX_ANSWER: usize = 1_024;
 /// Why the service is not healthy.
 #[derive(Debug, Error)]
 pub enum GrpcError {
-    /// No TCP connection.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// No TLS session.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// No answer.
     #[error(transparent)]
-    Exchange(#[from] ExchangeError),
-    /// No answer in time.
-    #[error(transparent)]
-    Late(#[from] Late),
-    /// The request cannot be written.
-    #[error("cannot ask {target}: {source}")]
-    Request {
-        /// Address asked.
-        target: SocketAddr,
-        /// What is wrong with it.
-        source: http::Error,
-    },
+    Ask(#[from] AskError),
     /// The call failed.
     #[error("{target} answered with {what} to the health call of gRPC")]
     Call {
@@ -90,22 +67,19 @@ impl Grpc {
 
     pub(super) async fn attempt(&mut self, place: &Place) -> Result<(), GrpcError> {
         let target = place.target;
-        let stream = tcp::connect(place).await?;
-        let transport: Box<dyn Transport> = match &mut self.connector {
-            Some(connector) => Box::new(connector.wrap(stream, place, None).await?),
-            None => Box::new(stream),
-        };
+        let transport = exchange::connect(place, self.connector.as_mut(), None).await?;
         let request = self.request(target)?;
         let call = async {
             let mut conversation = Conversation::begin(transport, HttpVersion::Two, target).await?;
             let answer = conversation.ask(request).await?;
             self.judge(target, answer).await
         };
-        place.within(place.limits.answer, "answer", call).await?
+        let called = place.within(place.limits.answer, "answer", call).await;
+        called.map_err(AskError::from)?
     }
 
-    fn request(&self, target: SocketAddr) -> Result<Request<Full<Bytes>>, GrpcError> {
-        let bad = |source| GrpcError::Request { target, source };
+    fn request(&self, target: SocketAddr) -> Result<Request<Full<Bytes>>, AskError> {
+        let bad = |source| AskError::Request { target, source };
         let host = self.check.host.clone();
         let uri = Uri::builder()
             .scheme(match self.check.tls {
@@ -138,7 +112,7 @@ impl Grpc {
         let mut message = Vec::new();
         let mut ended = false;
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|source| ExchangeError { target, source })?;
+            let frame = frame.map_err(|source| AskError::from(ExchangeError { target, source }))?;
             match frame.into_data() {
                 Ok(data) if message.len() + data.len() > MAX_ANSWER => {
                     return Err(GrpcError::Garbage { target });

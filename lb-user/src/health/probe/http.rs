@@ -8,17 +8,16 @@ use hyper::{
     Request, Response, Uri,
     body::Incoming,
     header,
-    http::{self, Method, uri::Scheme},
+    http::{Method, uri::Scheme},
 };
 use regex::bytes::Regex;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
-    Late, Place,
-    exchange::{Conversation, ExchangeError, Transport},
-    tcp::{self, ConnectError},
-    tls::{Connector, TlsError},
+    Place,
+    exchange::{self, AskError, Conversation, ExchangeError, Transport},
+    tls::Connector,
 };
 use crate::model::{Advice, BodyRule, HttpCheck, HttpRequest, HttpVersion};
 
@@ -29,26 +28,9 @@ const MAX_BODY: usize = 256 << 10;
 /// Why answers are not the right ones.
 #[derive(Debug, Error)]
 pub enum HttpError {
-    /// No TCP connection.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// No TLS session.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// No answer.
     #[error(transparent)]
-    Exchange(#[from] ExchangeError),
-    /// No answer in time.
-    #[error(transparent)]
-    Late(#[from] Late),
-    /// The request cannot be written.
-    #[error("cannot ask {target}: {source}")]
-    Request {
-        /// Address asked.
-        target: SocketAddr,
-        /// What is wrong with it.
-        source: http::Error,
-    },
+    Ask(#[from] AskError),
     /// The regular expression cannot be used.
     #[error("the expression for the body cannot be used: {0}")]
     Expression(#[from] regex::Error),
@@ -113,7 +95,8 @@ impl Http {
                     let answer = conversation.ask(request).await?;
                     self.judge(place.target, index, answer).await
                 })
-                .await??;
+                .await
+                .map_err(AskError::from)??;
             if drains {
                 advice = Some(Advice::Drain);
             }
@@ -125,19 +108,15 @@ impl Http {
         &mut self,
         place: &Place,
         index: usize,
-    ) -> Result<Box<dyn Transport>, HttpError> {
-        let stream = tcp::connect(place).await?;
-        let Some(connector) = &mut self.connector else {
-            return Ok(Box::new(stream));
-        };
+    ) -> Result<Box<dyn Transport>, AskError> {
         let name = self.check.requests[index].host.as_deref().map(host_name);
-        Ok(Box::new(connector.wrap(stream, place, name).await?))
+        exchange::connect(place, self.connector.as_mut(), name).await
     }
 
-    fn request(&self, target: SocketAddr, index: usize) -> Result<Request<Full<Bytes>>, HttpError> {
+    fn request(&self, target: SocketAddr, index: usize) -> Result<Request<Full<Bytes>>, AskError> {
         let wanted = &self.check.requests[index];
         let host = wanted.host.clone().unwrap_or_else(|| target.to_string());
-        let bad = |source| HttpError::Request { target, source };
+        let bad = |source| AskError::Request { target, source };
         let builder = Request::builder().method(
             Method::from_bytes(wanted.method.as_bytes()).map_err(|error| bad(error.into()))?,
         );
@@ -228,10 +207,10 @@ impl Http {
 }
 
 /// The whole body, or nothing where it is too long.
-async fn read(target: SocketAddr, mut body: Incoming) -> Result<Option<Vec<u8>>, ExchangeError> {
+async fn read(target: SocketAddr, mut body: Incoming) -> Result<Option<Vec<u8>>, AskError> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|source| ExchangeError { target, source })?;
+        let frame = frame.map_err(|source| AskError::from(ExchangeError { target, source }))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };

@@ -20,9 +20,18 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 pub use self::{
-    agent::AgentError, dns::DnsError, exchange::ExchangeError, exec::ExecError, file::FileError,
-    grpc::GrpcError, http::HttpError, icmp::IcmpError, smtp::SmtpError, tcp::ConnectError,
-    tls::TlsError, udp::UdpError,
+    agent::AgentError,
+    dns::DnsError,
+    exchange::{AskError, ExchangeError},
+    exec::ExecError,
+    file::FileError,
+    grpc::GrpcError,
+    http::HttpError,
+    icmp::IcmpError,
+    smtp::SmtpError,
+    tcp::ConnectError,
+    tls::TlsError,
+    udp::UdpError,
 };
 use super::{
     plan::{Job, Via},
