@@ -4,13 +4,17 @@
 
 mod pools;
 
+use std::{fmt::Debug, hash::Hash};
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
 
-use super::proto::{BackendSnapshot, InstanceStatus, ServiceSnapshot, Status};
+use super::proto::{
+    BackendSnapshot, FlowTableSnapshot, InstanceStatus, Peer, ServiceSnapshot, Status,
+};
 use crate::model::VrrpState;
 
 /// `GET`: the metrics.
@@ -19,7 +23,11 @@ pub const PATH: &str = "/metrics";
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Numbers<L> = Family<L, Gauge<f64, std::sync::atomic::AtomicU64>>;
-type Counts<L> = Family<L, Counter>;
+
+/// What a family can be labelled with.
+trait Label: Clone + Hash + Eq + EncodeLabelSet + Send + Sync + Debug + 'static {}
+
+impl<L: Clone + Hash + Eq + EncodeLabelSet + Send + Sync + Debug + 'static> Label for L {}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct About {
@@ -108,326 +116,268 @@ pub fn render(status: &Status) -> String {
     }
 }
 
-/// A family of gauges that is registered under a name.
-fn numbers<L>(registry: &mut Registry, name: &str, help: &str) -> Numbers<L>
-where
-    L: Clone + std::hash::Hash + Eq + EncodeLabelSet + Send + Sync + std::fmt::Debug + 'static,
-{
+/// A gauge with a value for each row.
+fn gauge<L: Label>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, f64)>,
+) {
+    registry.register(name, help, filled(rows));
+}
+
+/// The same in seconds, which the name ends in.
+fn seconds<L: Label>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, f64)>,
+) {
+    registry.register_with_unit(name, help, Unit::Seconds, filled(rows));
+}
+
+/// A counter with a count for each row; the text has `_total` behind the name.
+fn counter<L: Label>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    rows: impl IntoIterator<Item = (L, u64)>,
+) {
+    let family: Family<L, Counter> = Family::default();
+    for (labels, count) in rows {
+        family.get_or_create(&labels).inc_by(count);
+    }
+    registry.register(name, help, family);
+}
+
+fn filled<L: Label>(rows: impl IntoIterator<Item = (L, f64)>) -> Numbers<L> {
     let family = Numbers::default();
-    registry.register(name, help, family.clone());
+    for (labels, value) in rows {
+        family.get_or_create(&labels).set(value);
+    }
     family
 }
 
-/// The same with a unit, which the name ends in.
-fn seconds<L>(registry: &mut Registry, name: &str, help: &str) -> Numbers<L>
-where
-    L: Clone + std::hash::Hash + Eq + EncodeLabelSet + Send + Sync + std::fmt::Debug + 'static,
-{
-    let family = Numbers::default();
-    registry.register_with_unit(name, help, Unit::Seconds, family.clone());
-    family
-}
-
-/// A family of counters; the text has `_total` behind the name.
-fn counts<L>(registry: &mut Registry, name: &str, help: &str) -> Counts<L>
-where
-    L: Clone + std::hash::Hash + Eq + EncodeLabelSet + Send + Sync + std::fmt::Debug + 'static,
-{
-    let family = Counts::default();
-    registry.register(name, help, family.clone());
-    family
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
 }
 
 fn daemon(registry: &mut Registry, status: &Status) {
-    let about = numbers(
-        registry,
-        "build_info",
-        "Version and name of this director; always 1",
-    );
-    about
-        .get_or_create(&About {
-            version: status.version.clone(),
-            router_id: status.router_id.clone(),
-        })
-        .set(1.0);
-    seconds(registry, "uptime", "Time since lbd started")
-        .get_or_create(&Nothing {})
-        .set(status.uptime_s as f64);
-    numbers(
-        registry,
-        "problems",
-        "Lines that lbctl status calls a PROBLEM",
-    )
-    .get_or_create(&Nothing {})
-    .set(status.problems.len() as f64);
-    let reloads = counts(
-        registry,
-        "reloads",
-        "Reloads of the configuration by their result",
-    );
-    for (result, count) in [
+    let about = About {
+        version: status.version.clone(),
+        router_id: status.router_id.clone(),
+    };
+    let help = "Version and name of this director; always 1";
+    gauge(registry, "build_info", help, [(about, 1.0)]);
+    let uptime = [(Nothing {}, status.uptime_s as f64)];
+    seconds(registry, "uptime", "Time since lbd started", uptime);
+    let help = "Lines that lbctl status calls a PROBLEM";
+    let problems = [(Nothing {}, status.problems.len() as f64)];
+    gauge(registry, "problems", help, problems);
+    let reloads = [
         ("applied", status.reloads.applied),
         ("refused", status.reloads.refused),
-    ] {
-        let labels = OfResult {
-            result: result.to_owned(),
-        };
-        reloads.get_or_create(&labels).inc_by(count);
-    }
+    ];
+    let labelled = reloads.map(|(result, count)| {
+        let result = result.to_owned();
+        (OfResult { result }, count)
+    });
+    let help = "Reloads of the configuration by their result";
+    counter(registry, "reloads", help, labelled);
 }
 
 fn instances(registry: &mut Registry, instances: &[InstanceStatus]) {
-    let state = numbers(
-        registry,
-        "vrrp_state",
-        "1 for the state that the instance is in, 0 for the others",
-    );
-    let since = numbers(
-        registry,
-        "vrrp_state_since_timestamp_seconds",
-        "When that state was entered, in seconds since 1970",
-    );
-    let priority = numbers(registry, "vrrp_priority", "Priority in force");
-    let entered = counts(
-        registry,
-        "vrrp_transitions",
-        "Times that a state was entered",
-    );
-    let sent = counts(
-        registry,
-        "vrrp_adverts_sent",
-        "Adverts sent, each copy to a peer for itself",
-    );
-    let failed = counts(
-        registry,
-        "vrrp_adverts_not_sent",
-        "Adverts that could not be sent",
-    );
-    let received = counts(
-        registry,
-        "vrrp_adverts_received",
-        "Adverts that were believed",
-    );
-    let rejected = counts(
-        registry,
-        "vrrp_disagreements",
-        "Adverts that were not believed, or that should not be, by kind and sender",
-    );
-    let late = seconds(
-        registry,
-        "vrrp_advert_lateness_max",
-        "The longest that an advert was late since the start",
-    );
-    let announced = counts(
-        registry,
-        "vrrp_announcements",
-        "Gratuitous ARP and unsolicited neighbour advertisements sent",
-    );
-    let heard = seconds(
-        registry,
-        "vrrp_peer_heard_ago",
-        "Time since the last advert of another router; absent before the first",
-    );
-    let peer_priority = numbers(registry, "vrrp_peer_priority", "Priority in that advert");
-    for instance in instances {
-        let name = || Of {
-            instance: instance.name.clone(),
-        };
-        let in_state = |state: VrrpState| OfState {
-            instance: instance.name.clone(),
-            state: state.to_string(),
-        };
-        for one in VrrpState::ALL {
-            let here = f64::from(u8::from(one == instance.state));
-            state.get_or_create(&in_state(one)).set(here);
-        }
-        for (one, count) in &instance.entered {
-            entered.get_or_create(&in_state(*one)).inc_by(*count);
-        }
-        since.get_or_create(&name()).set(instance.since as f64);
-        priority
-            .get_or_create(&name())
-            .set(f64::from(instance.priority));
-        sent.get_or_create(&name()).inc_by(instance.sent);
-        failed.get_or_create(&name()).inc_by(instance.send_errors);
-        received.get_or_create(&name()).inc_by(instance.received);
-        announced
-            .get_or_create(&name())
-            .inc_by(instance.announcements);
-        late.get_or_create(&name())
-            .set(instance.worst_lateness_us as f64 / 1e6);
-        if let Some(peer) = &instance.peer {
-            heard
-                .get_or_create(&name())
-                .set(peer.heard_ms_ago as f64 / 1e3);
-            peer_priority
-                .get_or_create(&name())
-                .set(f64::from(peer.priority));
-        }
-        for one in &instance.disagreements {
+    let name = |instance: &InstanceStatus| Of {
+        instance: instance.name.clone(),
+    };
+    let in_state = |instance: &InstanceStatus, state: VrrpState| OfState {
+        instance: instance.name.clone(),
+        state: state.to_string(),
+    };
+    let all = || instances.iter();
+    let gauges = |value: fn(&InstanceStatus) -> f64| all().map(move |i| (name(i), value(i)));
+    let counts = |count: fn(&InstanceStatus) -> u64| all().map(move |i| (name(i), count(i)));
+    let of_peers = |value: fn(&Peer) -> f64| {
+        all().filter_map(move |i| Some((name(i), value(i.peer.as_ref()?))))
+    };
+
+    let states = all()
+        .flat_map(|i| VrrpState::ALL.map(|state| (in_state(i, state), flag(state == i.state))));
+    let help = "1 for the state that the instance is in, 0 for the others";
+    gauge(registry, "vrrp_state", help, states);
+    let help = "When that state was entered, in seconds since 1970";
+    let since = gauges(|i| i.since as f64);
+    gauge(registry, "vrrp_state_since_timestamp_seconds", help, since);
+    let priorities = gauges(|i| f64::from(i.priority));
+    gauge(registry, "vrrp_priority", "Priority in force", priorities);
+    let entered = all().flat_map(|i| {
+        let states = i.entered.iter();
+        states.map(move |(state, count)| (in_state(i, *state), *count))
+    });
+    let help = "Times that a state was entered";
+    counter(registry, "vrrp_transitions", help, entered);
+    let help = "Adverts sent, each copy to a peer for itself";
+    counter(registry, "vrrp_adverts_sent", help, counts(|i| i.sent));
+    let help = "Adverts that could not be sent";
+    let failed = counts(|i| i.send_errors);
+    counter(registry, "vrrp_adverts_not_sent", help, failed);
+    let help = "Adverts that were believed";
+    let received = counts(|i| i.received);
+    counter(registry, "vrrp_adverts_received", help, received);
+    let disagreements = all().flat_map(|i| {
+        i.disagreements.iter().map(|one| {
             let labels = OfPeer {
-                instance: instance.name.clone(),
+                instance: i.name.clone(),
                 what: one.what.clone(),
                 peer: one.peer.clone().unwrap_or_default(),
             };
-            rejected.get_or_create(&labels).inc_by(one.count);
-        }
-    }
+            (labels, one.count)
+        })
+    });
+    let help = "Adverts that were not believed, or that should not be, by kind and sender";
+    counter(registry, "vrrp_disagreements", help, disagreements);
+    let help = "The longest that an advert was late since the start";
+    let late = gauges(|i| i.worst_lateness_us as f64 / 1e6);
+    seconds(registry, "vrrp_advert_lateness_max", help, late);
+    let help = "Gratuitous ARP and unsolicited neighbour advertisements sent";
+    let announced = counts(|i| i.announcements);
+    counter(registry, "vrrp_announcements", help, announced);
+    let help = "Time since the last advert of another router; absent before the first";
+    let heard = of_peers(|peer| peer.heard_ms_ago as f64 / 1e3);
+    seconds(registry, "vrrp_peer_heard_ago", help, heard);
+    let help = "Priority in that advert";
+    let priorities = of_peers(|peer| f64::from(peer.priority));
+    gauge(registry, "vrrp_peer_priority", help, priorities);
 }
 
 fn services(registry: &mut Registry, status: &Status) {
-    let serving = numbers(
-        registry,
-        "service_serving",
-        "1 while this director forwards the service's packets",
-    );
-    let live = numbers(
-        registry,
-        "service_servers_up",
-        "Real servers of the service that take new connections",
-    );
-    let all = numbers(registry, "service_servers", "Real servers of the service");
-    let reasons = counts(
-        registry,
-        "service_packets_not_forwarded",
-        "Packets of the service that were not forwarded, by reason",
-    );
-    let up = numbers(
-        registry,
-        "server_up",
-        "1 while the real server takes new connections",
-    );
-    let healthy = numbers(
-        registry,
-        "server_healthy",
-        "1 while its checks succeed; absent without checks",
-    );
-    let weight = numbers(registry, "server_weight", "Its share of new connections");
-    let active = numbers(
-        registry,
-        "server_connections_active",
-        "Connections as ipvsadm's ActiveConn",
-    );
-    let inactive = numbers(
-        registry,
-        "server_connections_inactive",
-        "Connections as ipvsadm's InActConn",
-    );
-    let connections = counts(registry, "server_connections", "Connections scheduled");
-    let packets = counts(registry, "server_packets", "Packets forwarded");
-    let bytes = counts(
-        registry,
-        "server_bytes",
-        "Bytes forwarded, from the IP header on",
-    );
-    for service in &status.data_plane.services {
-        let name = service_name(service);
-        let of = OfService {
-            service: name.clone(),
-        };
-        let servers = || service.backends.iter().filter(|server| !server.sorry);
-        serving
-            .get_or_create(&of)
-            .set(f64::from(u8::from(service.serving || service.always)));
-        live.get_or_create(&of)
-            .set(servers().filter(|server| is_up(server)).count() as f64);
-        all.get_or_create(&of).set(servers().count() as f64);
-        for (reason, count) in &service.reasons {
+    let all = || status.data_plane.services.iter();
+    let of = |service: &ServiceSnapshot| OfService {
+        service: service_name(service),
+    };
+    let own = |service: &'_ ServiceSnapshot, wanted: fn(&BackendSnapshot) -> bool| {
+        let servers = service.backends.iter().filter(|server| !server.sorry);
+        servers.filter(|server| wanted(server)).count() as f64
+    };
+    let serving = all().map(|s| (of(s), flag(s.serving || s.always)));
+    let help = "1 while this director forwards the service's packets";
+    gauge(registry, "service_serving", help, serving);
+    let help = "Real servers of the service that take new connections";
+    let up = all().map(|s| (of(s), own(s, is_up)));
+    gauge(registry, "service_servers_up", help, up);
+    let servers = all().map(|s| (of(s), own(s, |_| true)));
+    let help = "Real servers of the service";
+    gauge(registry, "service_servers", help, servers);
+    let reasons = all().flat_map(|s| {
+        s.reasons.iter().map(|(reason, count)| {
             let labels = OfReason {
-                service: name.clone(),
+                service: service_name(s),
                 reason: reason.clone(),
             };
-            reasons.get_or_create(&labels).inc_by(*count);
-        }
-        for server in &service.backends {
-            let of = OfServer {
-                service: name.clone(),
-                server: server.address.clone(),
-                sorry: server.sorry.to_string(),
-            };
-            up.get_or_create(&of)
-                .set(f64::from(u8::from(is_up(server))));
-            weight.get_or_create(&of).set(f64::from(server.weight));
-            active.get_or_create(&of).set(server.active as f64);
-            inactive.get_or_create(&of).set(server.inactive as f64);
-            connections.get_or_create(&of).inc_by(server.connections);
-            packets.get_or_create(&of).inc_by(server.packets);
-            bytes.get_or_create(&of).inc_by(server.bytes);
-            let check = status
-                .checks
-                .iter()
-                .find(|check| check.service == name && check.backend == server.address);
-            if let (Some(check), false) = (check, server.sorry) {
-                healthy
-                    .get_or_create(&of)
-                    .set(f64::from(u8::from(check.up)));
-            }
-        }
-    }
+            (labels, *count)
+        })
+    });
+    let help = "Packets of the service that were not forwarded, by reason";
+    counter(registry, "service_packets_not_forwarded", help, reasons);
+    servers_of_services(registry, status);
+}
+
+fn servers_of_services(registry: &mut Registry, status: &Status) {
+    let of = |service: &ServiceSnapshot, server: &BackendSnapshot| OfServer {
+        service: service_name(service),
+        server: server.address.clone(),
+        sorry: server.sorry.to_string(),
+    };
+    let all = || {
+        let services = status.data_plane.services.iter();
+        services.flat_map(|service| service.backends.iter().map(move |server| (service, server)))
+    };
+    let gauges = |value: fn(&BackendSnapshot) -> f64| {
+        all().map(move |(service, server)| (of(service, server), value(server)))
+    };
+    let counts = |count: fn(&BackendSnapshot) -> u64| {
+        all().map(move |(service, server)| (of(service, server), count(server)))
+    };
+    let up = gauges(|server| flag(is_up(server)));
+    let help = "1 while the real server takes new connections";
+    gauge(registry, "server_up", help, up);
+    let healthy = all().filter_map(|(service, server)| {
+        let name = service_name(service);
+        let mut checks = status.checks.iter();
+        let check = checks.find(|c| c.service == name && c.backend == server.address)?;
+        (!server.sorry).then(|| (of(service, server), flag(check.up)))
+    });
+    let help = "1 while its checks succeed; absent without checks";
+    gauge(registry, "server_healthy", help, healthy);
+    let weights = gauges(|server| f64::from(server.weight));
+    let help = "Its share of new connections";
+    gauge(registry, "server_weight", help, weights);
+    let active = gauges(|server| server.active as f64);
+    let help = "Connections as ipvsadm's ActiveConn";
+    gauge(registry, "server_connections_active", help, active);
+    let inactive = gauges(|server| server.inactive as f64);
+    let help = "Connections as ipvsadm's InActConn";
+    gauge(registry, "server_connections_inactive", help, inactive);
+    let help = "Connections scheduled";
+    let scheduled = counts(|server| server.connections);
+    counter(registry, "server_connections", help, scheduled);
+    let packets = counts(|server| server.packets);
+    counter(registry, "server_packets", "Packets forwarded", packets);
+    let help = "Bytes forwarded, from the IP header on";
+    counter(
+        registry,
+        "server_bytes",
+        help,
+        counts(|server| server.bytes),
+    );
 }
 
 fn data_plane(registry: &mut Registry, status: &Status) {
     let plane = &status.data_plane;
-    let chosen = numbers(
-        registry,
-        "data_plane_info",
-        "Which data plane forwards, and why; always 1",
-    );
-    let labels = Chosen {
+    let chosen = Chosen {
         kind: plane.kind.clone(),
         reason: plane.choice.clone(),
     };
-    chosen.get_or_create(&labels).set(1.0);
-    counts(
-        registry,
-        "data_plane_repairs",
-        "Changes by others in the kernel's tables that were changed back",
-    )
-    .get_or_create(&Nothing {})
-    .inc_by(plane.repairs.count);
-    let attached = numbers(
-        registry,
-        "data_plane_attached",
-        "Interfaces that the program runs on, with its mode; always 1",
-    );
-    for one in &plane.interfaces {
+    let help = "Which data plane forwards, and why; always 1";
+    gauge(registry, "data_plane_info", help, [(chosen, 1.0)]);
+    let help = "Changes by others in the kernel's tables that were changed back";
+    let repairs = [(Nothing {}, plane.repairs.count)];
+    counter(registry, "data_plane_repairs", help, repairs);
+    let attached = plane.interfaces.iter().map(|one| {
         let labels = OfInterface {
             interface: one.interface.clone(),
             mode: one.mode.clone(),
         };
-        attached.get_or_create(&labels).set(1.0);
-    }
-    numbers(
-        registry,
-        "data_plane_generation",
-        "Number of the live configuration of the data plane",
-    )
-    .get_or_create(&Nothing {})
-    .set(plane.generation as f64);
-    let passed = counts(
-        registry,
-        "packets_not_forwarded",
-        "Packets that were not forwarded, over all services and none, by reason",
-    );
-    for (reason, count) in &plane.passed {
-        let labels = Reason {
-            reason: reason.clone(),
-        };
-        passed.get_or_create(&labels).inc_by(*count);
-    }
-    let slots = numbers(registry, "flow_table_slots", "Room of a flow table");
-    let used = numbers(
+        (labels, 1.0)
+    });
+    let help = "Interfaces that the program runs on, with its mode; always 1";
+    gauge(registry, "data_plane_attached", help, attached);
+    let help = "Number of the live configuration of the data plane";
+    let generation = [(Nothing {}, plane.generation as f64)];
+    gauge(registry, "data_plane_generation", help, generation);
+    let passed = plane.passed.iter().map(|(reason, count)| {
+        let reason = reason.clone();
+        (Reason { reason }, *count)
+    });
+    let help = "Packets that were not forwarded, over all services and none, by reason";
+    counter(registry, "packets_not_forwarded", help, passed);
+    let tables = |value: fn(&FlowTableSnapshot) -> u32| {
+        plane.flow_tables.iter().map(move |table| {
+            let labels = OfTable {
+                table: table.name.clone(),
+            };
+            (labels, f64::from(value(table)))
+        })
+    };
+    let slots = tables(|table| table.slots);
+    gauge(registry, "flow_table_slots", "Room of a flow table", slots);
+    let help = "Flows in it at the last sweep, a second ago at most";
+    gauge(
         registry,
         "flow_table_used",
-        "Flows in it at the last sweep, a second ago at most",
+        help,
+        tables(|table| table.used),
     );
-    for table in &plane.flow_tables {
-        let labels = OfTable {
-            table: table.name.clone(),
-        };
-        slots.get_or_create(&labels).set(f64::from(table.slots));
-        used.get_or_create(&labels).set(f64::from(table.used));
-    }
 }
 
 /// As the checks have it.

@@ -12,8 +12,8 @@ pub use self::notify::{
 };
 pub use self::pool::{Growing, PoolStatus};
 pub use crate::dataplane::{
-    Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, ServiceSnapshot,
-    Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
+    Attachment, BackendSnapshot, CaptureQuery, FlowEntry, FlowPage, FlowQuery, FlowTableSnapshot,
+    ServiceSnapshot, Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
 };
 pub use crate::events::{Event, EventPage};
 use crate::model::{VrrpState, VrrpVersion};
