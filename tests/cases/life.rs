@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lab::{
-    Guide,
+    Download, Guide,
     guide::{self, Settings, VIP},
     http, wait,
 };
@@ -35,21 +35,7 @@ fn a_stopped_daemon_leaves_nothing() {
 fn a_killed_daemon_is_followed_by_one_that_takes_over() {
     let mut guide = Guide::start().unwrap();
     guide.node2.stop().unwrap();
-    let file = vec![7; 4_000_000];
-    guide.rs1.publish("slow", &file).unwrap();
-    guide.rs2.publish("slow", &file).unwrap();
-    let mut curl = guide.client.command("curl");
-    let url = format!("http://{VIP}/slow");
-    curl.args([
-        "--silent",
-        "--fail",
-        "--output",
-        "/dev/null",
-        "--write-out",
-        "%{size_download}",
-        &url,
-    ]);
-    let transfer = curl.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let download = Download::start(&guide, 4_000_000).unwrap();
     let samples = lab::steps::under_requests(&guide.client, VIP, Duration::from_secs(1), || {
         guide.node1.kill()?;
         std::thread::sleep(Duration::from_millis(500));
@@ -59,13 +45,7 @@ fn a_killed_daemon_is_followed_by_one_that_takes_over() {
     })
     .unwrap();
     assert_eq!(http::failures(&samples), 0, "of {}", samples.len());
-    let output = transfer.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "the transfer broke: {}",
-        output.status
-    );
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "4000000");
+    download.finish().unwrap();
     let log = guide.node1.log();
     assert!(
         log.contains("took over the XDP link")

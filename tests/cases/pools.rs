@@ -1,9 +1,9 @@
 //! What a pool does when its real servers fail and return: quorum, panic guard, slow start, with real nginx.
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use lab::{
-    Director, Guide,
+    Director, Download, Guide,
     guide::{self, Settings, VIP},
     http, wait,
 };
@@ -143,15 +143,7 @@ fn a_lost_quorum_puts_the_sorry_server_in() {
 /// download arrives.
 fn download(keys: &str, state: &str) -> bool {
     let guide = start([1, 1], keys);
-    let content = vec![b'x'; 3_000_000];
-    for server in [&guide.rs1, &guide.rs2] {
-        server.publish("slow", &content).unwrap();
-    }
-    let mut curl = guide.client.command("curl");
-    let url = format!("http://{VIP}/slow");
-    let arguments = ["--silent", "--show-error", &url];
-    let curl = curl.args(arguments).stdout(Stdio::piped());
-    let download = curl.stderr(Stdio::piped()).spawn().unwrap();
+    let download = Download::start(&guide, 3_000_000).unwrap();
     let find = || {
         let service = guide.node1.service()?;
         Ok(service.backends.into_iter().position(|b| b.active > 0))
@@ -172,8 +164,7 @@ fn download(keys: &str, state: &str) -> bool {
     let line = listed.lines().find(|line| line.contains(&address));
     let held = line.is_some_and(|line| line.contains("Route   0 "));
     assert_eq!(held, state == "inhibited", "{listed}");
-    let output = download.wait_with_output().unwrap();
-    output.status.success() && output.stdout == content
+    download.finish().is_ok()
 }
 
 #[test]

@@ -1,14 +1,10 @@
 //! The deployment guide's cluster with the kernel's IPVS in the place of XDP: users notice nothing,
 //! and operators see the same with lbctl as with ipvsadm.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, process::Command, time::Duration};
 
 use lab::{
-    Director, Guide, Lab, Process,
+    Director, Download, Guide, Lab, Process,
     guide::{self, Settings, VIP},
     http,
     network::{INTERFACE, run},
@@ -28,6 +24,15 @@ fn with_ipvs(settings: &Settings) -> String {
 fn shares(guide: &Guide, requests: usize) -> [usize; 2] {
     let pages = http::get_many(&guide.client, VIP, requests).unwrap();
     ["rs1", "rs2"].map(|name| pages.iter().filter(|page| *page == name).count())
+}
+
+/// Waits until both directors know both real servers to be up.
+fn all_well(guide: &Guide) {
+    for director in [&guide.node1, &guide.node2] {
+        director
+            .wait_for_backends(&["up", "up", "draining"])
+            .unwrap();
+    }
 }
 
 /// lbctl prints what ipvsadm prints. Counters move between the two; when all is quiet they do not.
@@ -68,14 +73,7 @@ fn the_guides_cluster() {
         .configure(&with_ipvs(&Settings::of(98)))
         .unwrap();
     guide.start_directors().unwrap();
-    guide
-        .node1
-        .wait_for_backends(&["up", "up", "draining"])
-        .unwrap();
-    guide
-        .node2
-        .wait_for_backends(&["up", "up", "draining"])
-        .unwrap();
+    all_well(&guide);
     let status = guide.node1.status().unwrap();
     assert_eq!(status.data_plane.kind, "ipvs");
     assert_eq!(status.data_plane.choice, "mode = \"ipvs\"");
@@ -137,14 +135,7 @@ fn the_guides_cluster() {
     same_views(&guide.node1);
     guide.rs1.resume(&guide.lab).unwrap();
     guide.rs2.resume(&guide.lab).unwrap();
-    guide
-        .node1
-        .wait_for_backends(&["up", "up", "draining"])
-        .unwrap();
-    guide
-        .node2
-        .wait_for_backends(&["up", "up", "draining"])
-        .unwrap();
+    all_well(&guide);
     assert_eq!(shares(&guide, 40), [10, 30]);
 
     survives_failover(&mut guide);
@@ -184,14 +175,7 @@ fn survives_failover(guide: &mut Guide) {
         ("0", "1")
     );
 
-    let file = vec![7; 6_000_000];
-    guide.rs1.publish("slow", &file).unwrap();
-    guide.rs2.publish("slow", &file).unwrap();
-    let mut curl = guide.client.command("curl");
-    let url = format!("http://{VIP}/slow");
-    curl.args(["--silent", "--fail", "--output", "/dev/null"]);
-    curl.args(["--write-out", "%{size_download}", &url]);
-    let transfer = curl.stdout(Stdio::piped()).spawn().unwrap();
+    let download = Download::start(guide, 6_000_000).unwrap();
     wait::until_true(
         "node2 knows the connection",
         Duration::from_secs(10),
@@ -204,13 +188,7 @@ fn survives_failover(guide: &mut Guide) {
     .unwrap();
     guide.node1.stop().unwrap();
     guide.node2.wait_for("VI_1", VrrpState::Master).unwrap();
-    let output = transfer.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "the transfer broke: {}",
-        output.status
-    );
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "6000000");
+    download.finish().unwrap();
     let text = daemon(&guide.node2);
     assert!(text.starts_with("master sync daemon"), "{text}");
     let text = guide.node2.ctl(&["status"]).unwrap();

@@ -6,6 +6,7 @@
 
 pub mod binaries;
 pub mod director;
+pub mod download;
 pub mod guide;
 pub mod http;
 pub mod mail;
@@ -21,6 +22,7 @@ pub mod wait;
 pub mod witness;
 
 pub use director::Director;
+pub use download::Download;
 pub use guide::Guide;
 pub use network::{Lab, Node};
 pub use process::Process;
