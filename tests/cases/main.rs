@@ -34,6 +34,7 @@ mod peers;
 mod pools;
 mod probes;
 mod program;
+mod reloads;
 mod shapes;
 mod steering;
 mod sync_groups;

@@ -43,6 +43,8 @@ const PURE: &[&str] = &[
     "lb-user/src/api/proto",
     "lb-user/src/api/metrics.rs",
     "lb-user/src/api/page.rs",
+    "lb-user/src/daemon/roles.rs",
+    "lb-user/src/daemon/succession.rs",
     "lb-user/src/notify/event.rs",
     "lb-user/src/notify/groups.rs",
 ];

@@ -1,6 +1,6 @@
 //! What a reload changes, in words for the log.
 
-use crate::model::{Config, RealServer};
+use crate::model::{Config, Instance, RealServer};
 
 /// One line per difference between the running and the new configuration.
 pub fn changes(old: &Config, new: &Config) -> Vec<String> {
@@ -27,7 +27,13 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
     }
     for instance in &new.instances {
         match old.instances.iter().find(|i| i.name == instance.name) {
-            None => lines.push(format!("VRRP instance {} added", instance.name)),
+            None => match old.instances.iter().find(|i| i.goes_on_as(instance)) {
+                Some(before) => lines.push(format!(
+                    "VRRP instance {} goes on as {}",
+                    before.name, instance.name
+                )),
+                None => lines.push(format!("VRRP instance {} added", instance.name)),
+            },
             Some(before) if before.priority != instance.priority => lines.push(format!(
                 "VRRP instance {} changed, priority {} -> {}",
                 instance.name, before.priority, instance.priority
@@ -39,7 +45,8 @@ pub fn changes(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     for instance in &old.instances {
-        if !new.instances.iter().any(|i| i.name == instance.name) {
+        let goes_on = |now: &Instance| now.name == instance.name || instance.goes_on_as(now);
+        if !new.instances.iter().any(goes_on) {
             lines.push(format!("VRRP instance {} removed", instance.name));
         }
     }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io, net::IpAddr, time::Instant};
 
 use super::{
     placed::{Owner, Placed},
+    succession::Succession,
     virtual_macs::VirtualMacs,
 };
 use crate::{
@@ -67,9 +68,8 @@ impl Addresses {
             return;
         }
         self.virtual_macs.raise(instance).await;
-        self.placed
-            .put(&owner(&instance.name), instance.items(), interfaces)
-            .await;
+        let wanted = vec![(owner(&instance.name), instance.items())];
+        self.placed.put(wanted, interfaces).await;
         self.watch(instance, interfaces);
         self.announce(&instance.name, Occasion::Promotion, interfaces);
     }
@@ -99,24 +99,50 @@ impl Addresses {
         }
     }
 
-    /// Follows a changed configuration of an instance that stays master.
-    pub async fn update(&mut self, instance: &Instance, interfaces: &Interfaces) {
-        self.announcing
-            .retime(&instance.name, instance.announce, Instant::now());
-        let Some(before) = self.held.get(&instance.name).cloned() else {
-            return;
-        };
-        if before == Held::of(instance) {
-            // Nothing to announce; routes and rules may differ.
-            self.placed
-                .put(&owner(&instance.name), instance.items(), interfaces)
-                .await;
-            return;
+    /// Follows instances that are called otherwise now.
+    pub fn rename(&mut self, names: &Succession) {
+        let held = std::mem::take(&mut self.held).into_iter();
+        self.held = held
+            .map(|(name, held)| (names.rename(name), held))
+            .collect();
+        let sent = std::mem::take(&mut self.sent).into_iter();
+        self.sent = sent
+            .map(|(name, count)| (names.rename(name), count))
+            .collect();
+        self.announcing.rename(|name| names.name(name).into());
+        self.placed.rename(names);
+    }
+
+    /// Follows a changed configuration of instances that go on. What one master gives to another stays in place.
+    pub async fn update<'i>(
+        &mut self,
+        instances: impl Iterator<Item = &'i Instance>,
+        interfaces: &Interfaces,
+    ) {
+        let (mut wanted, mut changed) = (Vec::new(), Vec::new());
+        for instance in instances {
+            let (name, timing) = (&instance.name, instance.announce);
+            self.announcing.retime(name, timing, Instant::now());
+            let Some(before) = self.held.get(name).cloned() else {
+                continue;
+            };
+            if before != Held::of(instance) {
+                if interfaces.by_name(&instance.interface).is_none() {
+                    continue;
+                }
+                self.virtual_macs.raise(instance).await;
+                changed.push((instance, before));
+            }
+            wanted.push((owner(name), instance.items()));
         }
-        self.hold(instance, interfaces).await;
-        let is_other = |name: &String| instance.network.virtual_mac.as_ref() != Some(name);
-        if let Some(device) = before.virtual_mac.filter(is_other) {
-            self.virtual_macs.lower(&device).await;
+        self.placed.put(wanted, interfaces).await;
+        for (instance, before) in changed {
+            self.watch(instance, interfaces);
+            self.announce(&instance.name, Occasion::Promotion, interfaces);
+            let is_other = |name: &String| instance.network.virtual_mac.as_ref() != Some(name);
+            if let Some(device) = before.virtual_mac.filter(is_other) {
+                self.virtual_macs.lower(&device).await;
+            }
         }
     }
 

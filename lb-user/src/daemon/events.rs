@@ -20,19 +20,19 @@ impl Daemon {
         match report {
             Report::Entered {
                 instance,
-                state: VrrpState::Backup,
-                reason: Reason::Started,
-                priority,
-            } if self.resumed.contains(&instance) => {
-                let reason = "started, still serving";
-                self.note_transition(&instance, VrrpState::Backup, reason, None, priority);
-            }
-            Report::Entered {
-                instance,
+                router,
                 state,
                 reason,
                 priority,
             } => {
+                let instance = self.name_of(&router, instance);
+                if (state, reason) == (VrrpState::Backup, Reason::Started)
+                    && self.resumed.contains(&instance)
+                {
+                    let reason = "started, still serving";
+                    self.note_transition(&instance, state, reason, None, priority);
+                    return;
+                }
                 let peer = reason.peer();
                 self.on_transition(&instance, state, &reason.to_string(), peer, priority)
                     .await;
@@ -42,7 +42,8 @@ impl Daemon {
                     self.instances.remove(&instance);
                 }
             }
-            Report::Announce { instance } => {
+            Report::Announce { instance, router } => {
+                let instance = self.name_of(&router, instance);
                 // One that does not yield speaks up every 10 ms; the events tell of it.
                 tracing::debug!(
                     instance,
@@ -66,7 +67,7 @@ impl Daemon {
     /// A new master's data plane is ready before its addresses are announced. One that yields gives
     /// its addresses up first: while it had them without forwarding, its own stack would answer and
     /// reset connections. A daemon that stops goes silent in the order of its parts.
-    async fn on_transition(
+    pub(super) async fn on_transition(
         &mut self,
         name: &str,
         state: VrrpState,
@@ -98,7 +99,7 @@ impl Daemon {
     }
 
     /// Log, record, event and scripts.
-    fn note_transition(
+    pub(super) fn note_transition(
         &mut self,
         name: &str,
         state: VrrpState,

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::Daemon;
+use super::{Daemon, succession::Succession};
 use crate::{
     model::Instance,
     track::damping::{Damper, Waiting},
@@ -44,6 +44,14 @@ impl Links {
             Some(due) => sleep(due.saturating_sub(self.now())).await,
             None => pending().await,
         }
+    }
+
+    /// Follows instances that are called otherwise now.
+    pub(super) fn rename(&mut self, names: &Succession) {
+        let before = std::mem::take(&mut self.dampers).into_iter();
+        self.dampers = before
+            .map(|(name, damper)| (names.rename(name), damper))
+            .collect();
     }
 
     /// Why an instance's link that is up is not used yet.
@@ -114,7 +122,7 @@ impl Daemon {
         if let Some(vrrp) = &self.vrrp {
             let taken = self.virtual_addresses();
             for instance in &self.config.instances {
-                vrrp.link(&instance.name, self.link_of(instance, &taken));
+                vrrp.link(instance.router(), self.link_of(instance, &taken));
             }
         }
         self.follow_watches();

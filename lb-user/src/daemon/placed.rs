@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use super::succession::Succession;
 use crate::{
     model::{
         Prefix,
@@ -22,6 +23,8 @@ pub enum Owner {
     Host,
     /// An instance that is master.
     Instance(String),
+    /// Nobody any more: what is about to be taken away.
+    Former,
 }
 
 /// How something that an owner wants lies in the kernel.
@@ -58,38 +61,58 @@ impl Placed {
         }
     }
 
-    /// Puts in place what an owner wants from now on, in this order, and takes away what it does not
-    /// want any more.
-    pub async fn put(&mut self, owner: &Owner, items: Vec<Item>, interfaces: &Interfaces) {
-        let mut before = self.owners.remove(owner).unwrap_or_default();
+    /// Follows instances that are called otherwise now.
+    pub fn rename(&mut self, names: &Succession) {
+        let before = std::mem::take(&mut self.owners).into_iter();
+        let renamed = before.map(|(owner, entries)| match owner {
+            Owner::Instance(name) => (Owner::Instance(names.rename(name)), entries),
+            Owner::Host | Owner::Former => (owner, entries),
+        });
+        self.owners = renamed.collect();
+    }
+
+    /// Puts in place what owners want from now on, in this order, and then takes away what they do not
+    /// want any more: what one gives to another is there all the time.
+    pub async fn put(&mut self, wanted: Vec<(Owner, Vec<Item>)>, interfaces: &Interfaces) {
+        let mut former = Vec::new();
+        for (owner, items) in &wanted {
+            let before = self.owners.remove(owner).unwrap_or_default();
+            let (stay, go): (Vec<_>, Vec<_>) = before
+                .into_iter()
+                .partition(|entry| items.contains(&entry.item));
+            self.owners.insert(owner.clone(), stay);
+            former.extend(go);
+        }
         // The kernel has one route of a key, and one IPv6 address of any length: the old one first.
-        while let Some(at) = before.iter().position(|old| {
-            let excludes = |new: &Item| excludes(&old.item, new);
-            old.status == Status::Ours && items.iter().any(excludes)
-        }) {
-            let old = before.remove(at);
-            self.take_away(&old.item, interfaces).await;
-        }
-        let mut entries = Vec::with_capacity(items.len());
-        for item in items {
-            let known = before.iter().position(|old| old.item == item);
-            let mut entry = known.map_or_else(
-                || Entry {
-                    item,
-                    status: Status::Missing,
-                    refused: false,
-                },
-                |at| before.remove(at),
-            );
-            if entry.status == Status::Missing {
-                self.place(&mut entry, interfaces).await;
+        let new = wanted.iter().flat_map(|(_, items)| items);
+        let (replaced, former): (Vec<_>, Vec<_>) = former
+            .into_iter()
+            .partition(|old| new.clone().any(|item| excludes(&old.item, item)));
+        self.take_all_away(replaced, interfaces).await;
+        self.owners.insert(Owner::Former, former);
+        for (owner, items) in wanted {
+            let mut before = self.owners.remove(&owner).unwrap_or_default();
+            let mut entries = Vec::with_capacity(items.len());
+            for item in items {
+                let known = before.iter().position(|old| old.item == item);
+                let mut entry = known.map_or_else(
+                    || Entry {
+                        item,
+                        status: Status::Missing,
+                        refused: false,
+                    },
+                    |at| before.remove(at),
+                );
+                if entry.status == Status::Missing {
+                    self.place(&mut entry, interfaces).await;
+                }
+                entries.push(entry);
             }
-            entries.push(entry);
+            if !entries.is_empty() {
+                self.owners.insert(owner, entries);
+            }
         }
-        if !entries.is_empty() {
-            self.owners.insert(owner.clone(), entries);
-        }
-        self.take_all_away(before, interfaces).await;
+        self.take(&Owner::Former, interfaces).await;
     }
 
     /// Takes away what an owner had, in the reverse order, except what another has by now.

@@ -81,7 +81,8 @@ impl Daemon {
     pub(super) async fn place_statics(&mut self) {
         let statics = self.config.statics.clone();
         let placed = &mut self.addresses.placed;
-        placed.put(&Owner::Host, statics, &self.interfaces).await;
+        let wanted = vec![(Owner::Host, statics)];
+        placed.put(wanted, &self.interfaces).await;
     }
 
     /// Follows interfaces that came, went or changed.

@@ -2,11 +2,14 @@
 
 use tokio::sync::mpsc::Receiver;
 
-use super::{Daemon, DaemonError, load_config, names, require_interfaces, tracking::Accounts};
+use super::{
+    Daemon, DaemonError, load_config, names, require_interfaces, succession::Succession,
+    tracking::Accounts,
+};
 use crate::{
     api::proto::{Failure, Reload},
     config::{changes, needs_restart},
-    model::{Auth, Config},
+    model::{Auth, Config, VrrpState},
     vrrp::driver::Report,
 };
 
@@ -119,7 +122,9 @@ impl Daemon {
         self.neighbours.find_paths(&config, &self.netlink).await;
         self.neighbours
             .publish(&self.interfaces, self.data_plane.as_mut());
+        let succession = Succession::of(&self.config.instances, &config.instances);
         let mut roles = self.roles.clone();
+        roles.rename(&succession);
         let freed = roles.follow(&names(&config));
         // What operators told of real servers holds until now.
         let steered = std::mem::take(&mut self.steered);
@@ -135,6 +140,7 @@ impl Daemon {
         if config.instances != self.config.instances {
             warn_of_weak_authentication(&config);
         }
+        let renamed = self.rename_instances(&succession);
         self.config = config;
         self.roles = roles;
         if let Some(notifier) = &mut self.notifier {
@@ -148,13 +154,13 @@ impl Daemon {
         self.data_plane.set_timeouts(&timeouts);
         self.find_neighbours().await;
         self.reconsider_checks();
-        self.follow_vrrp(reports).await;
+        self.follow_vrrp(&succession, reports).await;
+        self.tell_of_successors(&succession, renamed).await;
         Ok(answer)
     }
 
-    /// Makes the VRRP thread run the new instances, handles what it reports of that, and follows
-    /// changed address lists.
-    async fn follow_vrrp(&mut self, reports: &mut Receiver<Report>) {
+    /// Makes the VRRP thread run the new instances, and follows what becomes of them.
+    async fn follow_vrrp(&mut self, succession: &Succession, reports: &mut Receiver<Report>) {
         // What only the configuration before needs goes last.
         if let Err(error) = self.make_virtual_macs(false).await {
             tracing::error!(error = super::with_sources(&error), "virtual MAC addresses");
@@ -165,15 +171,28 @@ impl Daemon {
         if let Some(vrrp) = &self.vrrp {
             vrrp.configure(setups).await;
         }
+        // Masters that go on come first: an address that one of them has now is not taken away by one that ends.
+        let instances = self.config.instances.iter();
+        let running = instances.filter(|instance| succession.is_running(&instance.name));
+        self.addresses.update(running, &self.interfaces).await;
         while let Ok(report) = reports.try_recv() {
             self.on_report(report).await;
         }
+        self.end_what_is_gone().await;
         self.addresses.count_only(&self.config.instances);
-        for instance in self.config.instances.clone() {
-            self.addresses.update(&instance, &self.interfaces).await;
-        }
         self.place_statics().await;
         self.follow_interfaces().await;
+    }
+
+    /// Ends instances whose report of their end was lost.
+    async fn end_what_is_gone(&mut self) {
+        let is_configured = |name: &String| self.config.instances.iter().any(|i| i.name == *name);
+        let names = self.instances.keys().filter(|name| !is_configured(name));
+        for name in names.cloned().collect::<Vec<_>>() {
+            self.on_transition(&name, VrrpState::Init, "stopped", None, 0)
+                .await;
+            self.instances.remove(&name);
+        }
     }
 
     /// The program is attached at the start only: an instance on another interface would hold

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::succession::Succession;
+
 /// Flags by instance name; 0 is nobody's.
 #[derive(Clone, Debug, Default)]
 pub struct Roles {
@@ -9,6 +11,14 @@ pub struct Roles {
 }
 
 impl Roles {
+    /// Follows instances that are called otherwise now.
+    pub fn rename(&mut self, names: &Succession) {
+        let before = std::mem::take(&mut self.indexes).into_iter();
+        self.indexes = before
+            .map(|(name, index)| (names.rename(name), index))
+            .collect();
+    }
+
     /// Gives every name a flag, keeping those given before. Returns the flags that were freed; they
     /// may still be set, so nobody else gets them in the same turn.
     pub fn follow(&mut self, names: &[String]) -> Vec<u16> {

@@ -160,7 +160,7 @@ impl Daemon {
         if let Some(vrrp) = &self.vrrp {
             let instances = self.config.instances.iter();
             for instance in instances.filter(|i| !i.watches.is_empty()) {
-                vrrp.track(&instance.name, self.verdict_of(instance));
+                vrrp.track(instance.router(), self.verdict_of(instance));
             }
         }
     }

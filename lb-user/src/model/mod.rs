@@ -40,7 +40,7 @@ pub use self::track::{
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
 };
 pub use self::vrrp::{
-    ChecksumForm, Instance, NotifyScripts, Prefix, UnicastTtl, VrrpState, VrrpVersion,
+    ChecksumForm, Instance, NotifyScripts, Prefix, RouterId, UnicastTtl, VrrpState, VrrpVersion,
 };
 
 /// A whole, validated configuration.

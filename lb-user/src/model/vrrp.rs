@@ -68,10 +68,49 @@ impl Instance {
         self.group.is_ipv6()
     }
 
+    /// What others know it by.
+    pub fn router(&self) -> RouterId {
+        RouterId {
+            interface: self.interface.clone(),
+            version: self.version,
+            vrid: self.vrid,
+            group: self.group,
+        }
+    }
+
+    /// Whether a running instance becomes another by a change of configuration alone, with its state, timers
+    /// and mastership: for other routers nothing happens. Its name may change, unless an interface of a virtual
+    /// MAC address goes with that.
+    pub fn goes_on_as(&self, new: &Instance) -> bool {
+        let has_interface = |i: &Instance| i.network.virtual_mac.is_some();
+        self.is_router(&new.router())
+            && (self.name == new.name || !(has_interface(self) || has_interface(new)))
+    }
+
+    /// Whether others know it as this one.
+    pub fn is_router(&self, id: &RouterId) -> bool {
+        (self.vrid, self.version, self.group) == (id.vrid, id.version, id.group)
+            && self.interface == id.interface
+    }
+
     /// Everything that a master holds.
     pub fn held(&self) -> impl Iterator<Item = &Prefix> {
         self.addresses.iter().chain(&self.excluded)
     }
+}
+
+/// What names a virtual router on the wire, whatever it is called in a configuration. A configuration has each
+/// once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterId {
+    /// Interface that it speaks on.
+    pub interface: String,
+    /// Protocol version.
+    pub version: VrrpVersion,
+    /// Virtual router id.
+    pub vrid: u8,
+    /// Group, and with it the address family; that of one with unicast peers too, which is not spoken to then.
+    pub group: IpAddr,
 }
 
 /// Version of VRRP.

@@ -89,6 +89,15 @@ impl Announcing {
         self.masters.insert(instance.into(), master);
     }
 
+    /// Instances are called otherwise from now on.
+    pub fn rename(&mut self, name: impl Fn(&str) -> Arc<str>) {
+        let masters = std::mem::take(&mut self.masters).into_iter();
+        self.masters = masters.map(|(old, master)| (name(&old), master)).collect();
+        for frame in self.lines.values_mut().flat_map(|line| &mut line.queue) {
+            frame.instance = name(&frame.instance);
+        }
+    }
+
     /// Follows a changed configuration of an instance that goes on as it is.
     pub fn retime(&mut self, instance: &str, timing: AnnounceTiming, now: Instant) {
         if let Some(master) = self.masters.get_mut(instance)

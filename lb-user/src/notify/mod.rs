@@ -258,6 +258,12 @@ impl Notifier {
         });
     }
 
+    /// An instance goes on under another name: nothing more is told under this one.
+    pub fn forget_instance(&mut self, name: &str) {
+        self.forget(&Owner::Instance(name.to_owned()));
+        self.last.remove(name);
+    }
+
     fn forget(&mut self, owner: &Owner) {
         self.mailed.remove(owner);
         if let Some(queue) = self.queues.remove(owner) {

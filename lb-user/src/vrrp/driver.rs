@@ -27,10 +27,10 @@ use super::{
     packet::TTL,
     realtime::{self, Waiter},
     round::{self, Outside},
-    runner::{Order, Runner, Snapshot, same_on_the_wire},
+    runner::{Order, Runner, Snapshot},
     socket::{Buffer, Kind, RECEIVE_BUFFER, SMALLEST_PACKET, VrrpSocket},
 };
-use crate::model::{Instance, Verdict, VrrpState};
+use crate::model::{Instance, RouterId, Verdict, VrrpState};
 
 /// Reports that may wait for the daemon. A transition makes one; a daemon that is a thousand
 /// transitions behind is not there any more.
@@ -74,6 +74,8 @@ pub enum Report {
     Entered {
         /// Instance name.
         instance: String,
+        /// Which router that was, should the name have gone to another since.
+        router: RouterId,
         /// The new state.
         state: VrrpState,
         /// Why.
@@ -85,6 +87,8 @@ pub enum Report {
     Announce {
         /// Instance name.
         instance: String,
+        /// Which router that was.
+        router: RouterId,
     },
     /// The thread runs like any other.
     NotRealtime(String),
@@ -99,8 +103,8 @@ pub enum Report {
 
 enum Command {
     Configure(Vec<Setup>, oneshot::Sender<()>),
-    Link(String, Link),
-    Track(String, Verdict),
+    Link(RouterId, Link),
+    Track(RouterId, Verdict),
     Snapshot(oneshot::Sender<Vec<Snapshot>>),
     Order(String, Order, oneshot::Sender<bool>),
     Stop(oneshot::Sender<()>),
@@ -148,8 +152,8 @@ impl Driver {
         ))
     }
 
-    /// Makes these the running instances. An instance whose identity on the wire is unchanged goes
-    /// on without missing an advert; one that is gone says priority 0.
+    /// Makes these the running instances. One that [goes on](Instance::goes_on_as), whatever it is called now,
+    /// misses no advert, and nothing is reported of it; one that is gone says priority 0.
     pub async fn configure(&self, setups: Vec<Setup>) {
         let (done, finished) = oneshot::channel();
         self.send(Command::Configure(setups, done));
@@ -157,13 +161,13 @@ impl Driver {
     }
 
     /// Tells what became of an instance's interface.
-    pub fn link(&self, instance: &str, link: Link) {
-        self.send(Command::Link(instance.to_owned(), link));
+    pub fn link(&self, instance: RouterId, link: Link) {
+        self.send(Command::Link(instance, link));
     }
 
     /// Tells what became of what an instance watches.
-    pub fn track(&self, instance: &str, verdict: Verdict) {
-        self.send(Command::Track(instance.to_owned(), verdict));
+    pub fn track(&self, instance: RouterId, verdict: Verdict) {
+        self.send(Command::Track(instance, verdict));
     }
 
     /// Present state of every instance.
@@ -306,7 +310,7 @@ impl Loop {
         for setup in setups {
             let kept = old
                 .iter()
-                .position(|r| same_on_the_wire(&r.instance, &setup.instance));
+                .position(|r| r.instance.goes_on_as(&setup.instance));
             if let Some(index) = kept {
                 let mut runner = old.swap_remove(index);
                 runner.adopt(setup.instance, self.now());
@@ -359,17 +363,17 @@ impl Loop {
         }
     }
 
-    fn set_link(&mut self, instance: &str, link: Link) {
+    fn set_link(&mut self, router: &RouterId, link: Link) {
         let mut runners = std::mem::take(&mut self.runners);
-        if let Some(runner) = runners.iter_mut().find(|r| r.instance.name == instance) {
+        if let Some(runner) = runners.iter_mut().find(|r| r.instance.is_router(router)) {
             self.follow_link(runner, link);
         }
         self.runners = runners;
     }
 
-    fn set_verdict(&mut self, instance: &str, verdict: Verdict) {
+    fn set_verdict(&mut self, router: &RouterId, verdict: Verdict) {
         let mut runners = std::mem::take(&mut self.runners);
-        if let Some(runner) = runners.iter_mut().find(|r| r.instance.name == instance) {
+        if let Some(runner) = runners.iter_mut().find(|r| r.instance.is_router(router)) {
             self.follow_verdict(runner, verdict);
         }
         self.runners = runners;

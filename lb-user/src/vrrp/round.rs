@@ -46,6 +46,7 @@ pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
                 runner.since = SystemTime::now();
                 outside.report(Report::Entered {
                     instance: runner.instance.name.clone(),
+                    router: runner.instance.router(),
                     state,
                     reason,
                     priority: runner.priority(),
@@ -102,6 +103,7 @@ fn tell_to_announce(outside: &impl Outside, runner: &mut Runner) {
         runner.told_at = Some(now);
         outside.report(Report::Announce {
             instance: runner.instance.name.clone(),
+            router: runner.instance.router(),
         });
     }
 }

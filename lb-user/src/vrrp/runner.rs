@@ -332,17 +332,3 @@ fn tracked(priority: u8, verdict: Verdict) -> u8 {
         other => (i32::from(other) + verdict.difference).clamp(1, 254) as u8,
     }
 }
-
-/// Whether a running instance can become the other without leaving its state.
-pub(super) fn same_on_the_wire(old: &Instance, new: &Instance) -> bool {
-    let identity = |i: &Instance| {
-        (
-            i.name.clone(),
-            i.interface.clone(),
-            i.version,
-            i.vrid,
-            i.group,
-        )
-    };
-    identity(old) == identity(new)
-}

@@ -88,7 +88,7 @@ impl Outside for Outbox {
                 reason,
                 ..
             } => (segment(&instance), Deed::Entered(state, reason.to_string())),
-            Report::Announce { instance } => (segment(&instance), Deed::Announced),
+            Report::Announce { instance, .. } => (segment(&instance), Deed::Announced),
             other => panic!("{other:?}"),
         };
         self.done.borrow_mut().push(deed);
