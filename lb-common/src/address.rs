@@ -46,6 +46,23 @@ impl Address {
         }
     }
 
+    /// Whether no host can have sent from it: IPv4's this network, loopback, multicast and limited broadcast
+    /// (RFC 1122 section 3.2.1.3), IPv6's unspecified, loopback and multicast (RFC 4291 sections 2.5.2, 2.5.3,
+    /// 2.7). What the kernel's `ip_route_input_slow` and `ip6_rcv_core` call martian.
+    #[inline(always)]
+    pub const fn is_martian(self) -> bool {
+        match self.as_v4() {
+            Some(be) => {
+                let first = be.to_ne_bytes()[0];
+                first == 0 || first == 127 || first & 0xf0 == 224 || be == u32::MAX
+            }
+            None => {
+                let high = self.0[0].to_ne_bytes();
+                high[0] == 0xff || self.0[0] == 0 && u64::from_be(self.0[1]) <= 1
+            }
+        }
+    }
+
     /// The address with all but its first `bits` bits cleared, counted as IPv6 (IPv4 prefixes are 96
     /// longer).
     #[inline(always)]
@@ -114,6 +131,44 @@ mod tests {
         assert_eq!(
             of("::ffff:10.1.15.50").network(96 + 24),
             of("::ffff:10.1.15.0")
+        );
+    }
+
+    #[test]
+    fn martians() {
+        let v4 = |bytes: [u8; 4]| Address::v4(u32::from_ne_bytes(bytes));
+        for bytes in [
+            [0, 1, 2, 3],
+            [127, 0, 0, 1],
+            [224, 0, 0, 1],
+            [239, 255, 255, 255],
+            [255; 4],
+        ] {
+            assert!(v4(bytes).is_martian(), "{bytes:?}");
+        }
+        // Linux takes class E for unicast.
+        for bytes in [
+            [1, 0, 0, 0],
+            [126, 0, 0, 1],
+            [128, 0, 0, 1],
+            [223, 1, 1, 1],
+            [240, 0, 0, 1],
+        ] {
+            assert!(!v4(bytes).is_martian(), "{bytes:?}");
+        }
+        let v6 = |first: u8, last: u8| {
+            let high = u64::from_ne_bytes([first, 0, 0, 0, 0, 0, 0, 0]);
+            Address([high, u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, last])])
+        };
+        assert!(
+            [v6(0, 0), v6(0, 1), v6(0xff, 1)]
+                .iter()
+                .all(|a| a.is_martian())
+        );
+        assert!(
+            ![v6(0, 2), v6(0x20, 0), v6(0xfe, 1)]
+                .iter()
+                .any(|a| a.is_martian())
         );
     }
 }

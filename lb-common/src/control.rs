@@ -51,6 +51,8 @@ impl Features {
     pub const SOURCE_RATE: u32 = 2;
     /// Packets are shown to a capture.
     pub const CAPTURE: u32 = 4;
+    /// Tagged frames are held against the VLANs of this host.
+    pub const VLANS: u32 = 8;
 }
 
 /// What the program must know to read one generation.
@@ -152,6 +154,20 @@ pub const fn mac_word(mac: [u16; 3], ifindex: u32) -> u64 {
     mac[0] as u64 | (mac[1] as u64) << 16 | (mac[2] as u64) << 32 | (ifindex as u64) << 48
 }
 
+/// The VLANs of a frame at an interface, as the map of this host's VLANs has them: ids of the outer and the inner
+/// tag, 0 for none. A tag of VLAN 0 is none.
+#[inline(always)]
+pub const fn vlan_key(ifindex: u32, outer: u16, inner: u16) -> u64 {
+    let (first, second) = match outer {
+        0 => (inner, 0),
+        _ => (outer, inner),
+    };
+    (ifindex as u64) << 32 | (first as u64) << 16 | second as u64
+}
+
+/// In place of the outer id: frames of every VLAN are this host's. A bridge decides by rules of its own.
+pub const EVERY_VLAN: u16 = u16::MAX;
+
 /// The only slot where a [`mac_word`] can be.
 #[inline(always)]
 pub const fn mac_slot(word: u64, multiplier: u64) -> usize {
@@ -179,6 +195,13 @@ mod tests {
             hashes.map(|hash| table.chunk(hash)),
             [16, 16, 17, 19, 16, 19]
         );
+    }
+
+    #[test]
+    fn a_tag_of_vlan_0_is_none() {
+        assert_eq!(vlan_key(3, 0, 7), vlan_key(3, 7, 0));
+        assert_ne!(vlan_key(3, 7, 7), vlan_key(3, 7, 0));
+        assert_ne!(vlan_key(4, 7, 0), vlan_key(3, 7, 0));
     }
 
     #[test]

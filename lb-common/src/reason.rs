@@ -86,10 +86,19 @@ reasons! {
     /// The same as `too_big`, of a packet that must not be answered (RFC 1122 section 3.2.2): an ICMP
     /// error, or a later fragment.
     TooBigUnanswered = 22, "too_big_unanswered", Drop;
+    /// Tagged for a VLAN in which this host has no interface: a trunk carries it past, and the kernel
+    /// ignores the frame.
+    ForeignVlan = 23, "foreign_vlan", Pass;
+    /// A new connection from an address that no client can have: of this network or host, loopback,
+    /// multicast, reserved or broadcast (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5 and 2.7). The kernel
+    /// drops and logs it.
+    MartianSource = 24, "martian_source", Pass;
+    /// The interface to the real server is not among those that the program may send by.
+    NoDevice = 25, "no_device", Drop;
 }
 
 /// Number of reasons.
-pub const REASON_COUNT: u32 = 23;
+pub const REASON_COUNT: u32 = 26;
 
 /// Counters of one service, a power of two: the map's index is service id times this plus reason.
 pub const REASON_SLOTS: u32 = 32;

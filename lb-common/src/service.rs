@@ -53,6 +53,8 @@ impl ServiceFlags {
     pub const VIP: u16 = 4;
     /// The entry leads to ranges of ports.
     pub const RANGES: u16 = 8;
+    /// The protocol is SCTP.
+    pub const SCTP: u16 = 16;
 }
 
 impl ServiceInfo {

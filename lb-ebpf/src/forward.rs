@@ -1,9 +1,13 @@
 //! From a backend id to the interface that the frame leaves by.
 
-use lb_common::{Backend, BackendFlags, Reason, limits::MAX_BACKENDS};
+use lb_common::{
+    Backend, BackendFlags, Control, Reason,
+    control::{EVERY_VLAN, Features, vlan_key},
+    limits::MAX_BACKENDS,
+};
 
 use crate::{
-    maps::BACKENDS,
+    maps::{BACKENDS, OWN_VLANS},
     packet::Packet,
     parse::ethernet::{Addressee, Link},
 };
@@ -53,4 +57,26 @@ pub fn require_own_address(link: &Link) -> Result<(), Reason> {
         Addressee::Other => Err(Reason::ForeignMac),
         Addressee::Group => Err(Reason::NotUnicast),
     }
+}
+
+/// Whether a tagged frame is of a VLAN that this host is in.
+#[inline(always)]
+pub fn require_own_vlan(packet: &Packet<'_>, control: &Control, link: &Link) -> Result<(), Reason> {
+    let is_tagged = link.outer | link.inner != 0;
+    if !is_tagged
+        || control.features & Features::VLANS == 0
+        || is_own_vlan(packet.ingress_ifindex(), link.outer, link.inner) != 0
+    {
+        return Ok(());
+    }
+    Err(Reason::ForeignVlan)
+}
+
+/// Verified on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_own_vlan(ifindex: u32, outer: u16, inner: u16) -> i64 {
+    let id = |tag: u16| tag & !Backend::TAGGED;
+    let is_own = |outer, inner| OWN_VLANS.get_ptr(vlan_key(ifindex, outer, inner)).is_some();
+    i64::from(is_own(id(outer), id(inner)) || is_own(EVERY_VLAN, 0))
 }

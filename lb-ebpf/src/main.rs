@@ -99,11 +99,10 @@ fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace) -> u32 {
     let reason = match outcome {
         Ok(Forward::Transmit) => return xdp_action::XDP_TX,
         // The daemon puts an interface into the device map before any backend names it.
-        Ok(Forward::Redirect(ifindex)) => {
-            return DEVICES
-                .redirect(*ifindex, 0)
-                .unwrap_or(xdp_action::XDP_ABORTED);
-        }
+        Ok(Forward::Redirect(ifindex)) => match DEVICES.redirect(*ifindex, 0) {
+            Ok(action) => return action,
+            Err(_) => Reason::NoDevice,
+        },
         Ok(Forward::ToStack) => Reason::Local,
         Err(reason) => *reason,
     };

@@ -1,8 +1,10 @@
 //! Every BPF map, with BTF key and value types, so that libbpf tools read them too.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{
+        Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerfEventArray,
+    },
     helpers::bpf_jiffies64,
     macros::btf_map,
 };
@@ -11,9 +13,9 @@ use lb_common::{
     flow::Bucket,
     limits::{
         CHUNK_BUCKETS, FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_FRAGMENTED,
-        MAX_INTERFACES, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES, MAX_STICKY,
-        MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
-        WIDE_CHUNKS,
+        MAX_INTERFACES, MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES,
+        MAX_STICKY, MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS,
+        VIP_BUCKETS, WIDE_CHUNKS,
     },
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
@@ -22,6 +24,8 @@ use lb_common::{
     wide::{WideBucket, WideKey},
 };
 
+/// Memory for entries that there are.
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Entries of both generations.
@@ -124,6 +128,10 @@ pub static SOURCES4: LpmTrie<[u8; 4], u32, { MAX_PREFIXES as usize }> = LpmTrie:
 /// The same of IPv6 prefixes.
 #[btf_map(name = "sources6")]
 pub static SOURCES6: LpmTrie<[u8; 16], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
+
+/// [`vlan_key`](lb_common::control::vlan_key) of each VLAN that this host is in.
+#[btf_map(name = "own_vlans")]
+pub static OWN_VLANS: HashMap<u64, u32, { MAX_OWN_VLANS as usize }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "devices")]
 pub static DEVICES: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();

@@ -156,6 +156,7 @@ fn accept<D: Datagram>(
     trace.service = service;
     service::require_mastership(control, role)?;
     forward::require_own_address(link)?;
+    forward::require_own_vlan(packet, control, link)?;
     protect::require_unlisted(packet, control, || Place::of(link, ip))?;
     if ip.may_travel() {
         Ok(())

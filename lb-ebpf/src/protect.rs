@@ -80,9 +80,12 @@ pub fn admit(control: &Control, detail: &ServiceDetail, arrival: &Arrival) -> Re
     Ok(())
 }
 
-/// No client has a VIP for its address.
+/// No client has a VIP for its address, nor one that means no single host.
 #[inline(always)]
 pub fn require_sane_source(control: &Control, source: &Address) -> Result<(), Reason> {
+    if source.is_martian() {
+        return Err(Reason::MartianSource);
+    }
     match service::vip_of(control, *source) {
         Ok(_) => Err(Reason::SourceIsVip),
         Err(_) => Ok(()),

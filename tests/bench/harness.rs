@@ -506,7 +506,7 @@ fn product(flow_slots: u32, vlan: u16) -> Result<Xdp> {
         protection: Protection::default(),
     };
     let mut xdp = Xdp::unattached(&config)?;
-    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC)]);
+    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC)], &[(INGRESS, [VLAN, 0])]);
     let vips: [IpAddr; 2] = [VIP.into(), VIP6.into()];
     let services = vips.map(|vip| {
         let backends = (1..=4)

@@ -250,7 +250,7 @@ impl Bench {
             protection: Protection::default(),
         };
         let mut xdp = Xdp::unattached(&config)?;
-        xdp.set_own_addresses(&[(ifindex, DIRECTOR_MAC)]);
+        xdp.set_own_addresses(&[(ifindex, DIRECTOR_MAC)], &[]);
         xdp.apply(&plan())?;
         for last in 2..=5 {
             let hop = Hop::on_link([2, 0, 0, 0, 0, last], ifindex, DIRECTOR_MAC);

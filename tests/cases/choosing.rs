@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -17,14 +17,16 @@ use lb_user::{
         xdp::Xdp,
     },
     model::{
-        Hashing, IpPrefix, Persistence, Protection, Protocol::Tcp, RateLimit, Scheduler,
-        SourceRule, address::wire,
+        Hashing, IpPrefix, Persistence, Protection,
+        Protocol::{Sctp, Tcp},
+        RateLimit, Scheduler, SourceRule,
+        address::wire,
     },
 };
 
 use crate::program::{
-    INGRESS, PASS, SMALL, TX, VIP, apply, frame, in_namespace, load, passed, resolve, server_of,
-    service, transport,
+    CLIENT, INGRESS, PASS, SMALL, TX, VIP, apply, frame, in_namespace, load, passed, resolve,
+    server_of, service, transport,
 };
 
 const DROP: u32 = 1;
@@ -358,34 +360,109 @@ fn listed_sources() {
     });
 }
 
-/// The lists hold a million prefixes.
+/// Each list holds a million prefixes: /24 of IPv4, /64 of IPv6.
 #[test]
 fn a_million_listed_sources() {
+    const COUNT: u32 = 1_000_000;
+    let v4 = |number: u32, host: u32| Ipv4Addr::from(0x2000_0000 + number * 256 + host);
+    let v6 = |number: u32, host: u16| {
+        let [high, low] = [(number >> 16) as u16, number as u16];
+        Ipv6Addr::new(0x2001, 0xdb8, high, low, 0, 0, 0, host)
+    };
     in_namespace(|_| {
-        let mut xdp = ready(with(Scheduler::Rr, &[1]));
-        let sources: Vec<_> = (0..1_000_000_u32)
-            .map(|number| {
-                let address = IpAddr::V4(Ipv4Addr::from(0x2000_0000 + number * 256));
-                (
-                    IpPrefix {
-                        address,
-                        length: 24,
-                    },
-                    SourceRule::Block,
-                )
-            })
-            .collect();
-        let protection = Protection {
+        let mut planned = with(Scheduler::Rr, &[1]);
+        planned.id.address = VIP.into();
+        let mut six = planned.clone();
+        six.id.address = v6(COUNT * 2, 100).into();
+        let vip6 = v6(COUNT * 2, 100);
+        let mut xdp = load(SMALL);
+        apply(&mut xdp, vec![planned, six]);
+        resolve(&mut xdp, 1, INGRESS);
+        let list = |of: &dyn Fn(u32) -> IpPrefix| -> Vec<_> {
+            (0..COUNT)
+                .map(|number| (of(number), SourceRule::Block))
+                .collect()
+        };
+        let mut sources = list(&|number| IpPrefix {
+            address: v4(number, 0).into(),
+            length: 24,
+        });
+        sources.extend(list(&|number| IpPrefix {
+            address: v6(number, 0).into(),
+            length: 64,
+        }));
+        xdp.set_protection(&Protection {
             sources,
             ..Protection::default()
+        })
+        .unwrap();
+        let six = |from: Ipv6Addr| {
+            let mut frame = frame(CLIENT, VIP, 64, transport(1, 80, "S"), b"");
+            let tcp = frame.split_off(34);
+            frame.truncate(12);
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, tcp.len() as u8, 6, 64]);
+            frame.extend(from.octets());
+            frame.extend(vip6.octets());
+            frame.extend(tcp);
+            frame
         };
-        xdp.set_protection(&protection).unwrap();
+        let run = |xdp: &mut Xdp, frame: &[u8]| xdp.run(frame, 0).unwrap().0;
         for number in [0, 1, 499_999, 999_999] {
-            let inside = Ipv4Addr::from(0x2000_0000 + number * 256 + 9);
-            assert_eq!(xdp.run(&packet(inside, 1, "S"), 0).unwrap().0, DROP);
+            assert_eq!(run(&mut xdp, &packet(v4(number, 9), 1, "S")), DROP);
+            assert_eq!(run(&mut xdp, &six(v6(number, 9))), DROP);
         }
-        let outside = Ipv4Addr::from(0x2000_0000 + 1_000_000 * 256);
-        assert_eq!(server_of(&mut xdp, &packet(outside, 1, "S")), 1);
+        assert_eq!(server_of(&mut xdp, &packet(v4(COUNT, 0), 1, "S")), 1);
+        assert_eq!(run(&mut xdp, &six(v6(COUNT, 1))), TX);
+        // One more than there is room for is an error that names it, and the list stays in force.
+        let mut longer = list(&|number| IpPrefix {
+            address: v6(number, 0).into(),
+            length: 64,
+        });
+        longer.extend((0..60_000).map(|number| {
+            let address = v6(COUNT + number, 0).into();
+            (
+                IpPrefix {
+                    address,
+                    length: 65,
+                },
+                SourceRule::Block,
+            )
+        }));
+        let longer = Protection {
+            sources: longer,
+            ..Protection::default()
+        };
+        let refused = xdp.set_protection(&longer).unwrap_err().to_string();
+        assert!(refused.contains("list the source 2001:db8:"), "{refused}");
+        assert_eq!(run(&mut xdp, &six(v6(0, 9))), DROP);
+    });
+}
+
+/// SCTP is active once it is established, as in IPVS: not with the INIT.
+#[test]
+fn sctp_is_active_once_it_is_established() {
+    const INIT: u8 = 1;
+    const COOKIE_ECHO: u8 = 10;
+    const SHUTDOWN: u8 = 7;
+    in_namespace(|_| {
+        let mut planned = with(Scheduler::Wlc, &[1]);
+        planned.id.protocol = Sctp;
+        let mut xdp = ready(planned);
+        for (chunk, expected) in [(INIT, (0, 1)), (COOKIE_ECHO, (1, 0)), (SHUTDOWN, (0, 1))] {
+            let ip = packet(client(1), 7, "S");
+            let mut frame = ip[..34].to_vec();
+            frame.extend([0, 7, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, chunk, 0, 0, 4]);
+            frame[16..18].copy_from_slice(&36_u16.to_be_bytes());
+            frame[23] = 132;
+            assert_eq!(xdp.run(&frame, 0).unwrap().0, TX);
+            xdp.sweep();
+            let backend = xdp.snapshot().services.remove(0).backends.remove(0);
+            assert_eq!(
+                (backend.active, backend.inactive),
+                expected,
+                "chunk {chunk}"
+            );
+        }
     });
 }
 

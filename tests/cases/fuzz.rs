@@ -139,6 +139,24 @@ fn client(random: &mut Random, v4: bool) -> IpAddr {
     if random.one_in(60) {
         return vip(v4, 0);
     }
+    if random.one_in(60) {
+        return match v4 {
+            true => Ipv4Addr::from(random.pick(&[
+                [0, 0, 0, 9],
+                [127, 1, 2, 3],
+                [239, 0, 0, last],
+                [255; 4],
+            ]))
+            .into(),
+            false => random
+                .pick(&[
+                    Ipv6Addr::UNSPECIFIED,
+                    Ipv6Addr::LOCALHOST,
+                    Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0, 9),
+                ])
+                .into(),
+        };
+    }
     if v4 {
         Ipv4Addr::new(10, 0, 9, last).into()
     } else {
@@ -403,7 +421,7 @@ fn services_are_found_among_many() {
                 ));
             } else {
                 frame.extend([0x86, 0xdd]);
-                frame.extend(ipv6(Ipv6Addr::LOCALHOST.into(), vip(v4, 0), 6, 64, &tcp));
+                frame.extend(ipv6(server_address(v4, 250), vip(v4, 0), 6, 64, &tcp));
             }
             let (verdict, out) = xdp.run(&frame, 0).unwrap();
             assert_eq!(verdict, crate::program::TX, "{number}");

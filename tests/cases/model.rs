@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::program::{DIRECTOR_MAC, PASS, TX, server_mac};
+use crate::program::{DIRECTOR_MAC, OWN_VLANS, PASS, TX, server_mac};
 
 /// What must become of a frame.
 #[derive(Debug, PartialEq, Eq)]
@@ -167,6 +167,9 @@ impl Model {
         let server = match known {
             Some(flow) if !reopened => flow.server,
             _ => {
+                if is_martian(headers.source) {
+                    return Err("martian_source");
+                }
                 if self.is_vip(headers.source) {
                     let land = headers.source == headers.destination;
                     return Err(if land { "land" } else { "source_is_vip" });
@@ -246,6 +249,9 @@ impl Model {
             } else {
                 "foreign_mac"
             });
+        }
+        if !is_own_vlan(&headers.tags) {
+            return Err("foreign_vlan");
         }
         if headers.ttl <= 1 {
             return Err("ttl_expired");
@@ -340,6 +346,28 @@ impl Model {
         }
         out.extend(packet);
         out
+    }
+}
+
+/// A tag of VLAN 0 is none.
+fn is_own_vlan(tags: &[u16]) -> bool {
+    let ids: Vec<u16> = tags.iter().map(|tag| tag & 0xfff).collect();
+    match ids.as_slice() {
+        [] | [0] | [0, 0] => true,
+        [one] | [0, one] => OWN_VLANS.contains(&[*one, 0]),
+        [outer, inner, ..] => OWN_VLANS.contains(&[*outer, *inner]),
+    }
+}
+
+fn is_martian(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(a) => {
+            a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast()
+        }
+        IpAddr::V6(a) => match a.to_ipv4_mapped() {
+            Some(mapped) => is_martian(mapped.into()),
+            None => a.is_unspecified() || a.is_loopback() || a.is_multicast(),
+        },
     }
 }
 

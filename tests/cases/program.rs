@@ -24,6 +24,8 @@ pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 pub const INGRESS: u32 = 1;
 
 pub const PASS: u32 = 2;
+/// VLANs of the director, outer id first.
+pub const OWN_VLANS: [[u16; 2]; 2] = [[100, 0], [100, 7]];
 pub const TX: u32 = 3;
 pub const REDIRECT: u32 = 4;
 
@@ -61,7 +63,8 @@ pub fn load_growing(flow_slots: u32, max_flow_slots: u32) -> Xdp {
         protection: Protection::default(),
     };
     let mut xdp = Xdp::unattached(&config).unwrap();
-    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC), (INGRESS, [6; 6])]);
+    let vlans = OWN_VLANS.map(|vlan| (INGRESS, vlan));
+    xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC), (INGRESS, [6; 6])], &vlans);
     xdp
 }
 

@@ -219,7 +219,7 @@ fn frames_that_are_not_for_this_host_pass() {
                 1 + u64::from(mac[0] == 0x33)
             );
         }
-        xdp.set_own_addresses(&[(INGRESS + 1, DIRECTOR_MAC)]);
+        xdp.set_own_addresses(&[(INGRESS + 1, DIRECTOR_MAC)], &[]);
         let frame = framed(&[], &packet);
         assert_eq!(xdp.run(&frame, 0).unwrap().0, PASS);
         let address = SocketAddr::new(IpAddr::from(VIP6), 80);
@@ -234,5 +234,56 @@ fn frames_that_are_not_for_this_host_pass() {
             [("not_unicast".to_owned(), 2), ("foreign_mac".to_owned(), 2)],
             "counted with the service"
         );
+    });
+}
+
+/// A trunk carries frames of VLANs that this host is not in, to its own MAC address too; the kernel ignores
+/// them. A tag of VLAN 0 is none.
+#[test]
+fn frames_of_other_vlans_pass() {
+    in_namespace(|_| {
+        let mut xdp = prepared([0, 0]);
+        let packet = v4(CLIENT4, VIP4, 6, &tcp(5, 80, 2));
+        let tag = |kind: u8, id: u8| match kind {
+            0 => [0x81, 0, 0, id],
+            _ => [0x88, 0xa8, 0x60, id],
+        };
+        for kind in [0, 1] {
+            for (ids, expected) in [
+                (&[100][..], TX),
+                (&[101], PASS),
+                (&[7], PASS),
+                (&[0], TX),
+                (&[100, 7], TX),
+                (&[100, 8], PASS),
+                (&[101, 7], PASS),
+                (&[7, 100], PASS),
+                (&[100, 0], TX),
+                (&[0, 100], TX),
+                (&[0, 101], PASS),
+                (&[0, 0], TX),
+            ] {
+                let tags: Vec<[u8; 4]> = ids.iter().map(|id| tag(kind, *id)).collect();
+                let frame = framed(&tags, &packet);
+                let before = crate::program::passed(&mut xdp, "foreign_vlan");
+                let (verdict, out) = xdp.run(&frame, 0).unwrap();
+                assert_eq!(verdict, expected, "{ids:?}");
+                let after = crate::program::passed(&mut xdp, "foreign_vlan");
+                assert_eq!(after - before, u64::from(expected == PASS), "{ids:?}");
+                assert!(expected == TX || out == frame, "{ids:?}: changed");
+            }
+        }
+        // On another interface, none of them; above a bridge, all.
+        let us = [(INGRESS, DIRECTOR_MAC)];
+        for (vlans, expected) in [
+            ([(INGRESS + 1, [100, 0])], PASS),
+            ([(INGRESS, [lb_common::control::EVERY_VLAN, 0])], TX),
+        ] {
+            xdp.set_own_addresses(&us, &vlans);
+            for ids in [&[100][..], &[101], &[101, 8]] {
+                let tags: Vec<[u8; 4]> = ids.iter().map(|id| tag(0, *id)).collect();
+                assert_eq!(xdp.run(&framed(&tags, &packet), 0).unwrap().0, expected);
+            }
+        }
     });
 }

@@ -73,7 +73,9 @@ fn try_choose(control: &Control, newcomer: &Newcomer<'_>) -> Result<u16, Reason>
     if newcomer.limited {
         protect::admit(control, detail, newcomer.arrival)?;
     }
-    let counted = ServiceInfo(newcomer.arrival.info).flags() & ServiceFlags::COUNTED != 0;
+    let flags = ServiceInfo(newcomer.arrival.info).flags();
+    let counted = flags & ServiceFlags::COUNTED != 0;
+    let is_sctp = flags & ServiceFlags::SCTP != 0;
     let stuck = match detail.sticky_ticks {
         0 => None,
         _ => sticky::backend_of(control, detail, newcomer.arrival),
@@ -87,11 +89,11 @@ fn try_choose(control: &Control, newcomer: &Newcomer<'_>) -> Result<u16, Reason>
             sticky::remember(control, detail, newcomer.arrival, backend, stuck.is_some());
         }
         if counted && let Some(load) = LOADS.get_ptr_mut(u32::from(backend)) {
-            // As IPVS counts: TCP is active from the first SYN on, UDP never. SCTP counts as TCP does;
-            // there, only once it is established.
+            // As IPVS counts: TCP is active from the first SYN on, UDP never, and SCTP once it is
+            // established, which the next sweep finds out.
             // SAFETY: a live array element; the words are only added to.
             unsafe {
-                let word = match newcomer.arrival.is_udp() {
+                let word = match newcomer.arrival.is_udp() || is_sctp {
                     true => &raw mut (*load).inactive,
                     false => &raw mut (*load).active,
                 };

@@ -207,8 +207,12 @@ impl Daemon {
 
     /// Tells the data plane which frames are for this host.
     pub(super) fn follow_own_addresses(&mut self) {
-        let macs = self.interfaces.own_macs(&self.config.dataplane.interfaces);
-        self.data_plane.set_own_addresses(&macs);
+        let names = &self.config.dataplane.interfaces;
+        let (macs, vlans) = (
+            self.interfaces.own_macs(names),
+            self.interfaces.own_vlans(names),
+        );
+        self.data_plane.set_own_addresses(&macs, &vlans);
     }
 
     /// Netlink dropped events: what the kernel has now replaces what was known.

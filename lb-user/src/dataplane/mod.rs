@@ -39,9 +39,9 @@ pub trait DataPlane: Send {
     /// Follows changed flow time-outs; they hold from each flow's next packet on.
     fn set_timeouts(&mut self, timeouts: &FlowTimeouts);
 
-    /// Follows the MAC addresses by which this host is addressed, with the index of the interface
-    /// that each is used on.
-    fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]);
+    /// Follows the MAC addresses by which this host is addressed, and the VLANs that it is in (outer id first,
+    /// 0 for none), each with the index of the interface that it is used on.
+    fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]);
 
     /// Makes these the paths of health checks that ask for a VIP on a real server, and no others.
     fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError>;

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use lb_common::control::EVERY_VLAN;
+
 use crate::model::Prefix;
 
 /// A change that the kernel told of.
@@ -58,6 +60,9 @@ pub struct Place {
     pub master: Option<u32>,
     /// Largest packet, in bytes.
     pub mtu: u32,
+    /// It is a bond or a team: frames are its own as they come in at its ports. Bridges and switches have rules
+    /// of their own.
+    pub is_bond: bool,
     /// It has a MAC address of its own on the interface below.
     pub is_macvlan: bool,
     /// The group that somebody put it into.
@@ -221,6 +226,37 @@ impl Interfaces {
         macs
     }
 
+    /// The VLANs that this host is in on the named interfaces, outer id first; [`EVERY_VLAN`] where a bridge above
+    /// decides.
+    pub fn own_vlans(&self, names: &[String]) -> Vec<(u32, [u16; MAX_TAGS])> {
+        let mut vlans = Vec::new();
+        for carrier in self.by_index.values().filter(|i| names.contains(&i.name)) {
+            let master = carrier.place.master;
+            let is_bridged = master
+                .and_then(|index| self.by_index(index))
+                .is_some_and(|master| !master.place.is_bond);
+            if is_bridged {
+                vlans.push((carrier.ifindex, [EVERY_VLAN, 0]));
+                continue;
+            }
+            let ports = self.by_index.values();
+            let ports = ports.filter(|port| port.place.master == Some(carrier.ifindex));
+            let entries: Vec<u32> = std::iter::once(carrier.ifindex)
+                .chain(ports.map(|port| port.ifindex))
+                .collect();
+            for index in self.by_index.keys() {
+                let Some((at, ids)) = self.carrier(*index) else {
+                    continue;
+                };
+                if ids == [0; MAX_TAGS] || at != carrier.ifindex && Some(at) != master {
+                    continue;
+                }
+                vlans.extend(entries.iter().map(|entry| (*entry, ids)));
+            }
+        }
+        vlans
+    }
+
     /// An address of this host on a network that `host` is on, other than virtual ones.
     pub fn beside(&self, host: IpAddr, is_virtual: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let interfaces = self.by_index.values();
@@ -370,8 +406,18 @@ mod tests {
         add(5, "mac0", 5, macvlan);
         add(6, "three", 2, upon(4, Some(8)));
         add(8, "eth1", 8, port);
-        add(9, "bond0", 9, Place::default());
+        let bond = Place {
+            is_bond: true,
+            ..Place::default()
+        };
+        add(9, "bond0", 9, bond);
         add(10, "bond0.5", 10, upon(9, Some(5)));
+        let bridged = Place {
+            master: Some(11),
+            ..Place::default()
+        };
+        add(11, "br0", 11, Place::default());
+        add(12, "eth2", 12, bridged);
         assert_eq!(table.carrier(2), Some((2, [0, 0])));
         assert_eq!(table.carrier(3), Some((2, [100, 0])));
         assert_eq!(table.carrier(4), Some((2, [100, 7])));
@@ -386,5 +432,11 @@ mod tests {
         assert_eq!(macs("eth0"), [(2, 2), (2, 5)]);
         assert_eq!(macs("eth1"), [(8, 8), (8, 9), (8, 10)]);
         assert_eq!(macs("bond0"), [(9, 9), (8, 9), (9, 10), (8, 10)]);
+        let vlans = |name: &str| table.own_vlans(&[name.to_owned()]);
+        assert_eq!(vlans("eth0"), [(2, [100, 0]), (2, [100, 7])]);
+        assert_eq!(vlans("eth1"), [(8, [5, 0])]);
+        assert_eq!(vlans("bond0"), [(9, [5, 0]), (8, [5, 0])]);
+        let every = [(12, [EVERY_VLAN, 0])];
+        assert_eq!(table.own_vlans(&["eth2".to_owned()]), every);
     }
 }

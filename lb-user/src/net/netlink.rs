@@ -271,6 +271,8 @@ fn link(message: &LinkMessage) -> Option<NetEvent> {
             LinkAttribute::Group(group) => place.group = *group,
             LinkAttribute::LinkInfo(infos) => {
                 place.vlan = infos.iter().find_map(vlan);
+                let is = |kind| infos.contains(&LinkInfo::Kind(kind));
+                place.is_bond = is(InfoKind::Bond) || is(InfoKind::Other("team".to_owned()));
                 place.is_macvlan = infos.contains(&LinkInfo::Kind(InfoKind::MacVlan));
             }
             _ => {}

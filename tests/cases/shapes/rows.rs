@@ -92,6 +92,7 @@ pub fn icmp(kind: u8, code: u8, inner: &[u8]) -> Vec<u8> {
 /// Name, packet, fate. The flows of ports 1000 and up exist already when a row's turn comes: `prepared`
 /// makes them.
 pub fn packets_v4() -> Vec<(&'static str, Vec<u8>, Fate)> {
+    let from = |source| v4(source, VIP4, 6, &tcp(1, 80, 2));
     let plain = |protocol, payload: &[u8]| v4(CLIENT4, VIP4, protocol, payload);
     let answer = |protocol, payload: &[u8]| v4(VIP4, CLIENT4, protocol, payload);
     let router = [192, 0, 2, 1];
@@ -205,6 +206,19 @@ pub fn packets_v4() -> Vec<(&'static str, Vec<u8>, Fate)> {
             v4([10, 0, 0, 101], VIP4, 6, &tcp(1, 80, 2)),
             Pass("source_is_vip"),
         ),
+        (
+            "from this network",
+            from([0, 0, 0, 9]),
+            Pass("martian_source"),
+        ),
+        (
+            "from loopback",
+            from([127, 0, 0, 1]),
+            Pass("martian_source"),
+        ),
+        ("from a group", from([224, 0, 0, 9]), Pass("martian_source")),
+        ("from everybody", from([255; 4]), Pass("martian_source")),
+        ("from class E", from([240, 0, 0, 9]), To(1)),
     ]
 }
 
@@ -214,6 +228,15 @@ pub fn packets_v6() -> Vec<(&'static str, Vec<u8>, Fate)> {
     let answer = |next, payload: &[u8]| v6(VIP6, CLIENT6, next, payload);
     let router = changed(CLIENT6.to_vec(), |a| a[15] = 1).try_into().unwrap();
     let error = |kind, inner: &[u8]| v6(router, VIP6, 58, &icmp(kind, 0, inner));
+    let from = |source| v6(source, VIP6, 6, &tcp(1, 80, 2));
+    let v6_of = |first, last| {
+        let mut address = [0; 16];
+        (address[0], address[15]) = (first, last);
+        if first == 0xfe {
+            address[1] = 0x80;
+        }
+        address
+    };
     let syn = tcp(1, 80, 2);
     let known = answer(6, &tcp(80, 1000, 16));
     let all = extension(
@@ -258,6 +281,10 @@ pub fn packets_v6() -> Vec<(&'static str, Vec<u8>, Fate)> {
         ),
         ("another address", nothing, Pass("not_a_service")),
         ("neighbour discovery", group, Pass("not_a_service")),
+        ("from nowhere", from([0; 16]), Pass("martian_source")),
+        ("from loopback", from(v6_of(0, 1)), Pass("martian_source")),
+        ("from a group", from(v6_of(0xff, 1)), Pass("martian_source")),
+        ("from a link-local address", from(v6_of(0xfe, 1)), To(1)),
         ("hop-by-hop", plain(0, &extension(6, 1, &syn)), To(1)),
         ("routing", plain(43, &extension(6, 2, &syn)), To(1)),
         (

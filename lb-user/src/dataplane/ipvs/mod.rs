@@ -428,7 +428,7 @@ impl DataPlane for Ipvs {
     }
 
     /// The kernel knows what is for it.
-    fn set_own_addresses(&mut self, _addresses: &[(u32, [u8; 6])]) {}
+    fn set_own_addresses(&mut self, _macs: &[(u32, [u8; 6])], _vlans: &[(u32, [u16; 2])]) {}
 
     /// IPVS is tied to no interface.
     fn follow_interfaces(&mut self, _present: &[(String, u32)]) {}

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use aya::maps::MapInfo;
 use lb_common::{
     Address, Backend, BackendFlags, Control, Reason,
-    control::Features,
+    control::{EVERY_VLAN, Features},
     flow::{FlowKey, FlowTable, FlowValue},
     limits::{GENERATIONS, MAX_ROLES, MAX_SERVICES, RING_CHUNK_SLOTS},
     service::ServiceDetail,
@@ -31,6 +31,7 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
         | "probe_flows" => "LRU hash",
         "flows" | "wide_flows" => "array of arrays",
         "sources4" | "sources6" => "prefix trie",
+        "own_vlans" => "hash",
         "devices" => "devmap hash",
         "events" => "perf events",
         _ => "per-CPU array",
@@ -77,6 +78,7 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
             Some(Vec::new())
         }
         "probe_targets" => Some(probe_targets(xdp)),
+        "own_vlans" => Some(own_vlans(xdp)),
         "devices" => Some(devices(xdp)),
         "backend_stats" => Some(backend_stats(xdp)),
         "reasons" => Some(reasons(xdp)),
@@ -363,6 +365,14 @@ fn wide_spilled_entries(xdp: &Xdp) -> Vec<Value> {
         })
     };
     xdp.wide_spill.iter().flatten().map(entry).collect()
+}
+
+fn own_vlans(xdp: &Xdp) -> Vec<Value> {
+    let entry = |(ifindex, outer, inner)| match outer {
+        EVERY_VLAN => json!({ "ifindex": ifindex, "vlan": "every" }),
+        _ => json!({ "ifindex": ifindex, "vlan": outer, "inner_vlan": inner }),
+    };
+    xdp.vlans.entries().into_iter().map(entry).collect()
 }
 
 fn devices(xdp: &Xdp) -> Vec<Value> {

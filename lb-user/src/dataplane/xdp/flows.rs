@@ -61,9 +61,11 @@ pub struct Flow {
 
 impl Flow {
     /// Whether it counts as an active connection, in IPVS's sense: TCP from the first SYN until one side
-    /// closes (`tcp_state_active_table` of ip_vs_proto_tcp.c), UDP never.
-    pub fn is_active(&self) -> bool {
-        !self.table.is_udp() && !self.value.is_closing()
+    /// closes (`tcp_state_active_table` of ip_vs_proto_tcp.c), UDP never, SCTP while it is established
+    /// (`set_sctp_state` of ip_vs_proto_sctp.c).
+    pub fn is_active(&self, is_sctp: bool) -> bool {
+        let opens = is_sctp && self.table.is_half_open();
+        !self.table.is_udp() && !self.value.is_closing() && !opens
     }
 
     fn of_narrow(table: FlowTable, key: FlowKey, value: FlowValue) -> Self {

@@ -17,6 +17,7 @@ mod image;
 mod mapped;
 mod maps;
 mod object;
+mod own;
 mod pins;
 mod placement;
 mod probes;
@@ -36,7 +37,6 @@ use aya::{
 };
 use lb_common::{
     Backend, Control, RingChunk,
-    control::mac_word,
     flow::FlowTable,
     limits::{
         GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_PORT_RANGES, MAX_SERVICES,
@@ -55,12 +55,13 @@ use self::{
     capture::{Capture, Events},
     clock::Clock,
     control::ControlElement,
-    flows::{Chunk, Flows, Homeless, Template},
+    flows::{Chunk, Flows, Template},
     ids::Ids,
     image::Image,
     mapped::MappedArray,
     maps::{Identities, PodAddress, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
     object::{Object, map_error},
+    own::OwnVlans,
     pins::Pins,
     probes::Probes,
     protect::Sources,
@@ -105,6 +106,7 @@ pub struct Xdp {
     sticky: BpfHash<MapData, PodStickyKey, u64>,
     sticky_new: BpfHash<MapData, PodStickyKey, u64>,
     devices: DevMapHash<MapData>,
+    vlans: OwnVlans,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     sources: Sources,
@@ -204,6 +206,10 @@ impl Xdp {
         let devices = take("devices")?
             .try_into()
             .map_err(fails("open map devices"))?;
+        let vlans = take("own_vlans")?
+            .try_into()
+            .map_err(fails("open map own_vlans"))?;
+        let vlans = OwnVlans::open(vlans);
         let stats = take("backend_stats")?
             .try_into()
             .map_err(fails("open map backend_stats"))?;
@@ -269,6 +275,7 @@ impl Xdp {
             sticky,
             sticky_new,
             devices,
+            vlans,
             stats,
             reasons,
             sources,
@@ -464,20 +471,9 @@ impl DataPlane for Xdp {
         }
     }
 
-    fn set_own_addresses(&mut self, addresses: &[(u32, [u8; 6])]) {
-        let words: Vec<u64> = addresses
-            .iter()
-            .map(|(ifindex, mac)| {
-                let word = |at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
-                mac_word([word(0), word(2), word(4)], *ifindex)
-            })
-            .collect();
-        if !self.control.set_macs(&words) {
-            tracing::error!(
-                count = words.len(),
-                "too many MAC addresses to tell own frames from flooded ones; all are taken for own"
-            );
-        }
+    fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]) {
+        self.control.follow_macs(macs);
+        self.vlans.follow(&self.control, vlans);
     }
 
     fn follow_interfaces(&mut self, present: &[(String, u32)]) {
@@ -534,31 +530,7 @@ impl DataPlane for Xdp {
 
     fn sweep(&mut self) {
         self.end_capture();
-        let loads = self.loads_before();
-        let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
-        let (spill, wide_spill) = (&mut self.spill, &mut self.wide_spill);
-        self.flows.sweep(
-            &self.control,
-            self.clock.now(),
-            |flow| {
-                let count = counts.entry(flow.value.backend()).or_default();
-                if flow.is_active() {
-                    count.0 += 1;
-                } else {
-                    count.1 += 1;
-                }
-            },
-            |flow| {
-                // A full spill table forgets the flow that was silent for longest.
-                let _ = match flow {
-                    Homeless::Narrow(key, value) => spill.insert(key.0, value.0, 0),
-                    Homeless::Wide(key, value) => wide_spill.insert(PodWideKey(key), value.0, 0),
-                };
-            },
-        );
-        self.bring_spilled_home();
-        self.correct_loads(&loads, &counts);
-        self.flow_counts = counts;
+        self.sweep_flows();
         self.update_rates();
         self.swept = Some(Instant::now());
     }

@@ -24,7 +24,7 @@ use crate::dataplane::{Attachment, DataPlaneError};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map that outlives the daemon, as pinned. Probes do not.
-pub const MAPS: [&str; 29] = [
+pub const MAPS: [&str; 30] = [
     "control",
     "services",
     "vips",
@@ -50,6 +50,7 @@ pub const MAPS: [&str; 29] = [
     "source_rates",
     "sources4",
     "sources6",
+    "own_vlans",
     "devices",
     "backend_stats",
     "reasons",

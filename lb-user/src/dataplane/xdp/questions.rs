@@ -6,13 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     Address, BackendFlags,
-    flow::{FlowTable, FlowValue},
+    flow::{FlowKey, FlowTable, FlowValue},
+    wide::WideKey,
 };
 
 use super::{
     Xdp,
     dump::{host, service_name},
     flows::Flow,
+    maps::PodWideKey,
 };
 use crate::{
     dataplane::{FlowEntry, FlowPage, FlowQuery, Why, WhyQuery, plan::PlannedService},
@@ -227,7 +229,8 @@ impl Xdp {
                 && flow.service == service
                 && (flow.vip_port == 0 || flow.vip_port == vip.port())
         };
-        let flows = self.flows.list(now, wanted);
+        let mut flows = self.flows.list(now, wanted);
+        flows.extend(self.spilled(client, vip, service, now));
         let flow = flows.iter().find(|flow| {
             let element = self.backends.load(usize::from(flow.value.backend()));
             element.flags() & BackendFlags::ALIVE != 0
@@ -245,6 +248,43 @@ impl Xdp {
             ),
         );
         Some(flow.value)
+    }
+
+    /// The client's flow, where it found no room in its bucket.
+    fn spilled(&self, client: SocketAddr, vip: SocketAddr, service: u16, now: u32) -> Option<Flow> {
+        let id = self.identities.service(service)?;
+        let is_udp = id.protocol == Protocol::Udp;
+        let (port_be, vport_be) = (client.port().to_be(), vip.port().to_be());
+        let (table, value) = match (client.ip(), id.ports.single()) {
+            (IpAddr::V4(address), Some(_)) => {
+                let key = FlowKey::new(u32::from_ne_bytes(address.octets()), port_be, service);
+                let table = if is_udp {
+                    FlowTable::Udp
+                } else {
+                    FlowTable::Tcp
+                };
+                (table, self.spill.get(&key.0, 0).ok()?)
+            }
+            (address, _) => {
+                let key = WideKey::new(wire(address), port_be, vport_be, service);
+                let table = if is_udp {
+                    FlowTable::WideUdp
+                } else {
+                    FlowTable::WideTcp
+                };
+                (table, self.wide_spill.get(&PodWideKey(key), 0).ok()?)
+            }
+        };
+        let value = FlowValue(value);
+        let vip_port = if table.is_wide() { vip.port() } else { 0 };
+        (!value.is_free(now)).then_some(Flow {
+            table,
+            client: client.ip(),
+            client_port: client.port(),
+            vip_port,
+            service,
+            value,
+        })
     }
 
     /// Whether packets can be sent to a backend now.

@@ -18,7 +18,7 @@ use lb_common::{
 use super::{Full, Image};
 use crate::{
     dataplane::plan::PlannedService,
-    model::{Ports, address::wire},
+    model::{Ports, Protocol, address::wire},
 };
 
 /// Seeds tried until every entry lies near its place. Tables are at most a quarter full on average,
@@ -44,6 +44,9 @@ pub fn lay_out(
         }
         if service.is_counted() {
             flags |= ServiceFlags::COUNTED;
+        }
+        if service.id.protocol == Protocol::Sctp {
+            flags |= ServiceFlags::SCTP;
         }
         let info = ServiceInfo::new(service_id(s), service.role, flags).0;
         entries.insert(key(0, 0), ServiceInfo::new(0, 0, ServiceFlags::VIP).0);

@@ -18,7 +18,7 @@ use super::{Xdp, host};
 use crate::{
     dataplane::{
         Why,
-        plan::PlannedService,
+        plan::{BackendState, PlannedService},
         xdp::maps::{PodAddress, PodStickyKey},
     },
     model::{SourceRule, address::wire},
@@ -56,6 +56,13 @@ impl Xdp {
             why.steps
                 .push("no real server and no sorry server takes it: the packet passes".to_owned());
             return Err("no_backend");
+        }
+        if wire(client.ip()).is_martian() {
+            why.steps.push(format!(
+                "{} is no address that a host can send from: the packet passes",
+                client.ip()
+            ));
+            return Err("martian_source");
         }
         let is_vip = |service: &PlannedService| service.id.address == client.ip();
         if self.plan.services.iter().any(is_vip) {
@@ -154,6 +161,25 @@ impl Xdp {
         bonds.into_iter().flatten().find_map(usable)
     }
 
+    /// What keeps new connections from a backend that keeps its flows.
+    fn why_drained(&self, backend: u16) -> &'static str {
+        let planned = self.identities.backend(backend).and_then(|identity| {
+            let (service, target, sorry) = identity;
+            let id = self.identities.service(service)?;
+            let service = self.plan.services.iter().find(|s| s.id == id)?;
+            let mut backends = service.backends.iter();
+            backends.find(|b| (b.target, b.sorry) == (target, sorry))
+        });
+        match planned.map(|backend| (backend.state, backend.sorry)) {
+            Some((BackendState::Unresolved, _)) => "its MAC address is not known",
+            Some((BackendState::Inhibited, _)) => "it fails its checks, and keeps its connections",
+            Some((BackendState::Standby, _)) => "the pool has no quorum: sorry servers answer",
+            Some((BackendState::Draining, true)) => "a sorry server that is not needed",
+            Some((_, _)) => "it is drained, or its weight is 0",
+            None => "it is not in the configuration any more",
+        }
+    }
+
     /// Why a backend takes no new connections.
     fn why_not(&self, backend: u16) -> String {
         let flags = self.backends.load(usize::from(backend)).flags();
@@ -161,7 +187,7 @@ impl Xdp {
         if flags & BackendFlags::ALIVE == 0 {
             format!("not {name}: it is down")
         } else if flags & BackendFlags::DRAINING != 0 {
-            format!("not {name}: it is drained")
+            format!("not {name}: {}", self.why_drained(backend))
         } else {
             let load = self.loads.load(usize::from(backend));
             let (active, inactive) = load.connections();

@@ -1,0 +1,75 @@
+//! What frames are for this host, as the program sees them: MAC addresses and VLANs.
+
+use std::collections::HashSet;
+
+use aya::maps::{HashMap, MapData};
+use lb_common::control::{Features, mac_word, vlan_key};
+
+use super::control::ControlElement;
+
+impl ControlElement {
+    /// Makes these the MAC addresses of this host, each at an interface.
+    pub fn follow_macs(&self, macs: &[(u32, [u8; 6])]) {
+        let words: Vec<u64> = macs
+            .iter()
+            .map(|(ifindex, mac)| {
+                let word = |at: usize| u16::from_ne_bytes([mac[at], mac[at + 1]]);
+                mac_word([word(0), word(2), word(4)], *ifindex)
+            })
+            .collect();
+        if !self.set_macs(&words) {
+            tracing::error!(
+                count = words.len(),
+                "too many MAC addresses to tell own frames from flooded ones; all are taken for own"
+            );
+        }
+    }
+}
+
+/// The map of this host's VLANs.
+pub struct OwnVlans {
+    map: HashMap<MapData, u64, u32>,
+    /// What the map holds.
+    held: HashSet<u64>,
+}
+
+impl OwnVlans {
+    /// What an earlier daemon left in the map is replaced by the first [`OwnVlans::follow`].
+    pub fn open(map: HashMap<MapData, u64, u32>) -> Self {
+        let held = map.keys().flatten().collect();
+        Self { map, held }
+    }
+
+    /// Makes the map hold these, and has the program ask it. New ones come before old ones go.
+    pub fn follow(&mut self, control: &ControlElement, vlans: &[(u32, [u16; 2])]) {
+        let key = |(ifindex, [outer, inner]): &(u32, [u16; 2])| vlan_key(*ifindex, *outer, *inner);
+        let wanted: HashSet<u64> = vlans.iter().map(key).collect();
+        let added: Vec<u64> = wanted.difference(&self.held).copied().collect();
+        for key in added {
+            if let Err(error) = self.map.insert(key, 1, 0) {
+                tracing::error!(
+                    %error,
+                    count = wanted.len(),
+                    "cannot write down this host's VLANs; frames of every VLAN are taken for own"
+                );
+                control.set_feature(Features::VLANS, false);
+                return;
+            }
+            self.held.insert(key);
+        }
+        for key in self.held.difference(&wanted) {
+            // That it is gone already is fine.
+            let _ = self.map.remove(key);
+        }
+        self.held = wanted;
+        control.set_feature(Features::VLANS, true);
+    }
+
+    /// What the map holds, for dumps: interface index, outer id, inner id.
+    pub fn entries(&self) -> Vec<(u32, u16, u16)> {
+        let parts = |key: &u64| ((key >> 32) as u32, (key >> 16) as u16, *key as u16);
+        let mut entries: Vec<_> = self.held.iter().map(parts).collect();
+        entries.sort_unstable();
+        entries
+    }
+}
