@@ -184,3 +184,71 @@ fn a_master_answers_a_lower_priority_and_yields_with_a_last_word() {
     );
     lbd.stop().unwrap();
 }
+
+/// Clients have the old MAC address of an interface that gets another one.
+#[test]
+fn a_changed_mac_address_is_announced() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    let quiet = "garp_master_delay = \"0s\"\ngarp_master_refresh = \"0s\"\n";
+    let mut lbd = Director::new(&lab, &node, &config("1s", quiet)).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for("VI_1", Master).unwrap();
+    let sent = |count: u64| {
+        let what = format!("{count} announcements");
+        let sent = || Ok(lbd.status()?.instances[0].announcements >= count);
+        wait::until_true(&what, Duration::from_secs(15), sent).unwrap();
+    };
+    // Five rounds of three addresses.
+    sent(15);
+    let sniffer = Sniffer::start(&client).unwrap();
+    let mac = [2, 0, 0, 0, 0xab, 0xcd];
+    let address = "02:00:00:00:ab:cd";
+    node.ip(&["link", "set", INTERFACE, "address", address])
+        .unwrap();
+    sent(18);
+    let frames = sniffer.stop().unwrap();
+    let of_new: Vec<Frame> = frames
+        .into_iter()
+        .filter(|(_, frame)| frame[6..12] == mac)
+        .collect();
+    for address in [VIP, OTHER] {
+        assert!(!announced(&of_new, address).is_empty(), "{address:?}");
+    }
+    assert!(!announced_v6(&of_new).is_empty());
+}
+
+/// Clients wait for the announcement; routes may take long.
+#[test]
+fn addresses_are_announced_before_routes_are_made() {
+    let routes: String = (1..=250)
+        .map(|n| format!("[[vrrp.virtual_route]]\ntype = \"blackhole\"\nto = \"203.0.{n}.0/24\"\n"))
+        .collect();
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    let mut lbd = Director::new(&lab, &node, &config("1s", &routes)).unwrap();
+    let sniffer = Sniffer::start(&client).unwrap();
+    let monitor = ["-tshort", "monitor", "route"];
+    let monitor =
+        lab::Process::start(&lab, &node, "monitor", "/sbin/ip".as_ref(), &monitor).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for("VI_1", Master).unwrap();
+    wait::until_true("all routes are there", Duration::from_secs(10), || {
+        Ok(monitor.log().contains("203.0.250.0/24"))
+    })
+    .unwrap();
+    let first = announced(&sniffer.stop().unwrap(), VIP)[0];
+    let log = monitor.log();
+    let mut lines = log.lines().filter(|line| line.contains("203.0."));
+    let line = lines.next().unwrap();
+    // "[2026-11-24T22:57:15.735723] ...", of some zone of time: all of them differ by quarters of an hour.
+    let numbers: Vec<f64> = line[12..27]
+        .split(':')
+        .map(|n| n.parse().unwrap())
+        .collect();
+    let route = (numbers[1] * 60.0 + numbers[2]) % 900.0;
+    let later = (900.0 + route - first.as_secs_f64() % 900.0) % 900.0;
+    assert!(later < 450.0, "announced {} s after {line}", 900.0 - later);
+}

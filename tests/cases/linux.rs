@@ -271,6 +271,47 @@ fn removed_routes_and_rules_are_put_back() {
     assert_eq!(undone, 8, "{}", director.log());
 }
 
+/// What the kernel refuses is a problem until it does not any more, and then in place; the rest is there
+/// meanwhile.
+#[test]
+fn a_refused_route_is_tried_again() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let route = "[[vrrp.virtual_route]]\nto = \"203.0.113.0/24\"\nvia = \"10.77.0.1\"\n\
+                 [[vrrp.virtual_rule]]\npriority = 1000\nfrom = \"10.1.15.50\"\ntable = 100\n";
+    let config = instance("VI_1", 20, 100, "\"10.1.15.50/16\"", route);
+    let mut director = Director::new(&lab, &node, &config).unwrap();
+    let picture = master(&mut director, &lab);
+    assert!(
+        picture.contains("10.1.15.50/16") && picture.contains("1000:"),
+        "{picture}"
+    );
+    let problems = || director.status().unwrap().problems.join("\n");
+    let complaint = "cannot add route 203.0.113.0/24 via 10.77.0.1";
+    assert!(problems().contains(complaint), "{}", problems());
+    // Nobody tells the daemon that the router can be reached now.
+    node.ip(&["address", "add", "10.77.0.2/24", "dev", INTERFACE])
+        .unwrap();
+    wait::until_true("the route is there", Duration::from_secs(10), || {
+        Ok(node.picture()?.contains("203.0.113.0/24 via 10.77.0.1") && problems().is_empty())
+    })
+    .unwrap();
+    assert_eq!(
+        director.log().matches(complaint).count(),
+        1,
+        "told once\n{}",
+        director.log()
+    );
+    director.stop().unwrap();
+    node.ip(&["address", "delete", "10.77.0.2/24", "dev", INTERFACE])
+        .unwrap();
+    let picture = node.picture().unwrap();
+    assert!(
+        !picture.contains("203.0.113.0") && !picture.contains("1000:"),
+        "{picture}"
+    );
+}
+
 /// What was there before is still there after a daemon that was killed and one that followed it.
 #[test]
 fn a_killed_daemon_s_traces_are_cleared() {

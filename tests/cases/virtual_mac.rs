@@ -300,3 +300,55 @@ fn keepalived_with_virtual_macs_over_ipv6() {
     let addresses = ["fe80::50/64", "2001:db8::50/64"];
     with_keepalived("", "", &addresses, "00:00:5e:00:02:14");
 }
+
+/// Another interface, of another network namespace, has the virtual MAC address: ours cannot be turned on. When
+/// the other goes nobody tells, and ours comes up.
+#[test]
+fn an_interface_that_cannot_be_turned_on_is_tried_again() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    let sleeper = ["infinity"];
+    let other =
+        lab::Process::start(&lab, &client, "other", "/bin/sleep".as_ref(), &sleeper).unwrap();
+    node.ip(&[
+        "link", "add", "thief", "link", INTERFACE, "type", "macvlan", "mode", "bridge",
+    ])
+    .unwrap();
+    node.ip(&["link", "set", "thief", "netns", &other.id().to_string()])
+        .unwrap();
+    client
+        .ip(&["link", "set", "thief", "address", MAC, "up"])
+        .unwrap();
+    let config = format!(
+        "[[vrrp]]\nname = \"VI_1\"\ninterface = \"{INTERFACE}\"\nvirtual_router_id = 20\npriority = 100\n\
+         addresses = [\"{VIP}/16\"]\nuse_virtual_mac = true\n"
+    );
+    let mut director = Director::new(&lab, &node, &config).unwrap();
+    director.start(&lab).unwrap();
+    director.wait_for("VI_1", VrrpState::Master).unwrap();
+    let problems = || director.status().unwrap().problems.join("\n");
+    let complaint = "interface vrrp.20: cannot turn an interface on or off";
+    assert!(problems().contains(complaint), "{}", problems());
+    client.ip(&["link", "delete", "thief"]).unwrap();
+    wait::until_true("no problem is left", Duration::from_secs(10), || {
+        Ok(problems().is_empty())
+    })
+    .unwrap();
+    let vip = VIP.to_string();
+    wait::until_true("the address answers", Duration::from_secs(10), || {
+        let _ = client.within(|| {
+            let target = std::net::SocketAddr::from((VIP, 81));
+            std::net::TcpStream::connect_timeout(&target, Duration::from_millis(200))
+        });
+        Ok(client.neighbour(&vip)?.as_deref() == Some(MAC))
+    })
+    .unwrap();
+    assert_eq!(
+        director.log().matches(complaint).count(),
+        1,
+        "{}",
+        director.log()
+    );
+    director.stop().unwrap();
+}

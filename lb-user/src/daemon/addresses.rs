@@ -1,6 +1,11 @@
 //! Virtual addresses on interfaces and their announcement, and what else a master puts in place.
 
-use std::{collections::BTreeMap, io, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    time::Instant,
+};
 
 use super::{
     placed::{Owner, Placed},
@@ -10,7 +15,7 @@ use super::{
 use crate::{
     model::{
         Instance, Prefix,
-        network::{AddressOptions, PlacedAddress},
+        network::{AddressOptions, Item, PlacedAddress},
     },
     net::{
         announce::Announcer,
@@ -35,6 +40,8 @@ pub struct Addresses {
     announcing: Announcing,
     /// Announcements sent, by instance.
     sent: BTreeMap<String, u64>,
+    /// Instances whose last announcement could not be sent.
+    unsent: BTreeSet<String>,
     held: BTreeMap<String, Held>,
     /// Addresses, routes and rules.
     pub placed: Placed,
@@ -49,6 +56,7 @@ impl Addresses {
             announcer: Announcer::open()?,
             announcing: Announcing::default(),
             sent: BTreeMap::new(),
+            unsent: BTreeSet::new(),
             held: BTreeMap::new(),
             placed: Placed::new(netlink.clone()),
             virtual_macs: VirtualMacs::new(netlink),
@@ -68,10 +76,16 @@ impl Addresses {
             return;
         }
         self.virtual_macs.raise(instance).await;
-        let wanted = vec![(owner(&instance.name), instance.items())];
-        self.placed.put(wanted, interfaces).await;
+        let (owner, items) = (owner(&instance.name), instance.items());
+        // Clients wait for the announcement, and not for routes.
+        let comes_first =
+            |item: &&Item| matches!(item, Item::Address(_)) || self.placed.has(&owner, item);
+        let first = items.iter().filter(comes_first).cloned().collect();
+        let first = vec![(owner.clone(), first)];
+        self.placed.put(first, interfaces).await;
         self.watch(instance, interfaces);
         self.announce(&instance.name, Occasion::Promotion, interfaces);
+        self.placed.put(vec![(owner, items)], interfaces).await;
     }
 
     /// Knows what there is to announce from now on.
@@ -153,6 +167,8 @@ impl Addresses {
             self.release(&name, interfaces).await;
         }
         self.placed.take(&Owner::Host, interfaces).await;
+        // There is no other time.
+        self.placed.retry(interfaces).await;
         self.virtual_macs.remove_all().await;
     }
 
@@ -184,9 +200,10 @@ impl Addresses {
             let (ifindex, mac) = (interface.ifindex, interface.mac);
             match self.announcer.announce(ifindex, mac, due.address, router) {
                 Ok(()) => *self.sent.entry(due.instance.to_string()).or_default() += 1,
-                Err(error) => {
-                    tracing::warn!(address = %due.address, interface = device, %error, "cannot announce an address");
+                Err(error) if self.unsent.insert(due.instance.to_string()) => {
+                    tracing::warn!(address = %due.address, interface = device, %error, "cannot announce an address; trying again");
                 }
+                Err(_) => {}
             }
         }
     }
@@ -210,7 +227,36 @@ impl Addresses {
                 device: interface.name.clone(),
                 options: AddressOptions::default(),
             };
-            self.placed.restore(Some(&removed), interfaces).await;
+            let again = self.placed.restore(Some(&removed), interfaces).await;
+            self.announce_all(again, interfaces);
+        }
+    }
+
+    /// Puts back everything that somebody else removed.
+    pub async fn restore_all(&mut self, interfaces: &Interfaces) {
+        let again = self.placed.restore(None, interfaces).await;
+        self.announce_all(again, interfaces);
+    }
+
+    /// Tries again what has failed.
+    pub async fn retry(&mut self, interfaces: &Interfaces) {
+        self.virtual_macs.retry().await;
+        let mut again = self.placed.retry(interfaces).await;
+        again.append(&mut self.unsent);
+        self.announce_all(again, interfaces);
+    }
+
+    /// The MAC address of an interface is another one now: clients have the old one for its addresses.
+    pub fn announce_anew(&mut self, device: &str, interfaces: &Interfaces) {
+        let is_there = |held: &Held| held.addresses.iter().any(|(at, _)| at == device);
+        let held = self.held.iter().filter(|(_, held)| is_there(held));
+        let names = held.map(|(name, _)| name.clone()).collect();
+        self.announce_all(names, interfaces);
+    }
+
+    fn announce_all(&mut self, instances: BTreeSet<String>, interfaces: &Interfaces) {
+        for name in instances {
+            self.announce(&name, Occasion::Promotion, interfaces);
         }
     }
 }

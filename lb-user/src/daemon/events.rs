@@ -4,14 +4,11 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc::Receiver;
 
-use super::Daemon;
+use super::{Daemon, placing::EVERYTHING};
 use crate::{
     events::Kind,
     model::{Instance, VrrpState},
-    net::{
-        announcing::Occasion,
-        interfaces::{Interfaces, NetEvent},
-    },
+    net::{announcing::Occasion, interfaces::NetEvent},
     vrrp::{driver::Report, fsm::Reason},
 };
 
@@ -152,6 +149,10 @@ impl Daemon {
     }
 
     pub(super) async fn on_net(&mut self, event: NetEvent) {
+        let before = match &event {
+            NetEvent::Link { ifindex, .. } => self.interfaces.by_index(*ifindex).map(|i| i.mac),
+            _ => None,
+        };
         let changed = self.interfaces.apply(&event);
         match &event {
             NetEvent::Lost => self.read_everything_again().await,
@@ -196,6 +197,11 @@ impl Daemon {
                 }
             }
             NetEvent::Link { .. } | NetEvent::LinkGone { .. } => {
+                if let NetEvent::Link { name, mac, .. } = &event
+                    && before.is_some_and(|before| before != *mac)
+                {
+                    self.addresses.announce_anew(name, &self.interfaces);
+                }
                 if changed.is_some() {
                     self.follow_interfaces().await;
                     self.follow_links();
@@ -216,21 +222,25 @@ impl Daemon {
     }
 
     /// Netlink dropped events: what the kernel has now replaces what was known.
-    async fn read_everything_again(&mut self) {
+    pub(super) async fn read_everything_again(&mut self) {
         tracing::warn!("netlink events were lost; reading everything again");
         match self.netlink.dump().await {
             Ok(events) => {
-                self.interfaces = Interfaces::default();
+                self.untold.remove(EVERYTHING);
+                let before = std::mem::take(&mut self.interfaces);
                 self.neighbours.forget();
                 for event in &events {
                     self.interfaces.apply(event);
                     self.neighbours.learn(event);
                 }
+                for interface in self.interfaces.changed_macs(&before) {
+                    self.addresses.announce_anew(&interface, &self.interfaces);
+                }
                 self.follow_interfaces().await;
                 self.follow_links();
                 self.find_neighbours_and_apply().await;
             }
-            Err(error) => tracing::error!(error = super::with_sources(&error), "netlink"),
+            Err(error) => self.not_told(EVERYTHING, &error),
         }
     }
 
@@ -260,6 +270,7 @@ impl Daemon {
         } else {
             self.neighbours.refresh(&self.netlink).await;
         }
+        self.try_again().await;
         if self.behind {
             self.apply_or_stay("retry");
         }

@@ -160,6 +160,8 @@ struct Daemon {
     interfaces: Interfaces,
     addresses: Addresses,
     firewall: Firewall,
+    /// What the kernel did not tell when it was asked, and why: asked again with every tick.
+    untold: BTreeMap<&'static str, String>,
     /// Why addresses that should be closed are not.
     not_closed: Option<String>,
     neighbours: Neighbours,
@@ -242,6 +244,7 @@ impl Daemon {
             interfaces,
             addresses,
             firewall: Firewall::default(),
+            untold: BTreeMap::new(),
             not_closed: None,
             neighbours,
             roles: Roles::default(),

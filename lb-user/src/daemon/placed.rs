@@ -1,14 +1,17 @@
 //! What lies in the host's network stack because of us, and for whom: addresses, routes and rules of
 //! masters, and of the host. What was there before, even if it is the same, stays as it was.
+//!
+//! What the kernel refuses, to add or to remove, is tried again by [`Placed::retry`] until it is done, and is
+//! among the [problems](Placed::problems) meanwhile.
 
-use std::{collections::BTreeMap, net::IpAddr};
+mod kernel;
 
-use super::succession::Succession;
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::kernel::{Kernel, Key};
+use super::{succession::Succession, with_sources};
 use crate::{
-    model::{
-        Prefix,
-        network::{Item, PlacedAddress},
-    },
+    model::network::{Item, PlacedAddress},
     net::{
         interfaces::Interfaces,
         netlink::{Netlink, NetlinkError},
@@ -42,22 +45,25 @@ enum Status {
 struct Entry {
     item: Item,
     status: Status,
-    /// The kernel refused it at the last attempt, which is told once.
-    refused: bool,
+    /// Why the kernel refused it at the last attempt.
+    refused: Option<String>,
 }
 
 /// Everything that is in place.
-pub struct Placed {
-    netlink: Netlink,
+pub struct Placed<K = Netlink> {
+    kernel: K,
     owners: BTreeMap<Owner, Vec<Entry>>,
+    /// What nobody wants and the kernel did not remove, with the reason. No longer than what was in place.
+    stuck: Vec<(Key, String)>,
 }
 
-impl Placed {
+impl<K: Kernel> Placed<K> {
     /// Nothing yet.
-    pub fn new(netlink: Netlink) -> Self {
+    pub fn new(kernel: K) -> Self {
         Self {
-            netlink,
+            kernel,
             owners: BTreeMap::new(),
+            stuck: Vec::new(),
         }
     }
 
@@ -99,7 +105,7 @@ impl Placed {
                     || Entry {
                         item,
                         status: Status::Missing,
-                        refused: false,
+                        refused: None,
                     },
                     |at| before.remove(at),
                 );
@@ -115,6 +121,12 @@ impl Placed {
         self.take(&Owner::Former, interfaces).await;
     }
 
+    /// Whether an owner wants this by now.
+    pub fn has(&self, owner: &Owner, item: &Item) -> bool {
+        let entries = self.owners.get(owner);
+        entries.is_some_and(|entries| entries.iter().any(|entry| entry.item == *item))
+    }
+
     /// Takes away what an owner had, in the reverse order, except what another has by now.
     pub async fn take(&mut self, owner: &Owner, interfaces: &Interfaces) {
         if let Some(entries) = self.owners.remove(owner) {
@@ -127,209 +139,216 @@ impl Placed {
         let entries = items.into_iter().map(|item| Entry {
             item,
             status: Status::Ours,
-            refused: false,
+            refused: None,
         });
         self.owners.insert(owner.clone(), entries.collect());
     }
 
     /// Puts back what somebody else has removed, and what could not be put in place before. With
-    /// `only`, looks at addresses of this kind and no others.
-    pub async fn restore(&mut self, only: Option<&PlacedAddress>, interfaces: &Interfaces) {
-        let mut owners = std::mem::take(&mut self.owners);
-        for entry in owners.values_mut().flatten() {
-            let concerns = |only: &PlacedAddress| match &entry.item {
-                Item::Address(a) => (a.prefix, &a.device) == (only.prefix, &only.device),
-                Item::Route(_) | Item::Rule(_) => false,
-            };
-            if !only.is_none_or(concerns) {
-                continue;
-            }
-            match self.try_to_place(&entry.item, interfaces).await {
-                Some(Ok(Placing::Done)) => {
-                    if entry.status == Status::Ours {
-                        let item = &entry.item;
-                        tracing::warn!("{item} was removed by somebody else; it is put back");
-                    }
-                    entry.status = Status::Ours;
-                    entry.refused = false;
-                }
-                Some(Ok(Placing::Present)) => entry.refused = false,
-                Some(Err(error)) => {
-                    if !entry.refused {
-                        tell_refusal(&error);
-                    }
-                    entry.refused = true;
-                }
-                None => {}
-            }
-        }
-        self.owners = owners;
+    /// `only`, looks at addresses of this kind and no others. Returns the instances that have an address again.
+    pub async fn restore(
+        &mut self,
+        only: Option<&PlacedAddress>,
+        interfaces: &Interfaces,
+    ) -> BTreeSet<String> {
+        let concerns = |entry: &Entry| match (&entry.item, only) {
+            (_, None) => true,
+            (Item::Address(a), Some(only)) => (a.prefix, &a.device) == (only.prefix, &only.device),
+            (Item::Route(_) | Item::Rule(_), Some(_)) => false,
+        };
+        self.mend(concerns, interfaces).await
     }
 
-    /// What is wanted and not there, in words.
-    pub fn missing(&self) -> Vec<String> {
+    /// Tries again what has failed. Returns the instances that have an address now.
+    pub async fn retry(&mut self, interfaces: &Interfaces) -> BTreeSet<String> {
+        let stuck = self.stuck.iter().map(|(key, _)| key.clone());
+        for key in stuck.collect::<Vec<_>>() {
+            self.take_away(key, interfaces).await;
+        }
+        let owners = &self.owners;
+        let is_wanted = |key: &Key| owners.values().flatten().any(|e| Key::of(&e.item) == *key);
+        self.stuck.retain(|(key, _)| !is_wanted(key));
+        let failed = |entry: &Entry| entry.status == Status::Missing || entry.refused.is_some();
+        self.mend(failed, interfaces).await
+    }
+
+    /// What is wanted and not there, and what is there and not wanted, in words.
+    pub fn problems(&self) -> Vec<String> {
         let entries = self.owners.values().flatten();
-        entries
-            .filter(|entry| entry.refused || entry.status == Status::Missing)
-            .map(|entry| entry.item.to_string())
-            .collect()
+        let missing = entries.filter_map(|entry| match (&entry.refused, entry.status) {
+            (Some(error), _) => Some(error.clone()),
+            (None, Status::Missing) => Some(format!(
+                "{} is not in place: its interface is not there",
+                entry.item
+            )),
+            (None, Status::Ours | Status::Theirs) => None,
+        });
+        let stuck = self.stuck.iter().map(|(_, error)| error.clone());
+        missing.chain(stuck).collect()
+    }
+
+    /// Everything that somebody wants.
+    pub fn wanted(&self) -> Vec<Item> {
+        let entries = self.owners.values().flatten();
+        entries.map(|entry| entry.item.clone()).collect()
     }
 
     /// Removes what an earlier daemon left, unless somebody wants it. What is wanted is ours from
     /// now on.
     pub async fn clear(&mut self, left: Leftovers, wanted: &[Item], interfaces: &Interfaces) {
-        for rule in left.rules {
-            if !wanted.contains(&Item::Rule(rule.clone())) {
-                tracing::warn!("removing rule {rule}, left from before");
-                tell(self.netlink.delete_rule(&rule).await);
-            }
-        }
-        for key in left.routes {
-            let is_wanted = |item: &Item| matches!(item, Item::Route(route) if route.key() == key);
-            if !wanted.iter().any(is_wanted) {
-                tracing::warn!(to = %key.to, table = key.table, "removing a route left from before");
-                tell(self.netlink.delete_route(&key).await);
-            }
-        }
-        for (ifindex, prefix) in left.addresses {
-            let Some(interface) = interfaces.by_index(ifindex) else {
-                continue;
-            };
-            let is_wanted = |item: &Item| matches!(item, Item::Address(a) if a.prefix == prefix && a.device == interface.name);
-            if !wanted.iter().any(is_wanted) {
-                tracing::warn!(address = %prefix, interface = interface.name, "removing an address left from before");
-                tell(self.netlink.delete_address(ifindex, prefix).await);
+        let rules = left.rules.into_iter().map(Key::Rule);
+        let routes = left.routes.into_iter().map(Key::Route);
+        let addresses = left.addresses.into_iter().filter_map(|(index, prefix)| {
+            let device = interfaces.by_index(index)?.name.clone();
+            Some(Key::Address(device, prefix))
+        });
+        for key in rules.chain(routes).chain(addresses) {
+            if !wanted.iter().any(|item| Key::of(item) == key) {
+                tracing::warn!("removing {key}, left from before");
+                self.take_away(key, interfaces).await;
             }
         }
     }
 
-    async fn take_all_away(&self, entries: Vec<Entry>, interfaces: &Interfaces) {
-        for entry in entries.into_iter().rev() {
-            if entry.status == Status::Ours {
-                self.take_away(&entry.item, interfaces).await;
-            }
-        }
-    }
-
-    /// Removes something of ours that nobody has any more.
-    async fn take_away(&self, item: &Item, interfaces: &Interfaces) {
-        let mut others = self.owners.values().flatten();
-        if !others.any(|other| is_same(&other.item, item)) {
-            tell(self.remove(item, interfaces).await);
-        }
-    }
-
-    async fn remove(&self, item: &Item, interfaces: &Interfaces) -> Result<(), NetlinkError> {
-        match item {
-            Item::Address(address) => match interfaces.by_name(&address.device) {
-                Some(i) => self.netlink.delete_address(i.ifindex, address.prefix).await,
-                // Gone with its interface.
-                None => Ok(()),
-            },
-            Item::Route(route) => self.netlink.delete_route(&route.key()).await,
-            Item::Rule(rule) => self.netlink.delete_rule(rule).await,
-        }
-    }
-
-    async fn place(&self, entry: &mut Entry, interfaces: &Interfaces) {
-        let item = &entry.item;
-        let result = self.try_to_place(item, interfaces).await;
-        entry.refused = matches!(result, Some(Err(_)));
-        entry.status = match result {
-            None => Status::Missing,
-            Some(Err(error)) => {
-                tell_refusal(&error);
-                Status::Missing
-            }
-            Some(Ok(Placing::Done)) => Status::Ours,
-            Some(Ok(Placing::Present)) if self.is_ours(item, interfaces).await => {
-                self.renew(item, interfaces).await;
-                Status::Ours
-            }
-            Some(Ok(Placing::Present)) => {
-                tracing::warn!(
-                    "{item} was there before, or something that excludes it; it stays as it is"
-                );
-                Status::Theirs
-            }
-        };
-    }
-
-    /// One of ours that a daemon before this one left may lead somewhere else.
-    async fn renew(&self, item: &Item, interfaces: &Interfaces) {
-        if let Item::Route(route) = item {
-            let device = route
-                .device
-                .as_ref()
-                .and_then(|name| interfaces.by_name(name));
-            let ifindex = device.map(|device| device.ifindex);
-            tell(
-                self.netlink
-                    .place_route(route, ifindex, true)
-                    .await
-                    .map(|_| ()),
-            );
-        }
-    }
-
-    /// `None` when its interface is missing.
-    async fn try_to_place(
-        &self,
-        item: &Item,
+    /// Looks after some of what is wanted.
+    async fn mend(
+        &mut self,
+        concerns: impl Fn(&Entry) -> bool,
         interfaces: &Interfaces,
-    ) -> Option<Result<Placing, NetlinkError>> {
-        let index = |name: &String| interfaces.by_name(name).map(|i| i.ifindex);
-        Some(match item {
-            Item::Address(address) => {
-                let ifindex = index(&address.device)?;
-                let mut options = address.options.clone();
-                options.no_prefix_route |= has_its_network_below(address, interfaces);
-                self.netlink
-                    .place_address(ifindex, address.prefix, &options)
-                    .await
-            }
-            Item::Route(route) => {
-                let ifindex = match &route.device {
-                    Some(name) => Some(index(name)?),
-                    None => None,
-                };
-                self.netlink.place_route(route, ifindex, false).await
-            }
-            Item::Rule(rule) => self.netlink.place_rule(rule).await,
-        })
-    }
-
-    /// Whether something that is in the kernel is there because of us: another owner has it, or it
-    /// bears our mark.
-    async fn is_ours(&self, item: &Item, interfaces: &Interfaces) -> bool {
-        let same = |entry: &&Entry| is_same(&entry.item, item) && entry.status != Status::Missing;
-        if let Some(other) = self.owners.values().flatten().find(same) {
-            return other.status == Status::Ours;
-        }
-        match item {
-            Item::Address(address) => match interfaces.by_name(&address.device) {
-                Some(i) => self.netlink.is_our_address(i.ifindex, address.prefix).await,
-                None => false,
-            },
-            Item::Route(_) | Item::Rule(_) => {
-                let left = self.netlink.leftovers().await.unwrap_or_default();
-                match item {
-                    Item::Route(route) => left.routes.contains(&route.key()),
-                    Item::Rule(rule) => left.rules.contains(rule),
-                    Item::Address(_) => false,
+    ) -> BTreeSet<String> {
+        let mut again = BTreeSet::new();
+        let owners: Vec<Owner> = self.owners.keys().cloned().collect();
+        for owner in owners {
+            for at in 0..self.owners[&owner].len() {
+                let mut entry = self.owners[&owner][at].clone();
+                if !concerns(&entry) {
+                    continue;
+                }
+                let is_new = self.mend_one(&mut entry, interfaces).await;
+                if let (true, Item::Address(_), Owner::Instance(name)) =
+                    (is_new, &entry.item, &owner)
+                {
+                    again.insert(name.clone());
+                }
+                if let Some(place) = self.owners.get_mut(&owner).and_then(|all| all.get_mut(at)) {
+                    *place = entry;
                 }
             }
         }
+        again
     }
-}
 
-/// Whether two are one and the same for the kernel.
-fn is_same(a: &Item, b: &Item) -> bool {
-    match (a, b) {
-        (Item::Address(a), Item::Address(b)) => (a.prefix, &a.device) == (b.prefix, &b.device),
-        (Item::Route(a), Item::Route(b)) => a.key() == b.key(),
-        (Item::Rule(a), Item::Rule(b)) => a == b,
-        _ => false,
+    /// Says whether it is there now and was not before.
+    async fn mend_one(&self, entry: &mut Entry, interfaces: &Interfaces) -> bool {
+        if entry.status == Status::Missing {
+            return self.place(entry, interfaces).await;
+        }
+        let item = &entry.item;
+        match self.kernel.add(item, interfaces).await {
+            Some(Ok(Placing::Done)) => {
+                if entry.status == Status::Ours && entry.refused.is_none() {
+                    tracing::warn!("{item} was removed by somebody else; it is put back");
+                }
+                entry.status = Status::Ours;
+                entry.refused = None;
+                return true;
+            }
+            Some(Ok(Placing::Present)) => entry.refused = None,
+            Some(Err(error)) => refuse(entry, &error),
+            None => {}
+        }
+        false
+    }
+
+    /// Puts something in place that is not. Says whether it is there now and was not before.
+    async fn place(&self, entry: &mut Entry, interfaces: &Interfaces) -> bool {
+        match self.claim(&entry.item, interfaces).await {
+            Ok(Some((status, is_new))) => {
+                entry.status = status;
+                entry.refused = None;
+                is_new
+            }
+            // It comes with its interface.
+            Ok(None) => {
+                entry.refused = None;
+                false
+            }
+            Err(error) => {
+                refuse(entry, &error);
+                false
+            }
+        }
+    }
+
+    /// Adds something, or finds out whose it is. Says too whether it was not there before; `None` when its
+    /// interface is missing.
+    async fn claim(
+        &self,
+        item: &Item,
+        interfaces: &Interfaces,
+    ) -> Result<Option<(Status, bool)>, NetlinkError> {
+        let Some(placing) = self.kernel.add(item, interfaces).await.transpose()? else {
+            return Ok(None);
+        };
+        if placing == Placing::Done {
+            return Ok(Some((Status::Ours, true)));
+        }
+        if self.is_ours(item, interfaces).await? {
+            self.kernel.renew(item, interfaces).await?;
+            return Ok(Some((Status::Ours, false)));
+        }
+        tracing::warn!("{item} was there before, or something that excludes it; it stays as it is");
+        Ok(Some((Status::Theirs, false)))
+    }
+
+    /// Whether something that is in the kernel is there because of us: another owner has it, it should have
+    /// gone, or it bears our mark.
+    async fn is_ours(&self, item: &Item, interfaces: &Interfaces) -> Result<bool, NetlinkError> {
+        let key = Key::of(item);
+        let same = |entry: &&Entry| Key::of(&entry.item) == key && entry.status != Status::Missing;
+        if let Some(other) = self.owners.values().flatten().find(same) {
+            return Ok(other.status == Status::Ours);
+        }
+        if self.stuck.iter().any(|(stuck, _)| *stuck == key) {
+            return Ok(true);
+        }
+        self.kernel.is_marked(&key, interfaces).await
+    }
+
+    async fn take_all_away(&mut self, entries: Vec<Entry>, interfaces: &Interfaces) {
+        for entry in entries.into_iter().rev() {
+            let key = Key::of(&entry.item);
+            let is_ours = match entry.status {
+                Status::Ours => true,
+                Status::Theirs => false,
+                // It may have been added although the answer was an error, or none.
+                Status::Missing => {
+                    let marked = self.kernel.is_marked(&key, interfaces);
+                    entry.refused.is_some() && marked.await.unwrap_or(false)
+                }
+            };
+            if is_ours {
+                self.take_away(key, interfaces).await;
+            }
+        }
+    }
+
+    /// Removes something of ours, unless somebody has it.
+    async fn take_away(&mut self, key: Key, interfaces: &Interfaces) {
+        let mut others = self.owners.values().flatten();
+        if others.any(|other| Key::of(&other.item) == key) {
+            return;
+        }
+        let before = self.stuck.iter().position(|(stuck, _)| *stuck == key);
+        if let Err(error) = self.kernel.remove(&key, interfaces).await {
+            let error = with_sources(&error);
+            if before.is_none() {
+                tracing::error!(error, "cannot take something away; trying again");
+                self.stuck.push((key, error));
+            }
+        } else if let Some(at) = before {
+            self.stuck.remove(at);
+        }
     }
 }
 
@@ -342,40 +361,17 @@ fn excludes(old: &Item, new: &Item) -> bool {
         (Item::Address(a), Item::Address(b)) if a.prefix.address.is_ipv6() => {
             (a.prefix.address, &a.device) == (b.prefix.address, &b.device)
         }
-        _ => is_same(old, new),
+        _ => Key::of(old) == Key::of(new),
     }
 }
 
-/// Whether an address on a macvlan is of a network that the interface below is on. Its own route to
-/// that network would compete with the one of the interface below, and win after a link flap.
-fn has_its_network_below(address: &PlacedAddress, interfaces: &Interfaces) -> bool {
-    let place = interfaces.by_name(&address.device).map(|i| i.place);
-    let below = place
-        .filter(|place| place.is_macvlan)
-        .and_then(|place| place.below);
-    let below = below.and_then(|index| interfaces.by_index(index));
-    let network = address.prefix.network();
-    let is_network = |other: &Prefix| other.network() == network;
-    // Answers to link-local hosts leave where the question came in, and need a route there.
-    let is_link_local = match address.prefix.address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    !is_link_local && below.is_some_and(|below| below.addresses.iter().any(is_network))
-}
-
-fn tell_refusal(error: &NetlinkError) {
-    tracing::error!(
-        error = super::with_sources(error),
-        "cannot put something in place; trying again"
-    );
-}
-
-fn tell(result: Result<(), NetlinkError>) {
-    if let Err(error) = result {
-        tracing::error!(
-            error = super::with_sources(&error),
-            "cannot take something away"
-        );
+fn refuse(entry: &mut Entry, error: &NetlinkError) {
+    let error = with_sources(error);
+    if entry.refused.as_ref() != Some(&error) {
+        tracing::error!(error, "cannot put something in place; trying again");
     }
+    entry.refused = Some(error);
 }
+
+#[cfg(test)]
+mod tests;

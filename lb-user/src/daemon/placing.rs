@@ -10,21 +10,16 @@ use crate::{
     },
 };
 
+/// What the kernel may not tell of when it is asked.
+pub(super) const EVERYTHING: &str = "the state of the network";
+const LEFTOVERS: &str = "what an earlier daemon left";
+
 impl Daemon {
     /// Goes on where a daemon that died stopped: an instance whose addresses are still here while the
     /// data plane still forwards was its MASTER. Until another master is heard nobody else serves,
     /// and every connection depends on this node. Whatever else was left is removed.
     pub(super) async fn resume(&mut self) {
-        let left = match self.netlink.leftovers().await {
-            Ok(left) => self.with_unmarked(left),
-            Err(error) => {
-                tracing::error!(
-                    error = super::with_sources(&error),
-                    "cannot look for what an earlier daemon left"
-                );
-                Leftovers::default()
-            }
-        };
+        let left = self.find_leftovers().await;
         let mut wanted = self.config.statics.clone();
         for instance in self.config.instances.clone() {
             let items = instance.items();
@@ -49,6 +44,48 @@ impl Daemon {
             .clear(left, &wanted, &self.interfaces)
             .await;
         self.place_statics().await;
+    }
+
+    /// What an earlier daemon left. If the kernel does not tell, nothing is known of it until it does.
+    async fn find_leftovers(&mut self) -> Leftovers {
+        match self.netlink.leftovers().await {
+            Ok(left) => {
+                self.untold.remove(LEFTOVERS);
+                self.with_unmarked(left)
+            }
+            Err(error) => {
+                self.not_told(LEFTOVERS, &error);
+                Leftovers::default()
+            }
+        }
+    }
+
+    /// Remembers a question to which there was no answer, and tells of it once.
+    pub(super) fn not_told(&mut self, what: &'static str, error: &NetlinkError) {
+        let error = super::with_sources(error);
+        if self.untold.insert(what, error.clone()).as_ref() != Some(&error) {
+            tracing::error!(error, "{what} is not known; asking again");
+        }
+    }
+
+    /// Does again what has failed.
+    pub(super) async fn try_again(&mut self) {
+        if self.untold.contains_key(EVERYTHING) {
+            self.read_everything_again().await;
+        }
+        if self.untold.contains_key(LEFTOVERS) {
+            let left = self.find_leftovers().await;
+            let placed = &mut self.addresses.placed;
+            let wanted = placed.wanted();
+            placed.clear(left, &wanted, &self.interfaces).await;
+        }
+        let instances = &self.config.instances;
+        let macs = &self.addresses.virtual_macs;
+        match macs.are_complete(instances, &self.interfaces) {
+            true => self.addresses.virtual_macs.nothing_is_missing(),
+            false => self.follow_interfaces().await,
+        }
+        self.addresses.retry(&self.interfaces).await;
     }
 
     /// Before Linux 5.18 addresses have no mark: virtual ones that are there are taken for left over,
@@ -87,12 +124,8 @@ impl Daemon {
 
     /// Follows interfaces that came, went or changed.
     pub(super) async fn follow_interfaces(&mut self) {
-        if let Err(error) = self.make_virtual_macs(true).await {
-            tracing::error!(
-                error = super::with_sources(&error),
-                "cannot make the interface of a virtual MAC address; trying again"
-            );
-        }
+        // What fails is told of, and tried again.
+        let _ = self.make_virtual_macs(true).await;
         self.attach();
         self.follow_own_addresses();
         self.put_back().await;
@@ -113,7 +146,7 @@ impl Daemon {
 
     /// Puts back what was removed by others.
     pub(super) async fn put_back(&mut self) {
-        self.addresses.placed.restore(None, &self.interfaces).await;
+        self.addresses.restore_all(&self.interfaces).await;
         self.follow_accept_mode();
     }
 

@@ -193,8 +193,10 @@ impl Daemon {
             ));
         }
         problems.extend(self.not_closed.clone());
-        let missing = self.addresses.placed.missing().into_iter();
-        problems.extend(missing.map(|item| format!("{item} could not be put in place")));
+        problems.extend(self.addresses.placed.problems());
+        problems.extend(self.addresses.virtual_macs.problems());
+        let untold = self.untold.iter();
+        problems.extend(untold.map(|(what, error)| format!("{what} is not known: {error}")));
         for name in &self.config.dataplane.interfaces {
             if plane.kind == "xdp" && !plane.interfaces.iter().any(|runs| runs.interface == *name) {
                 problems.push(format!("the XDP program does not run on {name}"));

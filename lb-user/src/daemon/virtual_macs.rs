@@ -41,6 +41,8 @@ pub struct VirtualMacs {
     devices: BTreeMap<String, Macvlan>,
     /// Those whose instance is master.
     raised: BTreeSet<String>,
+    /// What could not be done, by interface; "" is all of them.
+    failed: BTreeMap<String, String>,
     /// What the settings of interfaces below were before.
     settings: BTreeMap<String, Vec<(&'static str, i32)>>,
 }
@@ -53,6 +55,7 @@ impl VirtualMacs {
             looked: false,
             devices: BTreeMap::new(),
             raised: BTreeSet::new(),
+            failed: BTreeMap::new(),
             settings: BTreeMap::new(),
         }
     }
@@ -76,7 +79,7 @@ impl VirtualMacs {
 
     /// Makes the interfaces that are missing, takes over those that an earlier daemon made, and
     /// removes those that nobody needs, unless `keep`. Interfaces below that are absent are no error.
-    /// Says whether anything was made or removed.
+    /// Says whether anything was made or removed. What fails does not keep the others from being made.
     pub async fn follow(
         &mut self,
         instances: &[Instance],
@@ -84,6 +87,21 @@ impl VirtualMacs {
         keep: bool,
     ) -> Result<bool, NetlinkError> {
         let wanted = wanted(instances, interfaces);
+        self.failed
+            .retain(|name, _| wanted.iter().any(|w| w.name == name));
+        let result = self.try_to_follow(&wanted, interfaces, keep).await;
+        if let Err(error) = &result {
+            self.note("", Some(error));
+        }
+        result
+    }
+
+    async fn try_to_follow(
+        &mut self,
+        wanted: &[Wanted<'_>],
+        interfaces: &Interfaces,
+        keep: bool,
+    ) -> Result<bool, NetlinkError> {
         let mut changed = false;
         let present = self.netlink.macvlans().await?;
         self.looked = true;
@@ -100,14 +118,52 @@ impl VirtualMacs {
                 changed = true;
             }
         }
-        for want in &wanted {
+        let mut result = Ok(());
+        for want in wanted {
             if !self.devices.contains_key(want.name) {
-                self.make(want).await?;
-                changed = true;
+                let made = self.make(want).await;
+                self.note(want.name, made.as_ref().err());
+                changed |= made.is_ok();
+                result = result.and(made);
             }
         }
-        self.put_settings_back(&wanted, keep);
-        Ok(changed)
+        self.put_settings_back(wanted, keep);
+        result.map(|()| changed)
+    }
+
+    /// Tries again to turn interfaces on or off.
+    pub async fn retry(&mut self) {
+        let names: Vec<String> = self.failed.keys().cloned().collect();
+        for name in names {
+            let up = self.raised.contains(&name);
+            self.switch(&name, up).await;
+        }
+    }
+
+    /// All are there: what was in the way is over.
+    pub fn nothing_is_missing(&mut self) {
+        self.failed.remove("");
+    }
+
+    /// What could not be done.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        self.failed.values().cloned()
+    }
+
+    /// Remembers what could not be done, and tells of it once.
+    fn note(&mut self, name: &str, error: Option<&NetlinkError>) {
+        let Some(error) = error else {
+            self.failed.remove(name);
+            return;
+        };
+        let error = match name {
+            "" => super::with_sources(error),
+            name => format!("interface {name}: {}", super::with_sources(error)),
+        };
+        if self.failed.get(name) != Some(&error) {
+            tracing::error!("{error}; trying again");
+            self.failed.insert(name.to_owned(), error);
+        }
     }
 
     /// Turns an instance's interface on, before addresses are put there.
@@ -132,9 +188,10 @@ impl VirtualMacs {
         self.put_settings_back(&[], false);
     }
 
-    async fn switch(&self, name: &str, up: bool) {
+    async fn switch(&mut self, name: &str, up: bool) {
         if let Some(device) = self.devices.get(name) {
-            tell(self.netlink.set_link_up(device.ifindex, up).await);
+            let result = self.netlink.set_link_up(device.ifindex, up).await;
+            self.note(name, result.as_ref().err());
         }
     }
 

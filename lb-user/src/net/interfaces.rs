@@ -192,6 +192,16 @@ impl Interfaces {
         Some((at, vlans))
     }
 
+    /// Names of interfaces whose MAC address is another one than before.
+    pub fn changed_macs(&self, before: &Interfaces) -> Vec<String> {
+        let is_other = |now: &&Interface| {
+            let before = before.by_index(now.ifindex);
+            before.is_some_and(|before| before.mac != now.mac)
+        };
+        let changed = self.by_index.values().filter(is_other);
+        changed.map(|interface| interface.name.clone()).collect()
+    }
+
     /// The MAC address of every interface.
     pub fn macs(&self) -> impl Iterator<Item = [u8; 6]> + '_ {
         self.by_index.values().map(|interface| interface.mac)

@@ -77,13 +77,8 @@ impl Netlink {
         gone(request, &format!("remove address {prefix}")).await
     }
 
-    /// Whether an address is there because of us.
-    pub async fn is_our_address(&self, ifindex: u32, prefix: Prefix) -> bool {
-        let left = self.marked_addresses().await.unwrap_or_default();
-        left.contains(&(ifindex, prefix))
-    }
-
-    async fn marked_addresses(&self) -> Result<Vec<(u32, Prefix)>, NetlinkError> {
+    /// Addresses that are there because of us, with the index of their interface.
+    pub async fn marked_addresses(&self) -> Result<Vec<(u32, Prefix)>, NetlinkError> {
         let all = self.handle.address().get().execute();
         list("list addresses", all, marked_address).await
     }
