@@ -93,12 +93,15 @@ reasons! {
     /// multicast, reserved or broadcast (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5 and 2.7). The kernel
     /// drops and logs it.
     MartianSource = 24, "martian_source", Pass;
-    /// The interface to the real server is not among those that the program may send by.
-    NoDevice = 25, "no_device", Drop;
+    /// The interface to the real server has gone since the program was told of it.
+    DeviceGone = 25, "device_gone", Drop;
+    /// The real server is behind another interface than the packet came in by, whose driver cannot send what
+    /// XDP redirects.
+    NoRedirect = 26, "no_redirect", Pass;
 }
 
 /// Number of reasons.
-pub const REASON_COUNT: u32 = 26;
+pub const REASON_COUNT: u32 = 27;
 
 /// Counters of one service, a power of two: the map's index is service id times this plus reason.
 pub const REASON_SLOTS: u32 = 32;

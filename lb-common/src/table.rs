@@ -57,6 +57,8 @@ impl BackendFlags {
     pub const DRAINING: u8 = 16;
     /// Nobody sticks to the backend: it is a sorry server, or cannot be reached.
     pub const PASSING: u8 = 32;
+    /// Only frames that came in by its interface can leave by it: the driver cannot send redirected ones.
+    pub const NO_REDIRECT: u8 = 64;
 }
 
 impl Backend {

@@ -43,6 +43,8 @@ pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason>
     let ifindex = backend.ifindex as u32;
     if ifindex == packet.ingress_ifindex() {
         Ok(Forward::Transmit)
+    } else if flags & BackendFlags::NO_REDIRECT != 0 {
+        Err(Reason::NoRedirect)
     } else {
         Ok(Forward::Redirect(ifindex))
     }

@@ -101,7 +101,7 @@ fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace) -> u32 {
         // The daemon puts an interface into the device map before any backend names it.
         Ok(Forward::Redirect(ifindex)) => match DEVICES.redirect(*ifindex, 0) {
             Ok(action) => return action,
-            Err(_) => Reason::NoDevice,
+            Err(_) => Reason::DeviceGone,
         },
         Ok(Forward::ToStack) => Reason::Local,
         Err(reason) => *reason,

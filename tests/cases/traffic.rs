@@ -117,6 +117,57 @@ fn a_backend_behind_another_interface_is_reached_by_redirect() {
     lbd.stop().unwrap();
 }
 
+/// The same by an interface whose driver cannot send what XDP redirects, which would lose the frames: they pass,
+/// the status says what to do, and it is noticed when the driver can.
+#[test]
+fn an_interface_that_cannot_send_redirected_frames_is_told_of() {
+    let lab = Lab::new().unwrap();
+    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
+    let director = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let server = lab.node("rs1", [10, 1, 15, 45]).unwrap();
+    lab.second_network(&director, [172, 20, 0, 43], &server, [172, 20, 0, 45])
+        .unwrap();
+    // A veth sends redirected frames only to an end that has a program.
+    lab.without_pass(&server, "eth1").unwrap();
+    accept_vip(&server, &VIP.to_string()).unwrap();
+    let _page = WebServer::start(&lab, &server, "rs1").unwrap();
+    let config = format!(
+        "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n[[service]]\naddress = \"{VIP}:80\"\n\
+         [service.check]\ntype = \"tcp\"\ninterval = \"500ms\"\n[[service.backend]]\naddress = \"172.20.0.45\"\n"
+    );
+    director
+        .ip(&["address", "add", &format!("{VIP}/32"), "dev", INTERFACE])
+        .unwrap();
+    let mut lbd = Director::new(&lab, &director, &config).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for_backends(&["up"]).unwrap();
+    let is_told = || {
+        Ok(lbd
+            .ctl(&["status"])?
+            .contains("the driver of interface eth1 cannot send"))
+    };
+    wait::until_true("the status says so", Duration::from_secs(20), is_told).unwrap();
+    let tried = client
+        .within(|| http::get(VIP, Duration::from_millis(500)))
+        .unwrap();
+    assert!(tried.is_err(), "{tried:?}");
+    let service = lbd.service().unwrap();
+    assert!(
+        service
+            .reasons
+            .iter()
+            .any(|(label, count)| label == "no_redirect" && *count > 0),
+        "{:?}",
+        service.reasons
+    );
+    lab.with_pass(&server, "eth1").unwrap();
+    let is_told = || Ok(!lbd.ctl(&["status"])?.contains("cannot send"));
+    wait::until_true("the status is clean", Duration::from_secs(20), is_told).unwrap();
+    let pages = http::get_many(&client, VIP, 5).unwrap();
+    assert!(pages.iter().all(|page| page == "rs1"), "{pages:?}");
+    lbd.stop().unwrap();
+}
+
 #[test]
 fn a_sorry_server_on_another_host() {
     let mut guide = Guide::prepare().unwrap();

@@ -143,7 +143,6 @@ impl Lab {
         b: &Node,
         b_address: [u8; 4],
     ) -> Result<()> {
-        let pinned = self.pass.to_str().context("path")?;
         a.ip(&[
             "link",
             "add",
@@ -156,7 +155,7 @@ impl Lab {
             "netns",
             &b.namespace,
         ])?;
-        b.ip(&["link", "set", "dev", "eth1", "xdpdrv", "pinned", pinned])?;
+        self.with_pass(b, "eth1")?;
         for (node, address) in [(a, a_address), (b, b_address)] {
             let network = format!("{}/16", Ipv4Addr::from(address));
             node.ip(&["address", "add", &network, "dev", "eth1"])?;
@@ -164,6 +163,20 @@ impl Lab {
             node.run("ethtool", &["-K", "eth1", "tx", "off"])?;
         }
         Ok(())
+    }
+
+    /// Gives an interface the program that lets everything pass: the other end of a veth may then send frames
+    /// that XDP redirects.
+    pub fn with_pass(&self, node: &Node, interface: &str) -> Result<()> {
+        let pinned = self.pass.to_str().context("path")?;
+        node.ip(&["link", "set", "dev", interface, "xdpdrv", "pinned", pinned])
+            .map(|_| ())
+    }
+
+    /// Takes it away.
+    pub fn without_pass(&self, node: &Node, interface: &str) -> Result<()> {
+        node.ip(&["link", "set", "dev", interface, "xdpdrv", "off"])
+            .map(|_| ())
     }
 
     /// A directory for files of the laboratory.

@@ -4,7 +4,7 @@
 //! `codec/recorded.txt` has what the real ipvsadm and a kernel said to each other.
 
 mod address;
-mod attribute;
+pub mod attribute;
 mod daemon;
 mod destination;
 mod service;
@@ -196,14 +196,15 @@ impl Command {
     }
 }
 
-/// The question for IPVS's number in this kernel.
-pub fn family_question(sequence: u32) -> Vec<u8> {
+/// The question for the number that a generic netlink family has in this kernel.
+pub fn family_question(name: &str, sequence: u32) -> Vec<u8> {
     let mut attributes = Writer::default();
-    attributes.put_text(FAMILY_NAME, "IPVS");
+    attributes.put_text(FAMILY_NAME, name);
     message(CONTROL, REQUEST, sequence, GET_FAMILY, &attributes.finish())
 }
 
-fn message(kind: u16, flags: u16, sequence: u32, command: u8, attributes: &[u8]) -> Vec<u8> {
+/// A request of generic netlink.
+pub fn message(kind: u16, flags: u16, sequence: u32, command: u8, attributes: &[u8]) -> Vec<u8> {
     let length = HEADER + GENERIC_HEADER + attributes.len();
     let mut bytes = Vec::with_capacity(length);
     bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());

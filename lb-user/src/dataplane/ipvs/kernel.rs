@@ -115,7 +115,7 @@ impl Kernel {
 
     fn find_family(&mut self) -> Result<Option<u16>, KernelError> {
         self.sequence += 1;
-        let question = family_question(self.sequence);
+        let question = family_question("IPVS", self.sequence);
         let answers = match self.ask(&question, "find the family", true) {
             Err(error) if error.is(libc::ENOENT) => return Ok(None),
             other => other?,

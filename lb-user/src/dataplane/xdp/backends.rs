@@ -104,7 +104,11 @@ impl Xdp {
                     && (!tunnelled || self.write_tunnel(id, backend.target, &hop)) =>
             {
                 let tunnel = if tunnelled { BackendFlags::TUNNEL } else { 0 };
-                let flags = flags | BackendFlags::RESOLVED | tunnel;
+                let redirect = match self.ways.sends(hop.ifindex) {
+                    true => 0,
+                    false => BackendFlags::NO_REDIRECT,
+                };
+                let flags = flags | BackendFlags::RESOLVED | tunnel | redirect;
                 let [outer, inner] = hop.vlans.map(tag);
                 Backend {
                     inner_vlan: u64::from(inner),
@@ -161,6 +165,7 @@ impl Xdp {
             return true;
         }
         let result = self.devices.insert(ifindex, ifindex, None, 0);
+        self.look_at_ways();
         if let Err(error) = &result {
             tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
         }
@@ -201,6 +206,58 @@ impl Xdp {
         self.bring_spilled_home();
         self.correct_loads(&loads, &counts);
         self.flow_counts = counts;
+    }
+
+    /// Asks which interfaces to real servers send redirected frames; that changes with programs on them. Says
+    /// whether anything has changed.
+    fn look_at_ways(&mut self) -> bool {
+        // Generic XDP sends by any interface, and what comes in and leaves by the only one is not redirected.
+        let native = self.object.native();
+        let hops = self.neighbours.values();
+        let ways = hops
+            .filter_map(|neighbour| match neighbour {
+                Neighbour::Host(hop) => Some(hop.ifindex),
+                Neighbour::ThisHost => None,
+            })
+            .filter(|ifindex| !native.is_empty() && native != [*ifindex])
+            .collect();
+        self.ways.look(&ways)
+    }
+
+    /// Follows changes of that.
+    pub(super) fn follow_ways(&mut self) {
+        if !self.look_at_ways() {
+            return;
+        }
+        let plan = std::mem::take(&mut self.plan);
+        for service in &plan.services {
+            for backend in &service.backends {
+                self.write_backend(service, backend);
+            }
+        }
+        self.plan = plan;
+        if let Some(trouble) = self.trouble() {
+            tracing::error!("{trouble}");
+        }
+    }
+
+    /// What keeps packets from real servers.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let name = |index: u32| match nix::net::if_::if_indextoname(index) {
+            Ok(name) => name.to_string_lossy().into_owned(),
+            Err(_) => format!("number {index}"),
+        };
+        let deaf: Vec<String> = self.ways.deaf().map(name).collect();
+        if deaf.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "the driver of interface {} cannot send what XDP redirects: packets for real \
+             servers behind it that came in by another interface pass to the kernel (`no_redirect`). Name the interface \
+             in `interfaces` of [dataplane] if clients come in by it, give a veth's other end an XDP program, put \
+             the real servers on another interface, or set `mode = \"ipvs\"`",
+            deaf.join(", ")
+        ))
     }
 
     /// Puts spilled flows back where there is room by now, after a table has grown or others have ended:

@@ -24,6 +24,7 @@ mod probes;
 mod protect;
 mod questions;
 mod snapshot;
+mod ways;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -65,6 +66,7 @@ use self::{
     pins::Pins,
     probes::Probes,
     protect::Sources,
+    ways::Ways,
 };
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
@@ -107,6 +109,7 @@ pub struct Xdp {
     sticky_new: BpfHash<MapData, PodStickyKey, u64>,
     devices: DevMapHash<MapData>,
     vlans: OwnVlans,
+    ways: Ways,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     sources: Sources,
@@ -276,6 +279,7 @@ impl Xdp {
             sticky_new,
             devices,
             vlans,
+            ways: Ways::open(),
             stats,
             reasons,
             sources,
@@ -504,7 +508,7 @@ impl DataPlane for Xdp {
             passed: self.passed(),
             sync: None,
             repairs: Repairs::default(),
-            trouble: None,
+            trouble: self.trouble(),
         }
     }
 
@@ -531,6 +535,7 @@ impl DataPlane for Xdp {
     fn sweep(&mut self) {
         self.end_capture();
         self.sweep_flows();
+        self.follow_ways();
         self.update_rates();
         self.swept = Some(Instant::now());
     }

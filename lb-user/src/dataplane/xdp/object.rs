@@ -349,6 +349,12 @@ impl Object {
             .collect()
     }
 
+    /// Indexes of the interfaces that run the program natively.
+    pub fn native(&self) -> Vec<u32> {
+        let native = self.links.iter().filter(|a| a.attachment.mode == "native");
+        native.map(|attached| attached.ifindex).collect()
+    }
+
     /// Takes a map out.
     pub fn take_map(&mut self, name: &str) -> Result<Map, DataPlaneError> {
         self.ebpf
