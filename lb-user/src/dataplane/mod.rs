@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Scheduler, ServiceId, Target};
 
+pub mod genetlink;
 pub mod ipvs;
 pub mod plan;
 mod rate;

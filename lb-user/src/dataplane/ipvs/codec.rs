@@ -4,7 +4,6 @@
 //! `codec/recorded.txt` has what the real ipvsadm and a kernel said to each other.
 
 mod address;
-pub mod attribute;
 mod daemon;
 mod destination;
 mod service;
@@ -12,32 +11,24 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-use self::attribute::{Writer, aligned, attributes};
 pub use self::{
-    attribute::CodecError,
     daemon::{SyncDaemon, SyncState, Timeouts},
     destination::{Destination, DestinationEntry, Forward},
     service::{Key, Service, ServiceEntry, flags, whole},
     stats::Stats,
 };
+pub use crate::dataplane::genetlink::attribute::CodecError;
+use crate::dataplane::genetlink::{
+    CONTROL, ERROR, FAMILY_ID, GENERIC_HEADER, HEADER, REQUEST,
+    attribute::{Writer, aligned, attributes},
+    message,
+};
 
-/// Bytes of a netlink message's header, and of a generic one behind it.
-const HEADER: usize = 16;
-const GENERIC_HEADER: usize = 4;
-/// Message types of netlink itself.
-const ERROR: u16 = 2;
+/// The end of a dump (NLMSG_DONE).
 const DONE: u16 = 3;
-/// The family that names the others (GENL_ID_CTRL), its command and attributes.
-const CONTROL: u16 = 16;
-const GET_FAMILY: u8 = 3;
-const FAMILY_ID: u16 = 1;
-const FAMILY_NAME: u16 = 2;
-/// Message flags: a request, with an answer; of everything there is.
-const REQUEST: u16 = 0x1;
+/// Message flags: with an answer; of everything there is.
 const ACKNOWLEDGE: u16 = 0x4;
 const DUMP: u16 = 0x300;
-/// IPVS_GENL_VERSION.
-const VERSION: u8 = 1;
 
 /// IPVS_CMD_ATTR_*.
 mod top {
@@ -194,28 +185,6 @@ impl Command {
         };
         message(family, flags, sequence, self.number(), &attributes.finish())
     }
-}
-
-/// The question for the number that a generic netlink family has in this kernel.
-pub fn family_question(name: &str, sequence: u32) -> Vec<u8> {
-    let mut attributes = Writer::default();
-    attributes.put_text(FAMILY_NAME, name);
-    message(CONTROL, REQUEST, sequence, GET_FAMILY, &attributes.finish())
-}
-
-/// A request of generic netlink.
-pub fn message(kind: u16, flags: u16, sequence: u32, command: u8, attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + GENERIC_HEADER + attributes.len();
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    // The sender's port: the kernel knows it.
-    bytes.extend([0; 4]);
-    bytes.extend([command, VERSION, 0, 0]);
-    bytes.extend(attributes);
-    bytes
 }
 
 /// What the kernel says.

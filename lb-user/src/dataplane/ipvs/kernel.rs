@@ -13,8 +13,9 @@ use thiserror::Error;
 
 use super::codec::{
     Answer, CodecError, Command, Destination, DestinationEntry, Key, ServiceEntry, SyncDaemon,
-    Timeouts, answers, family_question,
+    Timeouts, answers,
 };
+use crate::dataplane::genetlink::family_question;
 
 /// The kernel puts at most 32 KiB of a dump into one datagram.
 const DATAGRAM: usize = 65_536;

@@ -9,7 +9,8 @@ use std::{collections::BTreeSet, io, time::Duration};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::dataplane::ipvs::codec::{
+use crate::dataplane::genetlink::{
+    ERROR, FAMILY_ID, GENERIC_HEADER, HEADER, REQUEST,
     attribute::{Writer, attributes},
     family_question, message,
 };
@@ -22,14 +23,6 @@ const IFINDEX: u16 = 1;
 const FEATURES: u16 = 3;
 /// NETDEV_XDP_ACT_NDO_XMIT.
 const SENDS_REDIRECTED: u64 = 4;
-/// CTRL_ATTR_FAMILY_ID.
-const FAMILY_ID: u16 = 1;
-/// NLM_F_REQUEST.
-const REQUEST: u16 = 1;
-/// NLMSG_ERROR.
-const ERROR: u16 = 2;
-/// Bytes before the attributes of an answer: netlink's header and generic netlink's.
-const HEADERS: usize = 20;
 /// The kernel answers within the request.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Room for an answer of a few attributes.
@@ -131,7 +124,9 @@ impl Netdev {
             if kind == ERROR {
                 return None;
             }
-            return datagram.get(HEADERS..length).map(<[u8]>::to_vec);
+            return datagram
+                .get(HEADER + GENERIC_HEADER..length)
+                .map(<[u8]>::to_vec);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::attribute::{Attribute, CodecError};
+use crate::dataplane::genetlink::attribute::{Attribute, CodecError};
 
 /// AF_INET and AF_INET6.
 const FAMILY_V4: u16 = 2;

@@ -2,10 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{
-    address::exact,
-    attribute::{CodecError, Writer, attributes},
-};
+use super::address::exact;
+use crate::dataplane::genetlink::attribute::{CodecError, Writer, attributes};
 
 /// IPVS_DAEMON_ATTR_*.
 mod attr {

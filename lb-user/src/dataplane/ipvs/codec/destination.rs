@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
     address::{family, ip, is_v6, octets},
-    attribute::{CodecError, Writer, attributes},
     stats::Stats,
 };
+use crate::dataplane::genetlink::attribute::{CodecError, Writer, attributes};
 
 /// IPVS_DEST_ATTR_*.
 mod attr {

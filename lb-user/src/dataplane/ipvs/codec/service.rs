@@ -5,9 +5,9 @@ use std::{fmt, net::IpAddr};
 
 use super::{
     address::{exact, family, ip, is_v6, octets},
-    attribute::{Attribute, CodecError, Writer, attributes},
     stats::Stats,
 };
+use crate::dataplane::genetlink::attribute::{Attribute, CodecError, Writer, attributes};
 
 /// IPVS_SVC_ATTR_*.
 mod attr {

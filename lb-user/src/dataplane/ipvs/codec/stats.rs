@@ -1,6 +1,6 @@
 //! Counters of services and real servers in attributes (IPVS_STATS_ATTR_*). Pure.
 
-use super::attribute::{CodecError, attributes};
+use crate::dataplane::genetlink::attribute::{CodecError, attributes};
 
 /// Counters, in either width, and rates a second that the kernel averages over some seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
