@@ -6,40 +6,14 @@ mod datagrams;
 mod web;
 mod words;
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 use lab::{Process, wait};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 
-use crate::checked::{Checked, Expect, SERVER};
+use crate::checked::{Checked, Expect};
 
 const TIMING: &str = "interval = \"200ms\"\nretries = 0\nwarmup = \"100ms\"\n";
-
-/// An authority, and certificates by it and by itself.
-fn make_certificates(directory: &Path) -> Result<()> {
-    let mut authority = CertificateParams::new(Vec::new())?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    std::fs::write(directory.join("ca.pem"), authority.self_signed(&key)?.pem())?;
-    let issuer = Issuer::new(authority, key);
-    let make = |name: &str, names: &[&str], ended: bool| -> Result<()> {
-        let names = names.iter().map(|name| (*name).to_owned());
-        let mut params = CertificateParams::new(names.collect::<Vec<_>>())?;
-        if ended {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
-        }
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &issuer)?;
-        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem())?;
-        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
-        Ok(())
-    };
-    make("good", &["www.example.com", SERVER], false)?;
-    make("expired", &["www.example.com", SERVER], true)?;
-    make("other", &["other.example.com"], false)
-}
 
 fn start_nginx(checked: &Checked) -> Result<Process> {
     let d = checked.lab.directory().display().to_string();

@@ -9,6 +9,7 @@
 mod adverts;
 mod announcements;
 mod bad_input;
+mod certificates;
 mod checked;
 mod choosing;
 mod doctor;

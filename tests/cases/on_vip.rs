@@ -1,9 +1,13 @@
 //! Health checks of the VIP on the real server: on MASTER and BACKUP, over IPv4 and IPv6, and what a real
 //! server without the VIP looks like.
 
+mod grid;
+
 use std::time::Duration;
 
 use lab::{Director, Guide, guide::VIP, network::INTERFACE, wait};
+
+use self::grid::Grid;
 
 /// What `status` says of a real server once it is up or down.
 fn wait_for(director: &Director, backend: &str, up: bool) -> (String, String) {
@@ -52,4 +56,12 @@ fn a_real_server_without_the_vip_is_down_on_master_and_backup() {
         .ip(&["address", "show", "dev", INTERFACE])
         .unwrap();
     assert!(!addresses.contains("10.1.15.50"), "{addresses}");
+}
+
+/// TCP, HTTP, HTTPS, UDP and DNS; IPv4 and IPv6; MASTER and BACKUP.
+#[test]
+fn every_protocol_asks_for_the_vip() {
+    let mut grid = Grid::prepare("", "", true).unwrap();
+    grid.start().unwrap();
+    grid.walk().unwrap();
 }

@@ -100,7 +100,7 @@ fn ready(cast: &Cast, tunnel: bool) -> (Xdp, u32) {
         host: cast.host,
         tunnel,
     };
-    xdp.set_probes(&[path]).unwrap();
+    xdp.set_probes(&[path], &[]).unwrap();
     (xdp, path.mark())
 }
 
@@ -283,7 +283,7 @@ fn what_is_no_probe_stays_as_it_is() {
                 let answer = packet(Kind::Tcp, vip, local, (80, PORT));
                 assert_eq!(xdp.run_probe(false, &answer, 0).unwrap(), answer, "{what}");
             }
-            xdp.set_probes(&[]).unwrap();
+            xdp.set_probes(&[], &[]).unwrap();
             assert_eq!(
                 xdp.run_probe(true, &asked, mark).unwrap(),
                 asked,

@@ -47,16 +47,24 @@ fn same_views(director: &Director) {
             let own: Vec<&str> = ["services"].into_iter().chain(ours).collect();
             let kernel: Vec<&str> = ["-Ln"].into_iter().chain(theirs).collect();
             seen = (director.ctl(&own)?, director.node.run("ipvsadm", &kernel)?);
-            let lines = |text: &str| -> Vec<String> {
-                text.lines()
-                    .map(|line| line.trim_end().to_owned())
-                    .collect()
-            };
             Ok(lines(&seen.0) == lines(&seen.1))
         });
         assert!(same.is_ok(), "{ours:?}:\n{}\n{}", seen.0, seen.1);
         println!("{}", seen.0);
     }
+}
+
+/// What is to be compared: all but the services of health checks, which lbctl does not show.
+fn lines(text: &str) -> Vec<&str> {
+    let mut is_check = false;
+    let all = text.lines().map(str::trim_end);
+    all.filter(|line| {
+        if !line.starts_with("  ->") {
+            is_check = line.starts_with("FWM ");
+        }
+        !is_check
+    })
+    .collect()
 }
 
 #[test]
@@ -172,7 +180,7 @@ fn survives_failover(guide: &mut Guide) {
     let sysctl = |director: &Director| director.node.run("cat", &[backup_only]).unwrap();
     assert_eq!(
         (sysctl(&guide.node1).trim(), sysctl(&guide.node2).trim()),
-        ("0", "1")
+        ("0", "0")
     );
 
     let download = Download::start(guide, 6_000_000).unwrap();

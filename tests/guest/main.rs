@@ -6,13 +6,18 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "../cases/certificates.rs"]
+mod certificates;
 mod cluster;
 mod hashing;
 mod ipvs;
+mod on_vip;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
 mod traffic;
+#[path = "../cases/on_vip/grid.rs"]
+mod vip_grid;
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -130,6 +130,7 @@ impl Daemon {
             record.generation = self.switch.generation;
         }
         self.follow_role_with_checks(name);
+        self.follow_probe_style();
         if let (Some(instance), Some(notifier)) = (&instance, &mut self.notifier) {
             notifier.transition(instance, state, priority);
         }

@@ -1,7 +1,6 @@
 //! What health checks lead to.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     net::IpAddr,
@@ -30,15 +29,6 @@ const MAX_AT_ONCE: usize = 1_024;
 /// Most that is read of what the daemon before this one knew, in bytes: two kilobytes for each of
 /// the 8,192 real servers that there may be.
 const MAX_MEMORY: u64 = 16 << 20;
-
-/// How a check would come to the VIP on a real server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct WayToVip {
-    /// Whether the data plane's programs see its packets.
-    seen: bool,
-    /// The address that they should come from.
-    source: Option<IpAddr>,
-}
 
 impl Daemon {
     /// Learns what the daemon before this one knew, so that a real server that was down stays down until
@@ -123,58 +113,6 @@ impl Daemon {
             late_max_ms: late.max_ms,
             slowest_reaction_us: u64::try_from(self.slowest_reaction.as_micros())
                 .unwrap_or(u64::MAX),
-        }
-    }
-
-    /// Starts checks anew whose way to the real server is another one now.
-    pub(super) fn reconsider_checks(&mut self) {
-        if self.ways_to_vips() != self.led {
-            self.start_checks();
-        }
-    }
-
-    /// For every real server: whether the data plane's programs see what is sent to it, and from which
-    /// address that should be.
-    fn ways_to_vips(&self) -> BTreeMap<IpAddr, WayToVip> {
-        let on_data_plane = |index: u32| {
-            let mut interfaces = self.config.dataplane.interfaces.iter();
-            interfaces.any(|name| {
-                let interface = self.interfaces.by_name(name);
-                interface.is_some_and(|interface| interface.ifindex == index)
-            })
-        };
-        let is_virtual = |address: IpAddr| {
-            let mut services = self.config.services.iter();
-            services.any(|service| service.id.address == address)
-        };
-        let services = self.config.services.iter();
-        let hosts = services.flat_map(|service| service.backends.iter().map(|b| b.address));
-        let way = |host: IpAddr| WayToVip {
-            seen: match self.neighbours.carrier(host, &self.interfaces) {
-                Some(carrier) => carrier.is_some_and(on_data_plane),
-                // Most likely where everybody is; it is looked at again when the way is known.
-                None => true,
-            },
-            source: self.interfaces.beside(host, is_virtual),
-        };
-        hosts.map(|host| (host, way(host))).collect()
-    }
-
-    /// Lets checks ask for the VIP on the real server, where the data plane can do that.
-    fn lead_to_vips(&mut self, jobs: &mut Vec<Job>) {
-        let at_home = jobs.clone();
-        let led = self.ways_to_vips();
-        let way = |host: IpAddr| led.get(&host).copied().unwrap_or_default();
-        let paths = self.paths.lead(
-            &self.config,
-            jobs,
-            |host| way(host).seen,
-            |host| way(host).source,
-        );
-        self.led = led;
-        if let Err(error) = self.data_plane.set_probes(&paths) {
-            tracing::debug!(%error, "checks ask the real servers' own addresses");
-            *jobs = at_home;
         }
     }
 

@@ -23,6 +23,7 @@ mod tracking;
 mod tracking_view;
 mod views;
 mod virtual_macs;
+mod ways;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -171,7 +172,7 @@ struct Daemon {
     checks: Checks,
     paths: Paths,
     /// What the checks' ways were when they began.
-    led: BTreeMap<IpAddr, health::WayToVip>,
+    led: BTreeMap<(IpAddr, IpAddr), ways::WayToVip>,
     tracking: Tracking,
     links: Links,
     health: Board,

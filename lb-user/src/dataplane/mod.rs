@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Scheduler, ServiceId, Target};
+use crate::model::{
+    FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Scheduler, ServiceId, Target,
+};
 
 pub mod genetlink;
 pub mod ipvs;
@@ -44,8 +46,16 @@ pub trait DataPlane: Send {
     /// 0 for none), each with the index of the interface that it is used on.
     fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]);
 
-    /// Makes these the paths of health checks that ask for a VIP on a real server, and no others.
-    fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError>;
+    /// How health checks can ask for a VIP on one real server, if they can at present.
+    fn probe_style(&self) -> Option<ProbeStyle>;
+
+    /// Makes these the paths of health checks that ask for a VIP on a real server, and no others. Answers
+    /// come in on the named interfaces.
+    fn set_probes(
+        &mut self,
+        paths: &[ProbePath],
+        interfaces: &[String],
+    ) -> Result<(), DataPlaneError>;
 
     /// Follows interfaces, given with their indexes, that went or were made again. What cannot be done
     /// is told of once and tried again with the next call.

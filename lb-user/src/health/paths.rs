@@ -8,7 +8,7 @@ use std::{
 use lb_common::probe::MAX_PROBES;
 
 use super::plan::{Job, Via};
-use crate::model::{Config, Forwarding, ProbePath};
+use crate::model::{Config, Forwarding, ProbePath, ProbeStyle};
 
 /// The paths in use. One keeps its number, and with it its checks go on, for as long as it is needed.
 #[derive(Debug, Default)]
@@ -21,27 +21,30 @@ type Way = (IpAddr, IpAddr, bool);
 
 impl Paths {
     /// Sends those of `jobs` to the VIP that want it and can reach it there. `sees` says whether the data
-    /// plane sees packets to a host, and `source` which address of ours they should have. Returns all
+    /// plane sees packets to a VIP on a host, and `source` which address of ours they should have. Returns all
     /// paths.
     pub fn lead(
         &mut self,
         config: &Config,
         jobs: &mut [Job],
-        sees: impl Fn(IpAddr) -> bool,
-        source: impl Fn(IpAddr) -> Option<IpAddr>,
+        style: ProbeStyle,
+        sees: impl Fn(IpAddr, IpAddr) -> bool,
+        source: impl Fn(IpAddr, IpAddr) -> Option<IpAddr>,
     ) -> Vec<ProbePath> {
-        let tunnels: HashMap<_, _> = config
-            .services
-            .iter()
-            .map(|service| (service.id, service.forwarding == Forwarding::Tunnel))
-            .collect();
+        let services = config.services.iter();
+        let forwarding: HashMap<_, _> = services.map(|s| (s.id, s.forwarding)).collect();
         let way = |job: &Job| -> Option<Way> {
             let (service, host) = job.subject;
-            let tunnel = *tunnels.get(&service)?;
+            let tunnel = match forwarding.get(&service)? {
+                Forwarding::Dr => false,
+                Forwarding::Tunnel => true,
+                // The real server has no VIP.
+                Forwarding::Nat => return None,
+            };
             let fits = job.check.on_vip
                 && job.target.port() != 0
                 && service.address.is_ipv4() == host.is_ipv4();
-            (fits && sees(host)).then_some((service.address, host, tunnel))
+            (fits && sees(service.address, host)).then_some((service.address, host, tunnel))
         };
         let ways: Vec<Option<Way>> = jobs.iter().map(way).collect();
         let wanted: BTreeSet<Way> = ways.iter().flatten().copied().collect();
@@ -63,7 +66,8 @@ impl Paths {
                 job.via = Some(Via {
                     host: way.1,
                     mark: path.mark(),
-                    source: source(way.1),
+                    source: source(way.0, way.1),
+                    ports: (style == ProbeStyle::Scheduled).then(|| path.ports()),
                 });
             }
         }
@@ -104,8 +108,9 @@ mod tests {
         let held = paths.lead(
             config,
             &mut all,
-            |host| host != IpAddr::from([10, 0, 0, 9]),
-            |_| None,
+            ProbeStyle::Rewritten,
+            |_, host| host != IpAddr::from([10, 0, 0, 9]),
+            |_, _| None,
         );
         let targets = all.iter().map(|job| match job.via {
             Some(via) => format!("{} on {} by {:#x}", job.target, via.host, via.mark),

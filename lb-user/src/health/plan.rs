@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Check, Config, ServiceId};
+use crate::model::{Check, Config, Ports, ServiceId};
 
 /// What identifies a checked real server.
 pub type Subject = (ServiceId, IpAddr);
@@ -27,13 +27,16 @@ pub struct Job {
 /// How a VIP is asked for on one real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Via {
-    /// The real server's own address: what sockets are connected to.
+    /// The real server's own address.
     pub host: IpAddr,
     /// Their `SO_MARK`.
     pub mark: u32,
     /// Where they are bound to, unless the check says: left to itself the kernel may take the VIP, where
     /// this host has it, and the answer would never come back.
     pub source: Option<IpAddr>,
+    /// Where sockets are connected to the VIP itself rather than to the host: the ports that they come
+    /// from.
+    pub ports: Option<Ports>,
 }
 
 /// The jobs of a configuration. Two equal checks of a real server are one job.

@@ -34,7 +34,7 @@ pub use self::notify::{
 };
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
 pub use self::pool::{MemberRules, OnDown, PoolCommands, PoolRules, RAMP_STEPS};
-pub use self::probe::ProbePath;
+pub use self::probe::{ProbePath, ProbeStyle};
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,

@@ -1,6 +1,9 @@
 //! What is known of this host's interfaces. Pure: fed with netlink's events.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::control::EVERY_VLAN;
 
@@ -154,6 +157,16 @@ impl Interfaces {
     /// The interface of this index.
     pub fn by_index(&self, ifindex: u32) -> Option<&Interface> {
         self.by_index.get(&ifindex)
+    }
+
+    /// The names of the interfaces that have one of these addresses.
+    pub fn having(&self, addresses: &BTreeSet<IpAddr>) -> Vec<String> {
+        let has = |interface: &&Interface| {
+            let mut own = interface.addresses.iter();
+            own.any(|prefix| addresses.contains(&prefix.address))
+        };
+        let all = self.by_index.values().filter(has);
+        all.map(|interface| interface.name.clone()).collect()
     }
 
     /// Whether any interface has this address.

@@ -10,7 +10,8 @@ use crate::checked::{
     SERVER, Servers,
 };
 
-use super::{make_certificates, run, start_nginx, wait_for_port};
+use super::{run, start_nginx, wait_for_port};
+use crate::certificates::make_certificates;
 
 #[test]
 fn grpc() {

@@ -5,7 +5,8 @@ use crate::checked::{
     Expect::{self, Down, Up},
 };
 
-use super::{make_certificates, run, start_nginx, wait_for_port};
+use super::{run, start_nginx, wait_for_port};
+use crate::certificates::make_certificates;
 
 #[test]
 fn http_and_https() {

@@ -179,9 +179,16 @@ fn same_network(a: IpAddr, b: IpAddr, length: u8) -> bool {
     a.is_ipv4() == b.is_ipv4() && differing.leading_zeros() >= u32::from(length)
 }
 
-/// A page of the connections that are wanted.
-pub fn flows(plan: Option<&Plan>, query: &FlowQuery) -> Result<FlowPage, String> {
-    page(plan, query, read()?)
+/// A page of the connections that are wanted. `is_probe` says which are our own health checks, by client,
+/// VIP and real server: those are nobody's.
+pub fn flows(
+    plan: Option<&Plan>,
+    query: &FlowQuery,
+    is_probe: impl Fn(SocketAddr, SocketAddr, SocketAddr) -> bool,
+) -> Result<FlowPage, String> {
+    let mut connections = read()?;
+    connections.retain(|c| !is_probe(c.client, c.vip, c.server));
+    page(plan, query, connections)
 }
 
 fn page(

@@ -13,6 +13,7 @@ pub mod codec;
 mod connections;
 mod desired;
 pub mod kernel;
+mod probes;
 mod reconcile;
 mod snapshot;
 mod state;
@@ -22,7 +23,7 @@ mod sysctl;
 use std::{
     collections::HashSet,
     io,
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
     time::{Duration, Instant, SystemTime},
 };
@@ -34,6 +35,7 @@ use self::{
     codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
     desired::Wanted,
     kernel::{Kernel, Table, describe},
+    probes::Probes,
     state::StateFile,
     sysctl::Needs,
 };
@@ -41,7 +43,9 @@ use super::{
     CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs, Snapshot,
     TableInfo, Why, WhyQuery, plan::PlannedService,
 };
-use crate::model::{FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ipvs_lacks};
+use crate::model::{
+    FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime, ipvs_lacks,
+};
 
 /// What was read back may be this old in a snapshot.
 const STALE: Duration = Duration::from_millis(100);
@@ -56,6 +60,8 @@ pub struct Ipvs {
     plan: Option<Plan>,
     /// Roles that are served.
     serving: HashSet<u16>,
+    /// Health checks of a VIP on one real server.
+    probes: Probes,
     timeouts: Timeouts,
     /// Until when connections may come that somebody else forwarded before.
     takes_over_until: Option<Instant>,
@@ -90,6 +96,7 @@ impl Ipvs {
             version: sysctl::kernel_version(),
             plan: None,
             serving: HashSet::new(),
+            probes: Probes::default(),
             timeouts: seconds(timeouts),
             takes_over_until: None,
             expected: None,
@@ -118,6 +125,7 @@ impl Ipvs {
             .iter()
             .filter(here)
             .map(desired::wanted)
+            .chain(self.probes.wanted())
             .collect()
     }
 
@@ -135,12 +143,17 @@ impl Ipvs {
             takes_over: self
                 .takes_over_until
                 .is_some_and(|until| Instant::now() < until),
-            backup: self
-                .sync_daemon(plan)
-                .is_some_and(|daemon| daemon.state == SyncState::Backup),
+            backup: self.learns_of_own(plan),
             reorders,
             kernel: self.version,
         }
+    }
+
+    /// Whether connections may be known here that the other director sends to us as a real server.
+    fn learns_of_own(&self, plan: &Plan) -> bool {
+        let daemon = self.sync_daemon(plan);
+        daemon.is_some_and(|daemon| daemon.state == SyncState::Backup)
+            && plan.services.iter().any(|s| is_own(s.id.address))
     }
 
     /// Makes the kernel hold what `plan` wants, and returns what had to be done for it.
@@ -149,16 +162,17 @@ impl Ipvs {
         self.held = self.kernel.table()?;
         let wanted = self.wanted(plan);
         let expected = Some((wanted.clone(), self.needs(plan, false)));
-        let keys = || {
-            plan.services
-                .iter()
-                .map(|service| desired::key(&service.id))
-        };
-        let configured: HashSet<Key> = keys().collect();
+        let services = plan.services.iter();
+        let configured: HashSet<Key> = services
+            .map(|service| desired::key(&service.id))
+            .chain(self.probes.keys())
+            .collect();
         let steps = reconcile::steps(&wanted, &self.held, |key| {
             configured.contains(key) || self.state.has(key)
         });
-        self.state.claim(keys()).map_err(state_error)?;
+        self.state
+            .claim(configured.iter().copied())
+            .map_err(state_error)?;
         self.set_sysctls(plan, steps.reorders, &mut done)?;
         self.follow_timeouts(&mut done)?;
         for command in &steps.commands {
@@ -172,7 +186,9 @@ impl Ipvs {
         if steps.reorders {
             self.set_sysctls(plan, false, &mut Vec::new())?;
         }
-        self.state.keep(keys()).map_err(state_error)?;
+        self.state
+            .keep(configured.into_iter())
+            .map_err(state_error)?;
         if !steps.commands.is_empty() || !steps.tidying.is_empty() {
             self.held = self.kernel.table()?;
         }
@@ -192,13 +208,10 @@ impl Ipvs {
         done: &mut Vec<String>,
     ) -> Result<(), DataPlaneError> {
         let needs = self.needs(plan, reorders);
-        let changes = sysctl::apply(needs, &mut self.state).map_err(|source| {
-            DataPlaneError::from(KernelError::Socket {
-                what: "change a sysctl",
-                source,
-            })
-        })?;
+        let changes = sysctl::apply(needs, &mut self.state).map_err(sysctl_error)?;
         done.extend(changes);
+        let interfaces = self.probes.interfaces();
+        done.extend(sysctl::accept_own(interfaces, &mut self.state).map_err(sysctl_error)?);
         Ok(())
     }
 
@@ -300,6 +313,7 @@ impl Ipvs {
     fn clear(&mut self) -> Result<(), DataPlaneError> {
         let empty = Plan::default();
         self.takes_over_until = None;
+        self.probes = Probes::default();
         self.bring_about(&empty)?;
         if let Some([tcp, tcp_fin, udp]) = self.state.timeouts() {
             let before = Timeouts { tcp, tcp_fin, udp };
@@ -329,6 +343,7 @@ pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
     }
     let mut state = state;
     sysctl::apply(Needs::default(), &mut state).map_err(state_error)?;
+    sysctl::accept_own(&[], &mut state).map_err(state_error)?;
     if let Some([tcp, tcp_fin, udp]) = state.timeouts() {
         let before = Timeouts { tcp, tcp_fin, udp };
         kernel.change(&Command::SetTimeouts(before))?;
@@ -345,6 +360,14 @@ pub fn state_path(socket: &Path) -> std::path::PathBuf {
 fn state_error(source: io::Error) -> DataPlaneError {
     KernelError::Socket {
         what: "write the file that says which services are ours",
+        source,
+    }
+    .into()
+}
+
+fn sysctl_error(source: io::Error) -> DataPlaneError {
+    KernelError::Socket {
+        what: "change a sysctl",
         source,
     }
     .into()
@@ -393,10 +416,28 @@ impl DataPlane for Ipvs {
         Ok(self.generation)
     }
 
-    fn set_probes(&mut self, _: &[ProbePath]) -> Result<(), DataPlaneError> {
-        Err(DataPlaneError::NoProbes(
-            "only the XDP data plane sends probes to a VIP on one real server".to_owned(),
-        ))
+    fn probe_style(&self) -> Option<ProbeStyle> {
+        let is_off = |plan: &Plan| self.learns_of_own(plan);
+        // IPVS forwards nothing then (backup_only): probes would reach our own stack.
+        (!self.plan.as_ref().is_some_and(is_off)).then_some(ProbeStyle::Scheduled)
+    }
+
+    fn set_probes(
+        &mut self,
+        paths: &[ProbePath],
+        interfaces: &[String],
+    ) -> Result<(), DataPlaneError> {
+        let Some(plan) = self.plan.take() else {
+            return Err(DataPlaneError::NoProbes("there is no plan yet".to_owned()));
+        };
+        let before = self.probes.follow(paths, interfaces);
+        let result = self.bring_about(&plan);
+        self.plan = Some(plan);
+        result.map(drop).map_err(|error| {
+            self.probes = before;
+            self.follow();
+            DataPlaneError::NoProbes(error.to_string())
+        })
     }
 
     fn took_over(&self) -> bool {
@@ -457,7 +498,8 @@ impl DataPlane for Ipvs {
     }
 
     fn flows(&self, query: &FlowQuery) -> Result<FlowPage, String> {
-        connections::flows(self.plan.as_ref(), query)
+        let made = |c: SocketAddr, vip, server| self.probes.made(c, vip, server) && is_own(c.ip());
+        connections::flows(self.plan.as_ref(), query, made)
     }
 
     fn why(&self, query: &WhyQuery) -> Result<Why, String> {

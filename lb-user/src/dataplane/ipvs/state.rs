@@ -92,6 +92,11 @@ impl StateFile {
         })
     }
 
+    /// Names of the sysctls that are as they were not.
+    pub fn remembered(&self) -> impl Iterator<Item = &String> {
+        self.state.sysctls.keys()
+    }
+
     /// How a sysctl was before us; forgets it.
     pub fn recall(&mut self, name: &str) -> io::Result<Option<String>> {
         let before = self.state.sysctls.get(name).cloned();

@@ -1,12 +1,14 @@
 //! The kernel's settings of IPVS in our network namespace (Documentation/networking/ipvs-sysctl.rst):
 //! which ones must be how, and making them so. Each is put back when it is not needed any more.
 
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use super::state::StateFile;
 
 /// Where they are; the kernel shows those of the network namespace of the one who asks.
 const FOLDER: &str = "/proc/sys/net/ipv4/vs";
+/// Where those of IPv4 are.
+const IPV4: &str = "/proc/sys/net/ipv4";
 /// From this kernel on, reuse of a client's port costs no delay (commit f0a5e4d7a594).
 const GOOD_REUSE: (u32, u32) = (5, 9);
 
@@ -82,6 +84,44 @@ pub fn apply(needs: Needs, state: &mut StateFile) -> io::Result<Vec<String>> {
         {
             fs::write(&path, &target)?;
             changes.push(format!("{name} {now} -> {target}"));
+        }
+    }
+    Ok(changes)
+}
+
+/// The start and the end of the names under which settings of interfaces are remembered.
+const INTERFACE: [&str; 2] = ["conf/", "/accept_local"];
+
+/// Lets answers of health checks in on these interfaces and on no others: they come from a VIP, which may
+/// be this host's own, and are martians to the kernel otherwise (IPv4 only; accept_local in
+/// Documentation/networking/ip-sysctl.rst). Returns what was changed.
+pub fn accept_own(interfaces: &[String], state: &mut StateFile) -> io::Result<Vec<String>> {
+    let [begin, end] = INTERFACE;
+    let name = |interface: &String| format!("{begin}{interface}{end}");
+    let wanted: BTreeSet<String> = interfaces.iter().map(name).collect();
+    let is_ours = |name: &String| name.starts_with(begin) && name.ends_with(end);
+    let changed: Vec<String> = state.remembered().filter(|n| is_ours(n)).cloned().collect();
+    let mut changes = Vec::new();
+    let mut set = |name: &str, value: &str| -> io::Result<()> {
+        let path = PathBuf::from(IPV4).join(name);
+        match fs::write(&path, value) {
+            // The interface is gone, and its settings with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }?;
+        changes.push(format!("{name} -> {value}"));
+        Ok(())
+    };
+    for name in changed.iter().filter(|name| !wanted.contains(*name)) {
+        if let Some(before) = state.recall(name)? {
+            set(name, &before)?;
+        }
+    }
+    for name in &wanted {
+        let now = fs::read_to_string(PathBuf::from(IPV4).join(name)).unwrap_or_default();
+        if now.trim() == "0" {
+            state.remember(name, "0")?;
+            set(name, "1")?;
         }
     }
     Ok(changes)

@@ -73,8 +73,8 @@ use super::{
     Snapshot, TableInfo, Why, WhyQuery, plan::BackendState, rate::Rates,
 };
 use crate::model::{
-    DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, Protection, Runtime, ServiceId, Target,
-    xdp_lacks,
+    DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime,
+    ServiceId, Target, xdp_lacks,
 };
 
 /// After this time no packet is in the program any more that began before it.
@@ -465,14 +465,17 @@ impl DataPlane for Xdp {
         self.backend_ids.rest_at_least(rest(timeouts));
     }
 
-    fn set_probes(&mut self, paths: &[ProbePath]) -> Result<(), DataPlaneError> {
-        match self.object.no_probes() {
-            Some(reason) => Err(DataPlaneError::NoProbes(reason.to_owned())),
-            None => {
-                self.probes.follow(paths);
-                Ok(())
-            }
+    fn probe_style(&self) -> Option<ProbeStyle> {
+        let rewritten = Some(ProbeStyle::Rewritten);
+        rewritten.filter(|_| self.object.no_probes().is_none())
+    }
+
+    fn set_probes(&mut self, paths: &[ProbePath], _: &[String]) -> Result<(), DataPlaneError> {
+        if let Some(reason) = self.object.no_probes() {
+            return Err(DataPlaneError::NoProbes(reason.to_owned()));
         }
+        self.probes.follow(paths);
+        Ok(())
     }
 
     fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]) {

@@ -237,8 +237,12 @@ impl Kind {
 impl Place {
     /// Where sockets are connected to.
     fn peer(&self) -> SocketAddr {
-        let host = self.via.map_or(self.target.ip(), |via| via.host);
-        SocketAddr::new(host, self.target.port())
+        match self.via {
+            Some(Via {
+                host, ports: None, ..
+            }) => SocketAddr::new(host, self.target.port()),
+            Some(Via { ports: Some(_), .. }) | None => self.target,
+        }
     }
 
     /// Which real server is meant, where the target alone does not tell.
@@ -277,6 +281,7 @@ impl ProbeError {
                 libc::ENOBUFS,
                 libc::ENOMEM,
                 libc::EADDRNOTAVAIL,
+                libc::EADDRINUSE,
             ];
             if code.is_some_and(|code| ours.contains(&code)) {
                 return true;

@@ -1,12 +1,17 @@
 //! A TCP connection within a time limit.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Late, On, Place};
+use crate::model::Ports;
 
 /// Why there is no TCP connection.
 #[derive(Debug, Error)]
@@ -27,7 +32,7 @@ pub enum ConnectError {
     #[error("cannot connect from {address}: {source}")]
     Source {
         /// Configured source address.
-        address: std::net::IpAddr,
+        address: IpAddr,
         /// The kernel's words.
         source: io::Error,
     },
@@ -65,9 +70,8 @@ pub(super) async fn connect(place: &Place) -> Result<TcpStream, ConnectError> {
         SockRef::from(&socket).set_mark(via.mark).map_err(refused)?;
     }
     if let Some(address) = place.source {
-        socket
-            .bind(SocketAddr::new(address, 0))
-            .map_err(|source| ConnectError::Source { address, source })?;
+        let ports = place.via.and_then(|via| via.ports);
+        bind(&socket, address, ports).map_err(|source| ConnectError::Source { address, source })?;
     }
     let stream = place
         .within(
@@ -85,4 +89,26 @@ pub(super) async fn connect(place: &Place) -> Result<TcpStream, ConnectError> {
     // A question of several small writes must not wait for acknowledgements.
     stream.set_nodelay(true).map_err(refused)?;
     Ok(stream)
+}
+
+/// Takes an address, and one of these ports where it matters which: each in its turn, so that the last one's
+/// connection is long over when it comes again.
+fn bind(socket: &TcpSocket, address: IpAddr, ports: Option<Ports>) -> io::Result<()> {
+    static TURN: AtomicU16 = AtomicU16::new(0);
+    let Some(ports) = ports else {
+        return socket.bind(SocketAddr::new(address, 0));
+    };
+    // Connections to other ports of the VIP may use the same one.
+    socket.set_reuseaddr(true)?;
+    let count = ports.last - ports.first + 1;
+    let mut result = Err(io::ErrorKind::AddrInUse.into());
+    for _ in 0..count {
+        let turn = TURN.fetch_add(1, Ordering::Relaxed) % count;
+        result = socket.bind(SocketAddr::new(address, ports.first + turn));
+        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        if !result.as_ref().is_err_and(is_taken) {
+            break;
+        }
+    }
+    result
 }
