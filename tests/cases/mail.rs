@@ -93,6 +93,41 @@ fn keepaliveds_subjects() {
         .unwrap();
 }
 
+/// A quorum lost and gained has a mail, behind that of the real server that did it. One that is there at the
+/// start has none.
+#[test]
+fn a_quorum_is_told_of() {
+    let mut guide = Guide::prepare().unwrap();
+    let server = MailServer::start(&guide.lab, &guide.client, 2507, &Server::default()).unwrap();
+    let text = config(100, server.port, "tls = \"none\"");
+    let text = text.replacen("sorry_server", "quorum = 2\nsorry_server", 1);
+    guide.node1.configure(&text).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    guide.node1.wait_for("VI_1", Master).unwrap();
+    guide.rs2.stop().unwrap();
+    let [backup, master] =
+        ["BACKUP", "MASTER"].map(|s| format!("[node1] VRRP Instance VI_1 - Entering {s} state"));
+    let rs = "[node1] Realserver [10.1.15.46]:tcp:80 of virtual server [10.1.15.50]:tcp:80";
+    let vs = "[node1] Virtualserver [10.1.15.50]:tcp:80";
+    let mut subjects = vec![
+        backup,
+        master,
+        format!("{rs} - DOWN"),
+        format!("{vs} - DOWN"),
+    ];
+    let wait = |subjects: &[String]| {
+        let subjects: Vec<&str> = subjects.iter().map(String::as_str).collect();
+        server.wait_for(&subjects).unwrap();
+        server.mails().unwrap().pop().unwrap().body
+    };
+    let body = wait(&subjects);
+    assert_eq!(body.trim(), "=> Lost quorum 2-0=2 > 1 <=");
+    guide.rs2.resume(&guide.lab).unwrap();
+    subjects.extend([format!("{rs} - UP"), format!("{vs} - UP")]);
+    let body = wait(&subjects);
+    assert_eq!(body.trim(), "=> Gained quorum 2+0=2 <= 2 <=");
+}
+
 #[test]
 fn encryption_and_login() {
     let mut guide = Guide::prepare().unwrap();

@@ -171,20 +171,22 @@ impl Daemon {
             self.event(Kind::Health, &id.to_string(), text);
         }
         match turn {
-            Turn::QuorumGained { .. } => self.run_quorum_commands(&service, true),
-            Turn::QuorumLost { .. } => self.run_quorum_commands(&service, false),
+            Turn::QuorumGained { live, lasted } => {
+                self.tell_of_quorum(&service, true, live, !lasted.is_zero());
+            }
+            Turn::QuorumLost { live, .. } => self.tell_of_quorum(&service, false, live, true),
             Turn::Panic { .. } | Turn::Calm { .. } => {}
         }
     }
 
-    fn run_quorum_commands(&mut self, service: &VirtualService, up: bool) {
+    fn tell_of_quorum(&mut self, service: &VirtualService, up: bool, live: u64, is_news: bool) {
         let notify = &service.pool.notify;
         let own = match up {
             true => &notify.quorum_up,
             false => &notify.quorum_down,
         };
         if let Some(notifier) = &self.notifier {
-            notifier.quorum(service.id, up);
+            notifier.quorum(service, up, live, is_news);
         }
         let arguments = ["VS".to_owned(), name(service.id, None), word(up)];
         self.run_commands(service, own.as_ref(), &arguments);
@@ -241,7 +243,7 @@ impl Daemon {
             }
             let pool = self.pools.pools.get(&service.id);
             if pool.is_some_and(Pool::has_quorum) {
-                self.run_quorum_commands(&service, false);
+                self.tell_of_quorum(&service, false, 0, false);
             }
         }
     }

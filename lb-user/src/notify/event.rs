@@ -35,6 +35,19 @@ pub enum Event {
         /// Why it is down; `None`: it is up.
         down: Option<String>,
     },
+    /// A service gained or lost its quorum.
+    Quorum {
+        /// The service.
+        service: ServiceId,
+        /// Weight that must be alive.
+        quorum: u32,
+        /// How much more it takes to gain it, and how much less to lose it.
+        hysteresis: u32,
+        /// Weight that is alive.
+        live: u64,
+        /// Gained.
+        up: bool,
+    },
 }
 
 impl Event {
@@ -47,7 +60,7 @@ impl Event {
                 priority,
             } => ("INSTANCE", name, *state, *priority),
             Event::Group { name, state } => ("GROUP", name, *state, 0),
-            Event::RealServer { .. } => return None,
+            Event::RealServer { .. } | Event::Quorum { .. } => return None,
         };
         Some([
             kind.to_owned(),
@@ -77,6 +90,10 @@ impl Event {
                 endpoint(service.address, service),
                 up_or_down(down.is_none())
             ),
+            Event::Quorum { service, up, .. } => {
+                let name = endpoint(service.address, service);
+                format!("VS {name} {}\n", up_or_down(*up))
+            }
         }
     }
 
@@ -98,6 +115,10 @@ impl Event {
                 endpoint(service.address, service),
                 up_or_down(down.is_none())
             ),
+            Event::Quorum { service, up, .. } => {
+                let name = endpoint(service.address, service);
+                format!("Virtualserver {name} - {}", up_or_down(*up))
+            }
         };
         // A header is one line, whatever the configuration has in its names.
         format!("[{router_id}] {what}").replace(char::is_control, " ")
@@ -128,14 +149,25 @@ impl Event {
                 down: Some(cause),
                 ..
             } => format!("=> {check} failed on service <=\n\n{cause}\n"),
+            // As in keepalived's log: its mail has the signs of a gain in both.
+            Event::Quorum {
+                quorum,
+                hysteresis,
+                live,
+                up,
+                ..
+            } => match up {
+                true => {
+                    let needed = u64::from(*quorum) + u64::from(*hysteresis);
+                    format!("=> Gained quorum {quorum}+{hysteresis}={needed} <= {live} <=\n")
+                }
+                false => {
+                    let needed = quorum.saturating_sub(*hysteresis);
+                    format!("=> Lost quorum {quorum}-{hysteresis}={needed} > {live} <=\n")
+                }
+            },
         }
     }
-}
-
-/// The line of the FIFO for a quorum gained or lost, with its newline.
-pub fn quorum_line(service: &ServiceId, up: bool) -> String {
-    let name = endpoint(service.address, service);
-    format!("VS {name} {}\n", up_or_down(up))
 }
 
 /// A state as scripts know it.
@@ -196,14 +228,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_quorum_is_a_virtual_servers() {
-        let service = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
-        assert_eq!(quorum_line(&service, true), "VS [10.1.15.50]:tcp:80 UP\n");
-        assert_eq!(
-            quorum_line(&service, false),
-            "VS [10.1.15.50]:tcp:80 DOWN\n"
-        );
+    fn quorum(live: u64, up: bool) -> Event {
+        Event::Quorum {
+            service: ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap()),
+            quorum: 3,
+            hysteresis: 1,
+            live,
+            up,
+        }
     }
 
     /// As seen of keepalived 2.2.7: event, arguments and line, subject, first line of the body.
@@ -251,6 +283,20 @@ mod tests {
                 "GROUP \"VG_1\" STOP 0\n",
                 "[node1] VRRP Group VG_1 - Stopping",
                 "=> All VRRP group instances are now stopping <=",
+            ),
+            (
+                quorum(5, true),
+                None,
+                "VS [10.1.15.50]:tcp:80 UP\n",
+                "[node1] Virtualserver [10.1.15.50]:tcp:80 - UP",
+                "=> Gained quorum 3+1=4 <= 5 <=",
+            ),
+            (
+                quorum(1, false),
+                None,
+                "VS [10.1.15.50]:tcp:80 DOWN\n",
+                "[node1] Virtualserver [10.1.15.50]:tcp:80 - DOWN",
+                "=> Lost quorum 3-1=2 > 1 <=",
             ),
             (
                 real_server("10.1.15.45", "10.1.15.50:80", Some("refused")),

@@ -153,7 +153,12 @@ impl Notifier {
         if let Some(fifo) = &self.fifo {
             fifo.push(event.fifo_line());
         }
-        let is_wanted = |mail: &&Mail| mail.about.services.contains(&service.id);
+        self.write_of_service(service.id, &event);
+    }
+
+    /// A mail that tells of a service or its real servers, if somebody wants it.
+    fn write_of_service(&self, service: ServiceId, event: &Event) {
+        let is_wanted = |mail: &&Mail| mail.about.services.contains(&service);
         if let (Some(_), Some(mailer)) = (self.mail.as_ref().filter(is_wanted), &self.mailer) {
             mailer.push(event.subject(&self.router_id), event.body());
         }
@@ -171,10 +176,21 @@ impl Notifier {
         });
     }
 
-    /// The quorum of a service was gained or lost.
-    pub fn quorum(&self, service: ServiceId, up: bool) {
+    /// The quorum of a service was gained or lost, with so much weight alive. Only what `is_news` is worth a
+    /// mail: a service that begins well is not.
+    pub fn quorum(&self, service: &VirtualService, up: bool, live: u64, is_news: bool) {
+        let event = Event::Quorum {
+            service: service.id,
+            quorum: service.pool.quorum,
+            hysteresis: service.pool.hysteresis,
+            live,
+            up,
+        };
         if let Some(fifo) = &self.fifo {
-            fifo.push(event::quorum_line(&service, up));
+            fifo.push(event.fifo_line());
+        }
+        if is_news {
+            self.write_of_service(service.id, &event);
         }
     }
 
