@@ -37,6 +37,7 @@ mod probes;
 mod program;
 mod reloads;
 mod shapes;
+mod silent;
 mod steering;
 mod sync_groups;
 mod tracking;

@@ -400,7 +400,7 @@ impl Daemon {
                 _ = signals.hangup.recv() => self.on_hangup(&mut inputs.reports).await,
                 Some(request) = inputs.requests.recv() => self.on_request(request, &mut inputs.reports).await,
                 _ = tick.tick() => self.on_tick(&mut inputs.reports).await,
-                _ = sweep.tick() => self.data_plane.sweep(),
+                _ = sweep.tick() => self.sweep(),
                 // Nothing else is due.
                 () = std::future::ready(()), if before >= REPORTS_IN_A_ROW => {}
             }

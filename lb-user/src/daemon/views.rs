@@ -251,6 +251,7 @@ impl Daemon {
                 ));
             }
         }
+        problems.append(&mut self.silence_problems());
         problems.append(&mut self.blind_checks());
         problems
     }

@@ -19,9 +19,11 @@ pub mod ipvs;
 pub mod plan;
 mod rate;
 pub mod selection;
+pub mod silence;
 pub mod xdp;
 
 pub use plan::Plan;
+use silence::Silence;
 
 /// Something that forwards packets of virtual services.
 pub trait DataPlane: Send {
@@ -85,6 +87,9 @@ pub trait DataPlane: Send {
 
     /// Frees flow slots that nobody uses any more and counts the others.
     fn sweep(&mut self);
+
+    /// Real servers that most new connections got no answer from, before the last sweep.
+    fn silent(&self) -> Vec<(BackendKey, Silence)>;
 
     /// Stops forwarding and removes everything from the kernel.
     fn detach(&mut self) -> Result<(), DataPlaneError>;

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     board::Change,
     lateness::{Lateness, LatenessReading},
-    plan::{Job, difference, first_attempt},
+    plan::{Job, Subject, difference, first_attempt},
     probe::{Probe, ProbeError, Verdict},
     state::{Attempt, CheckState, Health},
 };
@@ -39,6 +39,10 @@ pub struct Checks {
 struct Running {
     task: JoinHandle<()>,
     gauge: Arc<Gauge>,
+    /// Wakes it before its time.
+    hurry: Arc<Notify>,
+    /// When that was done last.
+    hurried: Option<Instant>,
 }
 
 /// What a check has done so far.
@@ -95,18 +99,42 @@ impl Checks {
             let state = CheckState::new(health, seed());
             let delay = first_attempt(index, count, job.check.timing.warmup);
             let gauge = Arc::new(Gauge::default());
+            let hurry = Arc::new(Notify::new());
             let probe = Probe::new(&job, self.account, seed());
             let task = run(
                 job.clone(),
                 probe,
                 (state, advice),
-                delay,
+                (delay, hurry.clone()),
                 (gauge.clone(), self.lateness.clone()),
                 self.changes.clone(),
             );
             let task = tokio::spawn(task);
-            self.tasks.insert(job, Running { task, gauge });
+            let running = Running {
+                task,
+                gauge,
+                hurry,
+                hurried: None,
+            };
+            self.tasks.insert(job, running);
         }
+    }
+
+    /// Lets the checks of a real server make their next attempt at once: each at most once in its interval.
+    /// Says whether any does.
+    pub fn hurry(&mut self, subject: &Subject) -> bool {
+        let now = Instant::now();
+        let mut any = false;
+        for (job, running) in &mut self.tasks {
+            let interval = job.check.timing.interval;
+            let rests = running.hurried.is_some_and(|at| now < at + interval);
+            if job.subject == *subject && !rests {
+                running.hurried = Some(now);
+                running.hurry.notify_one();
+                any = true;
+            }
+        }
+        any
     }
 
     /// How late all attempts began so far.
@@ -176,14 +204,16 @@ async fn run(
     job: Job,
     mut probe: Probe,
     (mut state, mut advice): (CheckState, Option<Advice>),
-    delay: Duration,
+    (delay, hurry): (Duration, Arc<Notify>),
     (gauge, lateness): (Arc<Gauge>, Arc<Lateness>),
     changes: mpsc::Sender<Change>,
 ) {
     let mut due = Instant::now() + delay;
     loop {
-        sleep_until(due).await;
-        lateness.note(due.elapsed());
+        tokio::select! {
+            () = sleep_until(due) => lateness.note(due.elapsed()),
+            () = hurry.notified() => {}
+        }
         let failed = |attempt, error: &ProbeError| Verdict {
             attempt,
             advice,

@@ -40,8 +40,8 @@ use self::{
     sysctl::Needs,
 };
 use super::{
-    CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs, Snapshot,
-    TableInfo, Why, WhyQuery, plan::PlannedService,
+    BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
+    Snapshot, TableInfo, Why, WhyQuery, plan::PlannedService, silence::Silence,
 };
 use crate::model::{
     FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime, ipvs_lacks,
@@ -515,6 +515,11 @@ impl DataPlane for Ipvs {
 
     fn sweep(&mut self) {
         self.repair();
+    }
+
+    /// IPVS does not tell when a connection began.
+    fn silent(&self) -> Vec<(BackendKey, Silence)> {
+        Vec::new()
     }
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {

@@ -1,9 +1,6 @@
 //! Backends in the maps: ids, elements, tunnels, connection counts.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::atomic::Ordering,
-};
+use std::{collections::HashMap, sync::atomic::Ordering};
 
 use aya::maps::PerCpuValues;
 use lb_common::{
@@ -170,42 +167,6 @@ impl Xdp {
             tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
         }
         result.is_ok()
-    }
-
-    /// Frees flow slots that nobody uses any more, counts the others, and corrects what the program counted.
-    pub(super) fn sweep_flows(&mut self) {
-        let loads = self.loads_before();
-        let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
-        let (spill, wide_spill) = (&mut self.spill, &mut self.wide_spill);
-        let sctp: HashSet<u16> = self
-            .plan
-            .services
-            .iter()
-            .filter(|service| service.id.protocol == Protocol::Sctp)
-            .filter_map(|service| self.service_ids.get(&service.id))
-            .collect();
-        self.flows.sweep(
-            &self.control,
-            self.clock.now(),
-            |flow| {
-                let count = counts.entry(flow.value.backend()).or_default();
-                if flow.is_active(sctp.contains(&flow.service)) {
-                    count.0 += 1;
-                } else {
-                    count.1 += 1;
-                }
-            },
-            |flow| {
-                // A full spill table forgets the flow that was silent for longest.
-                let _ = match flow {
-                    Homeless::Narrow(key, value) => spill.insert(key.0, value.0, 0),
-                    Homeless::Wide(key, value) => wide_spill.insert(PodWideKey(key), value.0, 0),
-                };
-            },
-        );
-        self.bring_spilled_home();
-        self.correct_loads(&loads, &counts);
-        self.flow_counts = counts;
     }
 
     /// Asks which interfaces to real servers send redirected frames; that changes with programs on them. Says

@@ -24,6 +24,7 @@ mod probes;
 mod protect;
 mod questions;
 mod snapshot;
+mod sweep;
 mod ways;
 
 use std::{
@@ -70,7 +71,10 @@ use self::{
 };
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
-    Snapshot, TableInfo, Why, WhyQuery, plan::BackendState, rate::Rates,
+    Snapshot, TableInfo, Why, WhyQuery,
+    plan::BackendState,
+    rate::Rates,
+    silence::{Silence, Watch},
 };
 use crate::model::{
     DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime,
@@ -131,6 +135,7 @@ pub struct Xdp {
     swept: Option<Instant>,
     /// Rates by backend id.
     rates: HashMap<u16, Rates>,
+    unanswered: Watch,
 }
 
 impl Xdp {
@@ -299,6 +304,7 @@ impl Xdp {
             flow_counts: HashMap::new(),
             swept: None,
             rates: HashMap::new(),
+            unanswered: Watch::default(),
         })
     }
 
@@ -541,6 +547,10 @@ impl DataPlane for Xdp {
         self.follow_ways();
         self.update_rates();
         self.swept = Some(Instant::now());
+    }
+
+    fn silent(&self) -> Vec<(BackendKey, Silence)> {
+        self.silent_backends()
     }
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
