@@ -23,10 +23,6 @@ static TRAFFIC: Array<Traffic, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map(name = "targets")]
 static TARGETS: ProgramArray<8> = ProgramArray::new();
 
-/// The same for programs of frames in one buffer: the kernel does not mix the two kinds.
-#[btf_map(name = "linear_targets")]
-static LINEAR_TARGETS: ProgramArray<8> = ProgramArray::new();
-
 /// VIP and port to service id: what the textbook looks up first.
 #[btf_map(name = "text_services")]
 static TEXT_SERVICES: HashMap<u64, u32, 1024> = HashMap::new();
@@ -104,14 +100,26 @@ fn frame(ctx: &XdpContext) -> Option<*mut Frame> {
     frame_of(ctx)
 }
 
-/// The next packet's client, scattered, and its port, network byte order.
+/// The next packet's client as a difference to the first one, scattered, and its port, network byte
+/// order.
 #[inline(always)]
 fn next_client(traffic: &mut Traffic) -> (u32, u16) {
     let flow = traffic.next & traffic.flow_mask;
     traffic.next = traffic.next.wrapping_add(1);
-    // Clients of 16,384 ports each; the multiplication scatters their addresses.
-    let client = (flow >> 14).wrapping_mul(2_654_435_761);
-    (client, ((flow & 0x3fff) as u16 + 1024).to_be())
+    let bits = u32::from(traffic.port_bits) & 15;
+    // The multiplication scatters their addresses.
+    let client = (flow >> bits).wrapping_mul(2_654_435_761) & traffic.client_mask;
+    let port = flow & ((1 << bits) - 1);
+    (client, (port as u16 + 1024).to_be())
+}
+
+/// The header checksum after a 32-bit word was changed (RFC 1624, equation 3): the kernel's stack
+/// verifies it.
+#[inline(always)]
+fn after_change(checksum: u16, old: u32, new: u32) -> u16 {
+    let halves = |word: u32| (word & 0xffff) + (word >> 16);
+    let sum = u32::from(!checksum) + halves(!old) + halves(new);
+    !(halves(halves(sum)) as u16)
 }
 
 /// Prepares the next packet and calls the program under test.
@@ -122,17 +130,6 @@ pub fn wrapper(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a tail call does not return; a missing target falls through.
     unsafe { TARGETS.tail_call(&ctx, target) };
-    xdp_action::XDP_ABORTED
-}
-
-/// The same for frames in one buffer.
-#[xdp]
-pub fn wrapper_linear(ctx: XdpContext) -> u32 {
-    let Some(target) = prepare(&ctx) else {
-        return xdp_action::XDP_ABORTED;
-    };
-    // SAFETY: as in `wrapper`.
-    unsafe { LINEAR_TARGETS.tail_call(&ctx, target) };
     xdp_action::XDP_ABORTED
 }
 
@@ -147,8 +144,9 @@ fn prepare(ctx: &XdpContext) -> Option<u32> {
         (*frame).destination = traffic.destination;
         (*frame).source = traffic.source;
         (*frame).ttl = 64;
-        (*frame).checksum = traffic.checksum;
-        (*frame).client_be = traffic.client ^ client;
+        let client = traffic.client ^ client;
+        (*frame).checksum = after_change(traffic.checksum, traffic.client, client);
+        (*frame).client_be = client;
         (*frame).client_port_be = port_be;
         Some(traffic.target)
     }
@@ -215,18 +213,6 @@ pub fn pass_all(_: XdpContext) -> u32 {
 /// The cheapest end that a frame can have.
 #[xdp(frags)]
 pub fn drop_all(_: XdpContext) -> u32 {
-    xdp_action::XDP_DROP
-}
-
-/// As `pass_all`.
-#[xdp]
-pub fn pass_linear(_: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
-
-/// As `drop_all`.
-#[xdp]
-pub fn drop_linear(_: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 

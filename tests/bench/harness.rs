@@ -422,10 +422,12 @@ impl Harness {
             flow_mask: case.flow_mask,
             target: case.program as u32,
             client: u32::from_ne_bytes([172, 16, 0, 1]),
+            client_mask: u32::MAX,
             destination: [word(0), word(2), word(4)],
             source: [word(6), word(8), word(10)],
             checksum: word(if packet == Packet::Tagged { 28 } else { 24 }),
-            reserved: [0; 5],
+            port_bits: 14,
+            reserved: [0; 2],
         };
         if case.flow_mask == u32::MAX {
             self.next = self.next.wrapping_add(packets);
@@ -471,10 +473,12 @@ fn hammer_alone(
         flow_mask: HAMMERED_FLOWS - 1,
         target: Program::Product as u32,
         client: u32::from_ne_bytes([172, 17, 0, 1]),
+        client_mask: u32::MAX,
         destination: [word(0), word(2), word(4)],
         source: [word(6), word(8), word(10)],
         checksum: word(24),
-        reserved: [0; 5],
+        port_bits: 14,
+        reserved: [0; 2],
     };
     traffic.set(0, PodTraffic(setting), 0)?;
     let options = TestRunOptions {

@@ -194,9 +194,14 @@ fn subsystems_meet_in_the_daemon_only() {
 }
 
 #[test]
-fn only_the_xdp_data_plane_and_its_benchmark_know_aya() {
+fn only_the_xdp_data_plane_and_its_benchmarks_know_aya() {
     for (name, text) in files(".", ".rs") {
-        let users = ["lb-user/src/dataplane/xdp/", "lb-ebpf/", "tests/bench/"];
+        let users = [
+            "lb-user/src/dataplane/xdp/",
+            "lb-ebpf/",
+            "tests/bench/",
+            "tests/instructions/",
+        ];
         let allowed = users.iter().any(|folder| name.starts_with(folder));
         let own_words = name.starts_with("tests/rules/");
         if !allowed && !own_words {

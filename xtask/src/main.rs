@@ -189,12 +189,11 @@ fn bench_ipvs(json: Option<PathBuf>) -> Result<()> {
     let json = json.map(std::path::absolute).transpose()?;
     setup::everything()?;
     ebpf::build()?;
-    let figures = guest::bench()?;
-    if let Some(file) = json {
-        std::fs::write(&file, figures)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
+    guest::bench(|figures| match &json {
+        Some(file) => std::fs::write(file, figures.to_owned() + "\n")
+            .with_context(|| format!("cannot write {}", file.display())),
+        None => Ok(()),
+    })
 }
 
 fn soak(minutes: f64, json: Option<PathBuf>) -> Result<()> {

@@ -95,7 +95,15 @@ pub fn run(filter: Option<&str>) -> Result<()> {
 
 /// Those in the guest; with a filter only if it names one of them.
 fn guest_tests(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
-    let own = ["test", "--package", "lb-tests", "--test", "guest"];
+    let own = [
+        "test",
+        "--package",
+        "lb-tests",
+        "--test",
+        "guest",
+        "--test",
+        "instructions",
+    ];
     let count = count_tests(&own, filter)?;
     if count == 0 {
         return Ok(());

@@ -89,7 +89,17 @@ pub struct Payload {
     files: Vec<PathBuf>,
 }
 
-/// The daemon, lbctl and the test programs.
+impl Payload {
+    /// Whether a program of tests has one whose name contains `filter`.
+    pub fn has_test(&self, program: &str, filter: &str) -> bool {
+        let found = self.programs.iter().find(|(name, _)| name == program);
+        let list =
+            found.and_then(|(_, path)| run::output(Command::new(path).args(["--list", filter])));
+        list.is_some_and(|list| list.lines().any(|line| line.ends_with(": test")))
+    }
+}
+
+/// The daemon, lbctl, the test programs, and what they load.
 pub fn tests() -> Result<Payload> {
     run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
     let mut programs = vec![
@@ -97,19 +107,8 @@ pub fn tests() -> Result<Payload> {
         (String::from("lbctl"), run::target().join("debug/lbctl")),
     ];
     programs.extend(test_programs()?);
-    let files = Vec::new();
+    let files = vec![run::target().join("bpf/lb-bench.o")];
     Ok(Payload { programs, files })
-}
-
-/// What measures, and the programs that it loads.
-pub fn bench() -> Result<Payload> {
-    let name = "lbd-bench-ipvs";
-    let what = ["build", "--quiet", "--release", "--package", "lb-tests"];
-    run::cargo(&[&what[..], &["--bin", name]].concat())?;
-    Ok(Payload {
-        programs: vec![(name.to_owned(), run::target().join("release").join(name))],
-        files: vec![run::target().join("bpf/lb-bench.o")],
-    })
 }
 
 /// Builds the archives of the initial file system: a base that is kept while nothing in it
@@ -245,6 +244,8 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
         "guest",
         "--test",
         "cases",
+        "--test",
+        "instructions",
         "--no-run",
         "--message-format=json",
     ]);
@@ -262,7 +263,7 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
             programs.push((name.to_owned(), PathBuf::from(path)));
         }
     }
-    ensure!(programs.len() == 2, "cargo named {programs:?}");
+    ensure!(programs.len() == 3, "cargo named {programs:?}");
     Ok(programs)
 }
 
