@@ -11,6 +11,7 @@ use lab::{
     server::WebServer,
     wait,
 };
+use lb_common::probe::{MARK, MARK_MASK};
 use lb_user::model::VrrpState;
 
 use crate::with_modules;
@@ -36,7 +37,7 @@ fn all_well(guide: &Guide) {
 }
 
 /// lbctl prints what ipvsadm prints. Counters move between the two; when all is quiet they do not.
-fn same_views(director: &Director) {
+pub fn same_views(director: &Director) {
     for (ours, theirs) in [
         (None, None),
         (Some("--stats"), Some("--stats")),
@@ -60,7 +61,10 @@ fn lines(text: &str) -> Vec<&str> {
     let all = text.lines().map(str::trim_end);
     all.filter(|line| {
         if !line.starts_with("  ->") {
-            is_check = line.starts_with("FWM ");
+            let mark = line
+                .strip_prefix("FWM ")
+                .and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+            is_check = mark.is_some_and(|mark| mark & MARK_MASK == MARK);
         }
         !is_check
     })

@@ -11,6 +11,7 @@ mod certificates;
 mod cluster;
 mod hashing;
 mod ipvs;
+mod marks;
 mod on_vip;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]

@@ -27,6 +27,25 @@ pub fn complaints(log: &str) -> Vec<String> {
 
 /// Starts keepalived's VRRP. `global` goes into its `global_defs`, `instances` behind them.
 pub fn keepalived(lab: &Lab, node: &Node, global: &str, instances: &str) -> Result<Process> {
+    start_keepalived(lab, node, global, instances, &["-P"])
+}
+
+/// Starts all of keepalived: with its health checks and its IPVS. `rest` has virtual servers as well.
+pub fn keepalived_director(lab: &Lab, node: &Node, global: &str, rest: &str) -> Result<Process> {
+    let pid = lab
+        .directory()
+        .join(format!("{}-keepalived.checkers.pid", node.name));
+    let pid = pid.display().to_string();
+    start_keepalived(lab, node, global, rest, &["-c", &pid])
+}
+
+fn start_keepalived(
+    lab: &Lab,
+    node: &Node,
+    global: &str,
+    instances: &str,
+    options: &[&str],
+) -> Result<Process> {
     let name = &node.name;
     let config = format!("global_defs {{\n  router_id {name}\n{global}\n}}\n{instances}");
     let path = |suffix: &str| {
@@ -37,10 +56,9 @@ pub fn keepalived(lab: &Lab, node: &Node, global: &str, instances: &str) -> Resu
     };
     fs::write(path("conf"), config)?;
     let (conf, pid, vrrp_pid) = (path("conf"), path("pid"), path("vrrp.pid"));
-    let arguments = [
-        "-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp_pid,
-    ];
+    let common = ["-n", "-l", "-D", "-f", &conf, "-p", &pid, "-r", &vrrp_pid];
     let program = "/usr/sbin/keepalived".as_ref();
+    let arguments = [&common[..], options].concat();
     Process::start(lab, node, "keepalived", program, &arguments)
 }
 

@@ -130,6 +130,7 @@ pub struct RawInstance {
 pub struct RawService {
     pub address: Option<At<String>>,
     pub protocol: Option<At<String>>,
+    pub fwmark: Option<At<i64>>,
     pub scheduler: Option<At<String>>,
     pub scheduler_flags: Option<At<Vec<At<String>>>>,
     pub forward: Option<At<String>>,
@@ -331,6 +332,7 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
     let raw = RawService {
         address: fields.string("address"),
         protocol: fields.string("protocol"),
+        fwmark: fields.integer("fwmark"),
         scheduler: fields.string("scheduler"),
         scheduler_flags: fields.strings("scheduler_flags"),
         forward: fields.string("forward"),

@@ -259,6 +259,9 @@ pub struct ServiceSnapshot {
     pub protocol: String,
     /// VIP and ports.
     pub address: String,
+    /// The mark by which IPVS knows its packets, if that is how.
+    #[serde(default)]
+    pub fwmark: Option<u32>,
     /// Scheduler.
     pub scheduler: Scheduler,
     /// What ipvsadm prints behind it.

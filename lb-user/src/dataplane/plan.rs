@@ -7,7 +7,8 @@ use std::{
 
 use crate::model::{
     Advised, Config, Forwarding, Hashing, OnDown, Persistence, Protocol, RAMP_STEPS, RateLimit,
-    RealServer, Scheduler, ServiceId, SyncDaemonConfig, Target, VirtualService,
+    RealServer, Scheduler, ServiceId, SyncDaemonConfig, Target, VirtualService, ipvs_lacks,
+    xdp_lacks,
 };
 
 /// What the data plane should hold.
@@ -56,6 +57,8 @@ impl Plan {
 pub struct PlannedService {
     /// Protocol, VIP and ports.
     pub id: ServiceId,
+    /// The mark of its packets, where that is what they are known by.
+    pub fwmark: Option<u32>,
     /// Mastership flag that it depends on; 0 is always set.
     pub role: u16,
     /// How new connections are spread.
@@ -136,6 +139,7 @@ impl PlannedService {
     ) -> Self {
         Self {
             id,
+            fwmark: None,
             role,
             scheduler,
             hashing: Hashing {
@@ -182,6 +186,17 @@ impl PlannedService {
             text += " ops";
         }
         text
+    }
+
+    /// What of it the XDP program cannot do.
+    pub fn xdp_lacks(&self) -> Option<String> {
+        let (scheduler, forwarding) = (self.scheduler, self.forwarding);
+        xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark)
+    }
+
+    /// What of it IPVS cannot do.
+    pub fn ipvs_lacks(&self) -> Option<String> {
+        ipvs_lacks(&self.id, self.persistence, self.fwmark)
     }
 
     /// Turns of each backend in a ring.
@@ -322,6 +337,7 @@ pub fn build(
             let role = service.instance.as_ref().and_then(|name| roles.get(name));
             PlannedService {
                 id: service.id,
+                fwmark: service.fwmark,
                 role: role.copied().unwrap_or(0),
                 scheduler: service.scheduler,
                 hashing: service.hashing,

@@ -109,9 +109,9 @@ fn attempts(config: &Config) -> Result<(Vec<Attempt>, String), DataPlaneError> {
         first.map(|(service, what)| (plane, service, what))
     };
     let in_xdp = lacks("XDP", &|s| {
-        xdp_lacks(s.scheduler, s.forwarding, s.one_packet)
+        xdp_lacks(s.scheduler, s.forwarding, s.one_packet, s.fwmark)
     });
-    let in_ipvs = lacks("IPVS", &|s| ipvs_lacks(&s.id, s.persistence));
+    let in_ipvs = lacks("IPVS", &|s| ipvs_lacks(&s.id, s.persistence, s.fwmark));
     order(
         config.dataplane.mode,
         config.dataplane.allow_generic,

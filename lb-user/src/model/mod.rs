@@ -301,6 +301,8 @@ impl fmt::Display for ServiceId {
 pub struct VirtualService {
     /// Protocol, VIP and port.
     pub id: ServiceId,
+    /// The mark that a firewall gives to its packets, whatever else they are. `None`: they are known by `id`.
+    pub fwmark: Option<u32>,
     /// How new connections are spread.
     pub scheduler: Scheduler,
     /// Options of the schedulers `sh` and `mh`.

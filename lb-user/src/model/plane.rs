@@ -71,7 +71,12 @@ impl Scheduler {
 }
 
 /// What of a service the XDP program cannot do, with what it can do instead.
-pub fn xdp_lacks(scheduler: Scheduler, forwarding: Forwarding, one_packet: bool) -> Option<String> {
+pub fn xdp_lacks(
+    scheduler: Scheduler,
+    forwarding: Forwarding,
+    one_packet: bool,
+    fwmark: Option<u32>,
+) -> Option<String> {
     if !scheduler.is_in_xdp() {
         let all = Scheduler::ALL.iter();
         let names: Vec<&str> = all
@@ -84,17 +89,26 @@ pub fn xdp_lacks(scheduler: Scheduler, forwarding: Forwarding, one_packet: bool)
     if forwarding == Forwarding::Nat {
         return Some("`forward` \"nat\" (it has \"dr\" and \"tunnel\")".to_owned());
     }
+    if fwmark.is_some() {
+        return Some("`fwmark` (firewalls mark packets behind it)".to_owned());
+    }
     one_packet.then(|| "`one_packet` (each flow has one real server)".to_owned())
 }
 
 /// What of a service IPVS cannot do, with what it can do instead.
-pub fn ipvs_lacks(id: &ServiceId, persistence: Option<Persistence>) -> Option<String> {
-    if id.ports.single().is_some() {
+pub fn ipvs_lacks(
+    id: &ServiceId,
+    persistence: Option<Persistence>,
+    fwmark: Option<u32>,
+) -> Option<String> {
+    // The mark says which packets are meant.
+    if id.ports.single().is_some() || fwmark.is_some() {
         return None;
     }
     if id.ports != Ports::ALL {
         return Some(
-            "ranges of ports (it has single ones, and all ports with `persistence_timeout`)"
+            "ranges of ports (it has single ones, all ports with `persistence_timeout`, and what a firewall marks for \
+             `fwmark`)"
                 .to_owned(),
         );
     }

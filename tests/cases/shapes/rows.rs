@@ -86,6 +86,9 @@ pub fn changed(mut packet: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8
 pub fn icmp(kind: u8, code: u8, inner: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind, code, 0, 0, 0, 0, 5, 0];
     bytes.extend(inner);
+    // IPv6 has another one, which nobody here verifies.
+    let sum = lb_common::checksum::of(&bytes);
+    bytes[2..4].copy_from_slice(&sum.to_be_bytes());
     bytes
 }
 

@@ -15,7 +15,7 @@ use super::END;
 use crate::run;
 
 /// Programs that the tests start.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
     "ip",
     "bridge",
     "ethtool",
@@ -28,6 +28,7 @@ const PROGRAMS: [&str; 12] = [
     "tcpdump",
     "ipvsadm",
     "keepalived",
+    "nft",
 ];
 /// Programs of the module loader: one program under several names.
 const MODULE_PROGRAMS: [&str; 2] = ["modprobe", "depmod"];
@@ -93,8 +94,13 @@ impl Payload {
     /// Whether a program of tests has one whose name contains `filter`.
     pub fn has_test(&self, program: &str, filter: &str) -> bool {
         let found = self.programs.iter().find(|(name, _)| name == program);
-        let list =
-            found.and_then(|(_, path)| run::output(Command::new(path).args(["--list", filter])));
+        let list = found.and_then(|(_, path)| {
+            run::output(
+                Command::new(path)
+                    .arg("--list")
+                    .args(filter.split_whitespace()),
+            )
+        });
         list.is_some_and(|list| list.lines().any(|line| line.ends_with(": test")))
     }
 }

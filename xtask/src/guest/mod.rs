@@ -17,12 +17,13 @@ use anyhow::{Context, Result, bail};
 use crate::{apt, run};
 
 /// Programs that only the guest needs, and their packages.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
     ("ipvsadm", "ipvsadm"),
+    ("nft", "nftables"),
 ];
 /// The package that depends on the newest kernel.
 const KERNEL: &str = "linux-image-cloud-amd64";
@@ -161,19 +162,24 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// The guest's commands. A filter with `::` names a module, as the test programs print it.
+/// The guest's commands. A filter with `::` names a module, as the test programs print it; one of several
+/// words names what any of them does.
 fn script(filter: Option<&str>) -> String {
     let mut text = String::from("status=0\n");
     for suite in &SUITES {
         let chosen: Vec<String> = match filter {
             None => suite.filters.iter().map(|&f| f.to_owned()).collect(),
-            Some(filter) => vec![filter.replace('\'', "")],
+            Some(filter) => words(filter).map(|word| word.replace('\'', "")).collect(),
         };
-        let words: String = chosen.iter().map(|f| format!(" '{f}'")).collect();
+        let quoted: String = chosen.iter().map(|f| format!(" '{f}'")).collect();
         let program = suite.program;
-        text += &format!("/opt/lbd/{program} --test-threads=2 --show-output{words} || status=1\n");
+        text += &format!("/opt/lbd/{program} --test-threads=2 --show-output{quoted} || status=1\n");
     }
     text
+}
+
+fn words(filter: &str) -> impl Iterator<Item = &str> {
+    filter.split_whitespace()
 }
 
 /// Boots, prints what the guest prints, and returns its verdict.

@@ -10,9 +10,10 @@ pub fn services(plane: &DataPlaneSnapshot) -> String {
     out += "Prot LocalAddress:Port Scheduler Flags\n";
     out += "  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n";
     for service in listed(plane) {
+        let (protocol, address) = name(service);
         out += &format!(
-            "{:<4} {} {}{}\n",
-            service.protocol, service.address, service.scheduler, service.flags
+            "{protocol:<4} {address} {}{}\n",
+            service.scheduler, service.flags
         );
         for backend in servers(service) {
             out += &format!(
@@ -62,7 +63,8 @@ fn numbers(
     let mut out = head(plane) + columns + "  -> RemoteAddress:Port\n";
     for service in listed(plane) {
         let row = row(of_service(service));
-        out += &format!("{:<4} {:<28} {row}\n", service.protocol, service.address);
+        let (protocol, address) = name(service);
+        out += &format!("{protocol:<4} {address:<28} {row}\n");
         for backend in servers(service) {
             let row = self::row(of_backend(backend));
             out += &format!("  -> {:<28} {row}\n", remote(service, backend));
@@ -99,7 +101,21 @@ fn short(number: u64) -> String {
     }
 }
 
-/// Services that the data plane holds: IPv4 first, then by protocol number, address and port.
+/// Protocol and address; one of a firewall's mark is called by that.
+fn name(service: &ServiceSnapshot) -> (&str, String) {
+    match service.fwmark {
+        None => (&service.protocol, service.address.clone()),
+        Some(mark) if is_v6(service) => ("FWM", format!("{mark} IPv6")),
+        Some(mark) => ("FWM", mark.to_string()),
+    }
+}
+
+fn is_v6(service: &ServiceSnapshot) -> bool {
+    service.address.starts_with('[')
+}
+
+/// Services that the data plane holds: by mark, those without one first; IPv4 first, then by protocol
+/// number, address and port.
 fn listed(plane: &DataPlaneSnapshot) -> Vec<&ServiceSnapshot> {
     let mut list: Vec<_> = plane.services.iter().filter(|s| s.listed).collect();
     list.sort_by_key(|service| {
@@ -112,6 +128,7 @@ fn listed(plane: &DataPlaneSnapshot) -> Vec<&ServiceSnapshot> {
         let first = ports.split('-').next().unwrap_or_default();
         let address = parsed(address);
         (
+            service.fwmark,
             address.is_some_and(|address| address.is_ipv6()),
             protocol,
             address,
@@ -134,7 +151,7 @@ fn parsed(text: &str) -> Option<IpAddr> {
 
 /// The address in the table; the director's own stack is its loopback address.
 fn host(service: &ServiceSnapshot, backend: &BackendSnapshot) -> String {
-    match (backend.address.as_str(), service.address.starts_with('[')) {
+    match (backend.address.as_str(), is_v6(service)) {
         ("local", false) => "127.0.0.1".to_owned(),
         ("local", true) => "::1".to_owned(),
         (address, _) => address.to_owned(),

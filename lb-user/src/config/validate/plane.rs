@@ -82,8 +82,13 @@ impl Validator<'_> {
 
     /// Whether some data plane that is permitted can do what a service wants.
     pub(super) fn possible(&mut self, service: &VirtualService, span: &Range<usize>) {
-        let in_xdp = xdp_lacks(service.scheduler, service.forwarding, service.one_packet);
-        let in_ipvs = ipvs_lacks(&service.id, service.persistence);
+        let in_xdp = xdp_lacks(
+            service.scheduler,
+            service.forwarding,
+            service.one_packet,
+            service.fwmark,
+        );
+        let in_ipvs = ipvs_lacks(&service.id, service.persistence, service.fwmark);
         if service.one_packet && service.id.protocol != Protocol::Udp {
             let help = "packets of one TCP or SCTP connection must reach one real server";
             self.error(span, "`one_packet` is for protocol \"udp\"", help);
@@ -141,6 +146,10 @@ mod tests {
                 "no `forward` \"nat\" (it has \"dr\" and \"tunnel\")",
             ),
             ("protocol = \"udp\"\none_packet = true", "no `one_packet`"),
+            (
+                "fwmark = 7",
+                "no `fwmark` (firewalls mark packets behind it)",
+            ),
         ] {
             for mode in ["auto", "ipvs"] {
                 assert_eq!(errors(mode, &web(keys)), "", "{keys}");
@@ -178,6 +187,44 @@ mod tests {
         }
         let sticky = service("10.1.15.50:0", "persistence_timeout = \"5m\"");
         assert_eq!(errors("ipvs", &sticky), "");
+        // With a mark it is the firewall that knows the ports.
+        for ports in ["1000-1999", "0"] {
+            let marked = service(&format!("10.1.15.50:{ports}"), "fwmark = 4294967295");
+            assert_eq!(errors("ipvs", &marked), "");
+        }
+    }
+
+    #[test]
+    fn marks() {
+        let marked = |vip: &str, mark: &str| {
+            format!(
+                "[[service]]\naddress = \"{vip}:80\"\nfwmark = {mark}\n[[service.backend]]\naddress = \"{}\"\n",
+                if vip.starts_with('[') {
+                    "2001:db8::45"
+                } else {
+                    "10.1.15.45"
+                }
+            )
+        };
+        let own = lb_common::probe::MARK + 1;
+        let message = errors("ipvs", &(web("") + &format!("fwmark = {own}")));
+        assert!(
+            message.contains("is one of those that health checks have"),
+            "{message}"
+        );
+        for mark in ["0", "4294967296", "-1"] {
+            let message = errors("ipvs", &(web("") + &format!("fwmark = {mark}")));
+            assert!(message.contains("`fwmark` is"), "{message}");
+        }
+        let twice = marked("10.1.15.51", "7") + &web("fwmark = 7");
+        let message = errors("ipvs", &twice);
+        assert!(
+            message.contains("service TCP 10.1.15.51:80 has `fwmark` 7 already"),
+            "{message}"
+        );
+        // One mark may stand for packets of both versions of IP.
+        let both = marked("[2001:db8::51]", "7") + &web("fwmark = 7");
+        assert_eq!(errors("ipvs", &both), "");
     }
 
     #[test]

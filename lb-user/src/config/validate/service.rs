@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     hashing::{MAGLEV_PLACES, SOURCE_BUCKETS},
-    limits,
+    limits, probe,
 };
 
 use super::{Validator, pool};
@@ -51,6 +51,7 @@ impl Validator<'_> {
                 self.error(&place, format!("duplicate service {}", service.id), "");
             }
             self.overlap(&service, &all, &place);
+            self.shared_mark(&service, &all, &place);
             self.possible(&service, &place);
             backends += service.backends.len() + service.sorry.len().max(1);
             let weights: Vec<u32> = service.backends.iter().map(|b| b.weight).collect();
@@ -123,6 +124,41 @@ impl Validator<'_> {
         }
     }
 
+    /// A packet has one mark, which stands for one service of each version of IP.
+    fn shared_mark(
+        &mut self,
+        service: &VirtualService,
+        others: &[VirtualService],
+        place: &Range<usize>,
+    ) {
+        let Some(mark) = service.fwmark else { return };
+        let v4 = service.id.address.is_ipv4();
+        let same = |other: &&VirtualService| {
+            other.fwmark == Some(mark) && other.id.address.is_ipv4() == v4
+        };
+        if let Some(other) = others.iter().find(same) {
+            let message = format!("service {} has `fwmark` {mark} already", other.id);
+            self.error(place, message, "give each service a mark of its own");
+        }
+    }
+
+    fn mark(&mut self, raw: Option<At<i64>>) -> Option<u32> {
+        let given = raw?;
+        let place = given.span.clone();
+        let mark = self.number(Some(given), "fwmark", 1..=i64::from(u32::MAX), 1, |_, _| {});
+        let mark = u32::try_from(mark).ok()?;
+        if mark & probe::MARK_MASK == probe::MARK {
+            let message = format!("`fwmark` {mark} is one of those that health checks have");
+            let (first, last) = (probe::MARK, probe::MARK | u32::from(u16::MAX));
+            self.error(
+                &place,
+                message,
+                &format!("take one outside {first} to {last}"),
+            );
+        }
+        Some(mark)
+    }
+
     fn service(
         &mut self,
         raw: RawService,
@@ -187,6 +223,7 @@ impl Validator<'_> {
             ),
             one_packet: raw.one_packet.is_some_and(|at| at.value),
             backends: self.backends(raw.backends, id, forwarding, (&checks, &member)),
+            fwmark: self.mark(raw.fwmark),
             id,
             scheduler,
         };

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::codec::{Destination, Forward, Key, Service, flags, whole};
 use crate::{
     dataplane::plan::{BackendState, PlannedBackend, PlannedService},
-    model::{Forwarding, Persistence, Scheduler, ServiceId, Target},
+    model::{Forwarding, Persistence, Scheduler, Target},
 };
 
 /// A service with its real servers as IPVS should hold it.
@@ -24,13 +24,25 @@ pub struct Wanted {
     pub ordered: bool,
 }
 
-/// What identifies a service in the kernel. The port of a service of all ports is 0.
-pub fn key(id: &ServiceId) -> Key {
-    Key::Address(id.protocol.number(), id.address, port(id))
+/// What identifies a service in the kernel.
+pub fn key(planned: &PlannedService) -> Key {
+    let id = &planned.id;
+    match planned.fwmark {
+        Some(mark) => Key::Mark {
+            mark,
+            v6: id.address.is_ipv6(),
+        },
+        None => Key::Address(id.protocol.number(), id.address, port(planned)),
+    }
 }
 
-fn port(id: &ServiceId) -> u16 {
-    id.ports.single().unwrap_or(0)
+/// The kernel's port of a service and of its real servers. 0: the one that the client asks for, where
+/// that may be several.
+fn port(planned: &PlannedService) -> u16 {
+    match planned.fwmark {
+        Some(_) => 0,
+        None => planned.id.ports.single().unwrap_or(0),
+    }
 }
 
 /// A planned service in the kernel's terms.
@@ -94,7 +106,7 @@ fn service(planned: &PlannedService) -> Service {
         None => (0, whole(v6)),
     };
     Service {
-        key: key(&planned.id),
+        key: key(planned),
         scheduler: planned.scheduler.to_string(),
         flags: options.iter().map(|(on, flag)| u32::from(*on) * flag).sum(),
         timeout_s,
@@ -123,8 +135,8 @@ pub fn server(planned: &PlannedService, backend: &PlannedBackend) -> Destination
     Destination {
         address,
         port: match planned.forwarding {
-            Forwarding::Nat => backend.port.unwrap_or(port(&planned.id)),
-            Forwarding::Dr | Forwarding::Tunnel => port(&planned.id),
+            Forwarding::Nat => backend.port.unwrap_or(port(planned)),
+            Forwarding::Dr | Forwarding::Tunnel => port(planned),
         },
         forward,
         weight: backend.given(),
@@ -143,7 +155,28 @@ const fn loopback(vip: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{dataplane::plan::BackendState, model::Protocol};
+    use crate::{
+        dataplane::plan::BackendState,
+        model::{Protocol, ServiceId},
+    };
+
+    /// A service of a mark has all ports that the firewall marks, and so have its real servers; only
+    /// translation gives them one.
+    #[test]
+    fn marked_services() {
+        let id = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
+        let server = PlannedBackend {
+            port: Some(8080),
+            ..PlannedBackend::new(Target::Host([10, 1, 15, 45].into()), 5, BackendState::Up)
+        };
+        let mut planned = PlannedService::new(id, 0, Scheduler::Wrr, vec![server]);
+        planned.fwmark = Some(7);
+        let marked = wanted(&planned);
+        assert_eq!(marked.service.key, Key::Mark { mark: 7, v6: false });
+        assert_eq!(marked.servers[0].port, 0);
+        planned.forwarding = Forwarding::Nat;
+        assert_eq!(wanted(&planned).servers[0].port, 8080);
+    }
 
     /// A state, and the weight that the kernel holds with wrr and with sh, if it holds the server.
     #[test]

@@ -43,9 +43,7 @@ use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
     Snapshot, TableInfo, Why, WhyQuery, plan::PlannedService, silence::Silence,
 };
-use crate::model::{
-    FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime, ipvs_lacks,
-};
+use crate::model::{FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime};
 
 /// What was read back may be this old in a snapshot.
 const STALE: Duration = Duration::from_millis(100);
@@ -164,7 +162,7 @@ impl Ipvs {
         let expected = Some((wanted.clone(), self.needs(plan, false)));
         let services = plan.services.iter();
         let configured: HashSet<Key> = services
-            .map(|service| desired::key(&service.id))
+            .map(desired::key)
             .chain(self.probes.keys())
             .collect();
         let steps = reconcile::steps(&wanted, &self.held, |key| {
@@ -389,11 +387,8 @@ fn is_own(address: IpAddr) -> bool {
 
 impl DataPlane for Ipvs {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
-        if let Some((service, what)) = plan
-            .services
-            .iter()
-            .find_map(|service| Some((service, ipvs_lacks(&service.id, service.persistence)?)))
-        {
+        let lack = |service| Some((service, PlannedService::ipvs_lacks(service)?));
+        if let Some((service, what)) = plan.services.iter().find_map(lack) {
             return Err(DataPlaneError::Lacks {
                 plane: "IPVS",
                 service: service.id.to_string(),

@@ -41,7 +41,7 @@ impl Ipvs {
     }
 
     fn service(&self, service: &PlannedService) -> ServiceSnapshot {
-        let key = desired::key(&service.id);
+        let key = desired::key(service);
         let held = self.held.iter().find(|(entry, _)| entry.service.key == key);
         let servers = held.map_or(&[][..], |(_, servers)| servers);
         let stats = held.map(|(entry, _)| entry.stats).unwrap_or_default();
@@ -49,6 +49,7 @@ impl Ipvs {
         ServiceSnapshot {
             protocol: service.id.protocol.to_string(),
             address: service.id.endpoint(),
+            fwmark: service.fwmark,
             scheduler: service.scheduler,
             flags: service.flags(),
             listed: held.is_some(),

@@ -10,6 +10,7 @@ fn host(last: u8) -> IpAddr {
 fn service(weights: &[u32], sorry: Option<Target>, scheduler: Scheduler) -> VirtualService {
     VirtualService {
         id: ServiceId::new(Protocol::Tcp, SocketAddr::new(host(50), 80)),
+        fwmark: None,
         scheduler,
         hashing: Hashing::default(),
         forwarding: Forwarding::Dr,

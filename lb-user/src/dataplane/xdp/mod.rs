@@ -78,7 +78,7 @@ use super::{
 };
 use crate::model::{
     DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime,
-    ServiceId, Target, xdp_lacks,
+    ServiceId, Target,
 };
 
 /// After this time no packet is in the program any more that began before it.
@@ -363,7 +363,7 @@ impl DataPlane for Xdp {
             return Ok(self.generation);
         }
         for service in &plan.services {
-            let lack = xdp_lacks(service.scheduler, service.forwarding, service.one_packet);
+            let lack = service.xdp_lacks();
             if let Some(what) = lack {
                 return Err(DataPlaneError::Lacks {
                     plane: "XDP",

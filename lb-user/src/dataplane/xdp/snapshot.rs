@@ -141,6 +141,7 @@ impl Xdp {
         ServiceSnapshot {
             protocol: service.id.protocol.to_string(),
             address: service.id.endpoint(),
+            fwmark: None,
             scheduler: service.scheduler,
             flags: service.flags(),
             listed: true,
