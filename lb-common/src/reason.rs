@@ -34,7 +34,7 @@ pub enum Verdict {
     Pass,
     /// Nobody gets it.
     Drop,
-    /// The client gets an ICMP error.
+    /// The client gets an ICMP error, or a RST.
     Answer,
 }
 
@@ -98,10 +98,12 @@ reasons! {
     /// The real server is behind another interface than the packet came in by, whose driver cannot send what
     /// XDP redirects.
     NoRedirect = 26, "no_redirect", Pass;
+    /// The flow's real server is down, and the service wants its clients to know: the client gets a RST.
+    Reset = 27, "reset", Answer;
 }
 
 /// Number of reasons.
-pub const REASON_COUNT: u32 = 27;
+pub const REASON_COUNT: u32 = 28;
 
 /// Counters of one service, a power of two: the map's index is service id times this plus reason.
 pub const REASON_SLOTS: u32 = 32;

@@ -59,6 +59,9 @@ impl BackendFlags {
     pub const PASSING: u8 = 32;
     /// Only frames that came in by its interface can leave by it: the driver cannot send redirected ones.
     pub const NO_REDIRECT: u8 = 64;
+    /// The backend is down, and its TCP flows are answered with RST. Goes with [`Self::ALIVE`], because flows
+    /// must be known, and with [`Self::RESOLVED`], though nothing is sent there.
+    pub const RESET: u8 = 128;
 }
 
 impl Backend {

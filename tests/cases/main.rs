@@ -36,6 +36,7 @@ mod pools;
 mod probes;
 mod program;
 mod reloads;
+mod resets;
 mod shapes;
 mod silent;
 mod steering;

@@ -178,6 +178,31 @@ fn connections_of_a_server_that_is_down_stay_or_move() {
     assert!(!download("on_down = \"move\"", "down"));
 }
 
+/// The client hears it from the director, and the other real server hears nothing.
+#[test]
+fn connections_of_a_server_that_is_down_are_reset() {
+    let guide = start([1, 1], "on_down = \"reset\"");
+    let download = Download::start(&guide, 3_000_000).unwrap();
+    let find = || {
+        let service = guide.node1.service()?;
+        Ok(service.backends.into_iter().position(|b| b.active > 0))
+    };
+    let serving = wait::until("somebody serves the download", LONG, find).unwrap();
+    let servers = [&guide.rs1, &guide.rs2];
+    let packets = || guide.node1.service().unwrap().backends[1 - serving].packets;
+    let before = packets();
+    servers[serving].withdraw("health").unwrap();
+    let mut states = ["up", "up", "draining"];
+    states[serving] = "resetting";
+    guide.node1.wait_for_backends(&states).unwrap();
+    let error = download.finish().unwrap_err().to_string();
+    assert!(error.contains("reset by peer"), "{error}");
+    assert_eq!(packets(), before);
+    assert!(guide.node1.passed("reset").unwrap() > 0);
+    let page = ["rs2", "rs1"][serving];
+    assert_eq!(answers(&guide, 10, page), 10);
+}
+
 #[test]
 fn a_broken_check_does_not_empty_the_pool() {
     let mut guide = start([1, 1], "panic_threshold = 50");

@@ -9,6 +9,7 @@ use lb_common::{
 use super::{
     Decision, alive,
     key::Key,
+    serves,
     slots::{self, Found},
 };
 use crate::{
@@ -117,7 +118,7 @@ impl<'a, K: Key> Lookup<'a, K> {
     fn continues(&self, place: &Found) -> bool {
         let value = place.value;
         let reopened = self.kind == Kind::Open && (value.is_closing() || value.is_free(self.now));
-        !reopened && alive(value.backend())
+        !reopened && serves(value.backend(), self.kind)
     }
 
     /// A packet of a promoted flow.
@@ -151,7 +152,7 @@ impl<'a, K: Key> Lookup<'a, K> {
     fn second_packet(&self, place: &Found) -> Decision {
         let value = place.value;
         let fresh = self.kind == Kind::Open && value.is_free(self.now);
-        if fresh || !alive(value.backend()) {
+        if fresh || !serves(value.backend(), self.kind) {
             return self.reschedule();
         }
         match self.kind {

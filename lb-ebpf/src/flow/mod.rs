@@ -8,7 +8,7 @@ mod slots;
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
-    Address, BackendFlags, Control, Reason, flow::FlowKey, limits::BUCKET_WAYS,
+    Address, Backend, BackendFlags, Control, Reason, flow::FlowKey, limits::BUCKET_WAYS,
     service::ServiceInfo, wide::WideKey,
 };
 
@@ -358,6 +358,13 @@ fn alive_or(backend: u16) -> Result<u16, Reason> {
     } else {
         Err(Reason::IcmpUnmatched)
     }
+}
+
+/// Whether a packet of a flow is for its backend. One whose flows are reset has no new ones.
+#[inline(always)]
+fn serves(backend: u16, kind: Kind) -> bool {
+    let flags = forward::element(backend).map_or(0, Backend::flags);
+    flags & BackendFlags::ALIVE != 0 && (kind != Kind::Open || flags & BackendFlags::RESET == 0)
 }
 
 #[inline(always)]

@@ -7,14 +7,14 @@ use lb_common::Reason;
 
 use crate::packet::Packet;
 
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const ACK: u8 = 0x10;
 
 /// Types of the first chunk (RFC 9260 section 3.2).
 const INIT: u8 = 1;
@@ -26,21 +26,21 @@ const SHUTDOWN_COMPLETE: u8 = 14;
 /// All protocols begin with the ports.
 #[repr(C)]
 pub struct Ports {
-    source_be: u16,
-    destination_be: u16,
+    pub source_be: u16,
+    pub destination_be: u16,
 }
 
 /// TCP without options. Its beginning is that of a UDP header.
 #[repr(C, packed(2))]
 pub struct SegmentHeader {
-    ports: Ports,
-    sequence_be: u32,
-    acknowledgement_be: u32,
-    offset: u8,
-    flags: u8,
-    window_be: u16,
-    checksum: u16,
-    urgent_be: u16,
+    pub ports: Ports,
+    pub sequence_be: u32,
+    pub acknowledgement_be: u32,
+    pub offset: u8,
+    pub flags: u8,
+    pub window_be: u16,
+    pub checksum: u16,
+    pub urgent_be: u16,
 }
 
 #[repr(C)]

@@ -2,6 +2,7 @@
 
 pub mod direct;
 mod link;
+mod reset;
 mod too_big;
 mod tunnel;
 
@@ -28,12 +29,12 @@ pub struct Job {
     whole_length: u32,
 }
 
-/// Whether only addresses and TTL change: the backend is in the frame's VLAN, and in no tunnel.
+/// Whether only addresses and TTL change: the backend is in the frame's VLAN, in no tunnel, and gets the packet.
 #[inline(always)]
 pub fn is_simple(link: &Link, backend: &Backend) -> bool {
     link.outer == backend.vlan()
         && u64::from(link.inner) == backend.inner_vlan
-        && backend.flags() & BackendFlags::TUNNEL == 0
+        && backend.flags() & (BackendFlags::TUNNEL | BackendFlags::RESET) == 0
 }
 
 /// Changes the VLAN, or puts the packet into a tunnel.
@@ -53,6 +54,11 @@ pub fn uncommon<D: Datagram>(
             Err(Reason::TooBigUnanswered)
         }
         Err(Reason::TooBig) => Err(too_big::answer(packet, place, backend, lengths)),
+        // Errors and pieces have nothing that could be reset.
+        Err(Reason::Reset) if ip.protocol() == D::ICMP || matches!(ip.piece(), Piece::Later(_)) => {
+            Err(Reason::NoBackend)
+        }
+        Err(Reason::Reset) => Err(reset::answer(packet, place, lengths)),
         other => other.map(|_| ()),
     }
 }
@@ -70,6 +76,9 @@ extern "C" fn rewrite_uncommon(ctx: *mut xdp_md, place: u64, backend: u32, lengt
 #[inline(always)]
 fn rewrite(packet: &Packet<'_>, job: &Job) -> Result<(), Reason> {
     let backend = forward::element(job.backend)?;
+    if backend.flags() & BackendFlags::RESET != 0 {
+        return Err(Reason::Reset);
+    }
     if backend.flags() & BackendFlags::TUNNEL != 0 {
         return tunnel::send(packet, job, backend);
     }

@@ -183,7 +183,7 @@ fn sum<const N: usize>(packet: &Packet<'_>, offset: usize) -> Result<u64, Reason
 
 /// The checksum of a sum of words as loaded, as it is stored.
 #[inline(always)]
-fn folded(sum: u64) -> u16 {
+pub fn folded(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     !(sum as u16)

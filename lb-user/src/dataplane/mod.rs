@@ -301,7 +301,7 @@ pub struct BackendSnapshot {
     pub weight: u32,
     /// The weight that ipvsadm would list: with IPVS 0 for one that gets no new connections.
     pub listed_weight: u32,
-    /// "up", "draining", "unresolved", "inhibited", "standby" or "down".
+    /// "up", "draining", "unresolved", "inhibited", "standby", "resetting" or "down".
     pub state: String,
     /// MAC address, when known.
     pub mac: Option<String>,

@@ -236,6 +236,8 @@ pub enum BackendState {
     Inhibited,
     /// The same, because the pool has no quorum and sorry servers answer.
     Standby,
+    /// Nothing: its flows are reset at their next packet. IPVS cannot, and lets them move.
+    Resetting,
     /// Nothing: its flows move at their next packet.
     Down,
 }
@@ -249,6 +251,7 @@ impl BackendState {
             BackendState::Unresolved => "unresolved",
             BackendState::Inhibited => "inhibited",
             BackendState::Standby => "standby",
+            BackendState::Resetting => "resetting",
             BackendState::Down => "down",
         }
     }
@@ -258,7 +261,10 @@ impl BackendState {
     pub const fn only_known_flows(self) -> bool {
         matches!(
             self,
-            BackendState::Unresolved | BackendState::Inhibited | BackendState::Standby
+            BackendState::Unresolved
+                | BackendState::Inhibited
+                | BackendState::Standby
+                | BackendState::Resetting
         )
     }
 }
@@ -377,6 +383,8 @@ fn backends(
             let drained = condition.live_weight(server) == 0;
             let state = if !condition.up && keeps_flows(service, server) {
                 BackendState::Inhibited
+            } else if !condition.up && service.pool.on_down == OnDown::Reset {
+                BackendState::Resetting
             } else if !condition.up {
                 BackendState::Down
             } else if drained {

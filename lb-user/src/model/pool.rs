@@ -39,6 +39,8 @@ pub enum OnDown {
     Move,
     /// They stay where they are.
     Keep,
+    /// The director resets them (TCP only).
+    Reset,
 }
 
 /// Commands that tell of changes.

@@ -109,7 +109,7 @@ pub fn status(status: &Status) -> String {
         let alive = service
             .backends
             .iter()
-            .filter(|b| !b.sorry && b.state != "down" && b.state != "inhibited")
+            .filter(|b| !b.sorry && !["down", "inhibited", "resetting"].contains(&&*b.state))
             .count();
         let all = service.backends.iter().filter(|b| !b.sorry).count();
         line(

@@ -93,7 +93,12 @@ fn what_is_refused_and_how() {
             "panic_window = \"5s\"",
             "`panic_window` without `panic_threshold`",
         ),
-        ("on_down = \"reset\"", "`on_down` cannot be \"reset\""),
+        ("on_down = \"drop\"", "`on_down` cannot be \"drop\""),
+        ("on_down = \"reset\"", "valid"),
+        (
+            "protocol = \"sctp\"\non_down = \"reset\"",
+            "`on_down` \"reset\" with protocol SCTP",
+        ),
         (
             "scheduler = \"mh\"\nslow_start = \"5s\"",
             "`slow_start` needs weights",

@@ -8,7 +8,10 @@ use crate::{
         raw::{RawMember, RawPool},
         reader::At,
     },
-    model::{MemberRules, OnDown, PoolCommands, PoolRules, RealServer, Scheduler, VirtualService},
+    model::{
+        MemberRules, OnDown, PoolCommands, PoolRules, Protocol, RealServer, Scheduler,
+        VirtualService,
+    },
 };
 
 /// Weights of all real servers that there may be, together.
@@ -51,7 +54,11 @@ impl Validator<'_> {
             let help = "use scheduler wrr or wlc (with IPVS sed or nq too), or leave it out";
             self.error(place, message, help);
         }
-        let known = [("move", OnDown::Move), ("keep", OnDown::Keep)];
+        let known = [
+            ("move", OnDown::Move),
+            ("keep", OnDown::Keep),
+            ("reset", OnDown::Reset),
+        ];
         PoolRules {
             quorum: number(quorum),
             hysteresis: number(hysteresis),
@@ -104,6 +111,14 @@ impl Validator<'_> {
             let help = "it would be kept whenever it fails";
             self.error(place, message, help);
         }
+        if let Some(place) = &places.on_down
+            && service.pool.on_down == OnDown::Reset
+            && service.id.protocol != Protocol::Tcp
+        {
+            let message = format!("`on_down` \"reset\" with protocol {}", service.id.protocol);
+            let help = "only TCP has resets: write \"move\" or \"keep\"";
+            self.error(place, message, help);
+        }
     }
 }
 
@@ -111,6 +126,7 @@ impl Validator<'_> {
 pub(super) struct PoolPlaces {
     quorum: Option<Range<usize>>,
     panic_threshold: Option<Range<usize>>,
+    on_down: Option<Range<usize>>,
 }
 
 impl PoolPlaces {
@@ -119,6 +135,7 @@ impl PoolPlaces {
         Self {
             quorum: place(&raw.quorum).or(place(&raw.hysteresis)),
             panic_threshold: place(&raw.panic_threshold),
+            on_down: raw.on_down.as_ref().map(|at| at.span.clone()),
         }
     }
 }

@@ -80,7 +80,9 @@ pub fn wanted(planned: &PlannedService) -> Wanted {
                 false
             }
             // Its connections go with it (expire_nodest_conn).
-            (BackendState::Inhibited, true) | (BackendState::Down, _) => false,
+            (BackendState::Inhibited, true) | (BackendState::Resetting | BackendState::Down, _) => {
+                false
+            }
         };
         if held {
             wanted.servers.push(server(planned, backend));

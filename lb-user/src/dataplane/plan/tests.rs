@@ -109,10 +109,15 @@ fn the_sorry_server_keeps_its_readers_when_servers_return() {
 /// two sorry servers.
 #[test]
 fn a_pool_that_fails() {
-    use BackendState::{Down, Draining, Inhibited, Standby, Unresolved, Up};
+    use BackendState::{Down, Draining, Inhibited, Resetting, Standby, Unresolved, Up};
     let udp = |s: &mut VirtualService| s.id.protocol = Protocol::Udp;
     let keep = |s: &mut VirtualService| s.pool.on_down = OnDown::Keep;
     let inhibit = |s: &mut VirtualService| s.backends[0].member.inhibit = true;
+    let reset = |s: &mut VirtualService| s.pool.on_down = OnDown::Reset;
+    let reset_inhibited = |s: &mut VirtualService| {
+        reset(s);
+        inhibit(s);
+    };
     let down = Condition {
         up: false,
         ..fine()
@@ -155,6 +160,20 @@ fn a_pool_that_fails() {
             down,
             fine(),
             [Down, Up, Draining, Draining],
+        ),
+        (
+            "resets",
+            &reset,
+            down,
+            fine(),
+            [Resetting, Up, Draining, Draining],
+        ),
+        (
+            "keeps its own rather than resets",
+            &reset_inhibited,
+            down,
+            fine(),
+            [Inhibited, Up, Draining, Draining],
         ),
         (
             "inhibited",

@@ -77,6 +77,13 @@ impl Xdp {
             | BackendState::Unresolved
             | BackendState::Inhibited
             | BackendState::Standby => BackendFlags::ALIVE | BackendFlags::DRAINING,
+            // Nothing is sent there, wherever it is.
+            BackendState::Resetting => {
+                BackendFlags::ALIVE
+                    | BackendFlags::DRAINING
+                    | BackendFlags::RESET
+                    | BackendFlags::RESOLVED
+            }
             BackendState::Up => BackendFlags::ALIVE,
         };
         if backend.sorry || backend.state.only_known_flows() {
@@ -101,7 +108,8 @@ impl Xdp {
                     && (!tunnelled || self.write_tunnel(id, backend.target, &hop)) =>
             {
                 let tunnel = if tunnelled { BackendFlags::TUNNEL } else { 0 };
-                let redirect = match self.ways.sends(hop.ifindex) {
+                let redirects = self.ways.sends(hop.ifindex);
+                let redirect = match redirects || backend.state == BackendState::Resetting {
                     true => 0,
                     false => BackendFlags::NO_REDIRECT,
                 };

@@ -113,7 +113,9 @@ impl Xdp {
                         BackendState::Draining
                         | BackendState::Inhibited
                         | BackendState::Standby => !backend.sorry,
-                        BackendState::Unresolved | BackendState::Down => false,
+                        BackendState::Unresolved | BackendState::Resetting | BackendState::Down => {
+                            false
+                        }
                     },
                     weight: backend.weight,
                     listed_weight: match backend.state {

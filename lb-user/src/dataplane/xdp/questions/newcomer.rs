@@ -173,6 +173,9 @@ impl Xdp {
         match planned.map(|backend| (backend.state, backend.sorry)) {
             Some((BackendState::Unresolved, _)) => "its MAC address is not known",
             Some((BackendState::Inhibited, _)) => "it fails its checks, and keeps its connections",
+            Some((BackendState::Resetting, _)) => {
+                "it fails its checks, and its connections are reset"
+            }
             Some((BackendState::Standby, _)) => "the pool has no quorum: sorry servers answer",
             Some((BackendState::Draining, true)) => "a sorry server that is not needed",
             Some((_, _)) => "it is drained, or its weight is 0",
