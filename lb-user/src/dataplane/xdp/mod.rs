@@ -14,6 +14,7 @@ mod flows;
 mod generation;
 mod ids;
 mod image;
+mod links;
 mod mapped;
 mod maps;
 mod object;
@@ -51,7 +52,6 @@ use lb_common::{
 
 use tokio::sync::mpsc;
 
-pub use self::object::{Hook, pin_pass};
 use self::{
     backends::keys,
     capture::{Capture, Events},
@@ -69,6 +69,7 @@ use self::{
     protect::Sources,
     ways::Ways,
 };
+pub use self::{links::Hook, object::pin_pass};
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
     Snapshot, TableInfo, Why, WhyQuery,

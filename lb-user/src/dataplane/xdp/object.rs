@@ -1,24 +1,20 @@
-//! The program's life in the kernel: loading, pinning, attaching, taking over from an earlier
-//! daemon, and going away.
+//! The program and its maps in the kernel: loading them, with what an earlier daemon left pinned.
 
 use std::{error::Error, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
-    programs::{
-        ProgramError, Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        xdp::XdpLink,
-    },
+    programs::{ProgramError, Xdp},
 };
 
 use super::{
+    links::{Attached, Hook},
     maps::{map_data, shape},
-    pins::{Pins, absent_is_fine},
+    pins::Pins,
     probes,
 };
-use crate::dataplane::{Attachment, DataPlaneError};
+use crate::dataplane::DataPlaneError;
 
 /// The compiled program, with every map definition.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
@@ -57,27 +53,19 @@ pub const MAPS: [&str; 30] = [
     "events",
 ];
 
-/// An interface that runs the program.
-struct Attached {
-    attachment: Attachment,
-    /// Its index: one of the same name that was made later has another.
-    ifindex: u32,
-    link: PinnedLink,
-}
-
 /// A loaded object with its links.
 pub struct Object {
-    ebpf: Ebpf,
-    pins: Option<Pins>,
-    links: Vec<Attached>,
+    pub(super) ebpf: Ebpf,
+    pub(super) pins: Option<Pins>,
+    pub(super) links: Vec<Attached>,
     /// Interfaces where attaching failed; that is told once.
-    refused: Vec<String>,
+    pub(super) refused: Vec<String>,
     /// Where the program runs on interfaces that come later.
-    hook: Hook,
+    pub(super) hook: Hook,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
-    program: &'static str,
+    pub(super) program: &'static str,
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
-    no_probes: Option<String>,
+    pub(super) no_probes: Option<String>,
 }
 
 impl Object {
@@ -144,215 +132,14 @@ impl Object {
         Ok((ebpf, program, no_probes))
     }
 
-    /// Runs the program on every configured interface.
-    pub fn attach(&mut self, interfaces: &[String], hook: Hook) -> Result<(), DataPlaneError> {
-        self.hook = hook;
-        for interface in interfaces {
-            let link = self.attach_one(interface, hook)?;
-            self.links.push(link);
-        }
-        self.drop_stale_links();
-        if self.no_probes.is_none() {
-            self.no_probes = self.attach_probes(interfaces).err();
-        }
-        if let Some(reason) = &self.no_probes {
-            tracing::warn!(
-                reason,
-                "health checks ask the real servers' own addresses instead of the VIPs on them"
-            );
-        }
-        Ok(())
-    }
-
-    fn attach_probes(&mut self, interfaces: &[String]) -> Result<(), String> {
-        let mut interfaces = interfaces.iter();
-        interfaces.try_for_each(|interface| probes::attach(&mut self.ebpf, interface))
-    }
-
     /// See [`Xdp::run_probe`](super::Xdp::run_probe).
     pub fn run_probe(&mut self, outgoing: bool, frame: &[u8], mark: u32) -> io::Result<Vec<u8>> {
         probes::run(&mut self.ebpf, outgoing, frame, mark)
     }
 
-    /// The programs of health checks run there too.
-    fn follow_probes(&mut self, interface: &str) {
-        if self.no_probes.is_none()
-            && let Err(reason) = probes::attach(&mut self.ebpf, interface)
-        {
-            tracing::warn!(
-                interface,
-                reason,
-                "health checks cannot ask for the VIPs on real servers there"
-            );
-        }
-    }
-
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
     pub fn no_probes(&self) -> Option<&str> {
         self.no_probes.as_deref()
-    }
-
-    fn attach_one(&mut self, interface: &str, hook: Hook) -> Result<Attached, DataPlaneError> {
-        let ifindex = nix::net::if_::if_nametoindex(interface)
-            .map_err(|_| DataPlaneError::NoInterface(interface.to_owned()))?;
-        let attached = |mode: &str, link: PinnedLink| Attached {
-            attachment: attachment(interface, mode),
-            ifindex,
-            link,
-        };
-        let Some(pins) = &self.pins else {
-            return Err(DataPlaneError::Load(
-                "an object without pins is not attached".to_owned(),
-            ));
-        };
-        for (mode, _) in hook.modes() {
-            let path = pins.path(&link_name(mode, interface));
-            if path.exists() {
-                match take_over(named_program(&mut self.ebpf, self.program)?, &path) {
-                    Ok(link) => {
-                        tracing::info!(interface, mode, "took over the XDP link of an earlier lbd");
-                        return Ok(attached(mode, link));
-                    }
-                    Err(error) => {
-                        tracing::warn!(
-                            interface,
-                            error,
-                            "cannot take over the XDP link of an earlier lbd"
-                        );
-                        let _ = std::fs::remove_file(&path);
-                    }
-                }
-            }
-        }
-        let mut refusal = String::new();
-        for &(mode, flag) in hook.modes() {
-            match named_program(&mut self.ebpf, self.program)?.attach(interface, flag) {
-                Ok(id) => {
-                    if mode == "generic" && hook == Hook::Either {
-                        tracing::warn!(
-                            interface,
-                            refusal,
-                            "native XDP refused; using generic XDP, which is slower"
-                        );
-                    }
-                    let path = pins.path(&link_name(mode, interface));
-                    let link = named_program(&mut self.ebpf, self.program)?
-                        .take_link(id)
-                        .map_err(|e| refused(&e))?;
-                    let link = FdLink::try_from(link)
-                        .map_err(|e| map_error("use BPF links (Linux 5.9 or later is needed)", &e))?
-                        .pin(&path)
-                        .map_err(|e| map_error("pin the XDP link", &e))?;
-                    return Ok(attached(mode, link));
-                }
-                Err(error) => refusal = self.explain(interface, &error)?,
-            }
-        }
-        if hook != Hook::Native {
-            return Err(DataPlaneError::Attach {
-                interface: interface.to_owned(),
-                reason: refusal,
-            });
-        }
-        Err(DataPlaneError::NoNativeXdp {
-            interface: interface.to_owned(),
-            reason: refusal,
-        })
-    }
-
-    /// The kernel's refusal in words, or an error that no other mode could cure.
-    fn explain(
-        &self,
-        interface: &str,
-        error: &aya::programs::ProgramError,
-    ) -> Result<String, DataPlaneError> {
-        if matches!(error, aya::programs::ProgramError::UnknownInterface { .. }) {
-            return Err(DataPlaneError::NoInterface(interface.to_owned()));
-        }
-        match errno(error) {
-            Some(libc::EPERM | libc::EACCES) => {
-                Err(DataPlaneError::NoPermission("attach an XDP program"))
-            }
-            Some(libc::EBUSY | libc::EEXIST) => Err(DataPlaneError::Attach {
-                interface: interface.to_owned(),
-                reason: format!(
-                    "another XDP program is attached; `ip link set dev {interface} xdp off` removes it, \
-                     unless a BPF link holds it: then end its owner, or remove the link's pin \
-                     (an lbd that died leaves `link-native-{interface}` in its pin_path)"
-                ),
-            }),
-            _ => Ok(chain(error)),
-        }
-    }
-
-    /// Runs the program on the present interfaces, given with their indexes, where it does not run: on
-    /// those that were made again since.
-    pub fn follow(&mut self, present: &[(String, u32)]) {
-        let hook = self.hook;
-        let runs = |attached: &Attached, (name, ifindex): &(String, u32)| {
-            attached.attachment.interface == *name && attached.ifindex == *ifindex
-        };
-        let is_gone = |attached: &mut Attached| !present.iter().any(|p| runs(attached, p));
-        for attached in self.links.extract_if(.., is_gone) {
-            tracing::warn!(
-                interface = attached.attachment.interface,
-                "the interface is gone, and the XDP program with it"
-            );
-            // Else the pin would be taken for a link to take over.
-            if let Err(error) = detach(attached) {
-                tracing::warn!(%error, "cannot remove the pin of an interface that is gone");
-            }
-        }
-        for wanted in present {
-            if self.links.iter().any(|attached| runs(attached, wanted)) {
-                continue;
-            }
-            let interface = &wanted.0;
-            match self.attach_one(interface, hook) {
-                Ok(attached) => {
-                    tracing::info!(
-                        interface,
-                        "the XDP program runs on an interface that is new"
-                    );
-                    self.refused.retain(|name| name != interface);
-                    self.follow_probes(interface);
-                    self.links.push(attached);
-                }
-                Err(error) if !self.refused.contains(interface) => {
-                    tracing::error!(%error, "trying again");
-                    self.refused.push(interface.clone());
-                }
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Removes links of interfaces that are not configured any more.
-    fn drop_stale_links(&self) {
-        let Some(pins) = &self.pins else { return };
-        for name in pins.names().iter().filter(|name| name.starts_with("link-")) {
-            let live = self
-                .links
-                .iter()
-                .any(|l| *name == link_name(&l.attachment.mode, &l.attachment.interface));
-            if !live {
-                let _ = std::fs::remove_file(pins.path(name));
-            }
-        }
-    }
-
-    /// Attached interfaces.
-    pub fn attachments(&self) -> Vec<Attachment> {
-        self.links
-            .iter()
-            .map(|attached| attached.attachment.clone())
-            .collect()
-    }
-
-    /// Indexes of the interfaces that run the program natively.
-    pub fn native(&self) -> Vec<u32> {
-        let native = self.links.iter().filter(|a| a.attachment.mode == "native");
-        native.map(|attached| attached.ifindex).collect()
     }
 
     /// Takes a map out.
@@ -371,61 +158,10 @@ impl Object {
     pub fn clock(&mut self) -> Result<&mut Xdp, DataPlaneError> {
         named_program(&mut self.ebpf, "clock")
     }
-
-    /// Detaches from every interface and removes every pin.
-    pub fn remove(&mut self) -> io::Result<()> {
-        let mut result = Ok(());
-        for attached in self.links.drain(..) {
-            result = result.and(detach(attached));
-        }
-        result.and(self.pins.as_ref().map_or(Ok(()), Pins::remove_all))
-    }
 }
 
-/// A pin that somebody removed by hand is no error.
-fn detach(attached: Attached) -> io::Result<()> {
-    let unpinned = attached.link.unpin().map(drop);
-    unpinned.or_else(absent_is_fine)
-}
-
-/// Where in a packet's way the program may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// In the driver.
-    Native,
-    /// In the kernel's common code, which is slower.
-    Generic,
-    /// In the driver if it can, else in the common code.
-    Either,
-}
-
-impl Hook {
-    /// In the order of preference.
-    fn modes(self) -> &'static [(&'static str, XdpMode)] {
-        match self {
-            Hook::Native => &MODES[..1],
-            Hook::Generic => &MODES[1..],
-            Hook::Either => &MODES,
-        }
-    }
-}
-
-/// In the order of preference.
-const MODES: [(&str, XdpMode); 2] = [("native", XdpMode::Driver), ("generic", XdpMode::Skb)];
-
-fn link_name(mode: &str, interface: &str) -> String {
-    // bpffs forbids dots in names, and interface names may have them.
-    format!("link-{mode}-{}", interface.replace('.', "_"))
-}
-
-fn attachment(interface: &str, mode: &str) -> Attachment {
-    Attachment {
-        interface: interface.to_owned(),
-        mode: mode.to_owned(),
-    }
-}
-
-fn named_program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, DataPlaneError> {
+/// One of its XDP programs.
+pub fn named_program<'e>(ebpf: &'e mut Ebpf, name: &str) -> Result<&'e mut Xdp, DataPlaneError> {
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| DataPlaneError::Load(format!("the object has no XDP program `{name}`")))
@@ -444,17 +180,6 @@ fn load(program: &mut Xdp) -> Result<(), ProgramError> {
         }
     }
     result
-}
-
-/// Puts the new program behind the old link: no packet sees an interface without one.
-fn take_over(program: &mut Xdp, path: &Path) -> Result<PinnedLink, String> {
-    let old = PinnedLink::from_pin(path).map_err(|e| chain(&e))?;
-    let link = XdpLink::try_from(FdLink::from(old)).map_err(|e| chain(&e))?;
-    let id = program.attach_to_link(link).map_err(|e| chain(&e))?;
-    let link = program.take_link(id).map_err(|e| chain(&e))?;
-    // The pin is the old one; this handle keeps it company.
-    drop(FdLink::try_from(link).map_err(|e| chain(&e))?);
-    PinnedLink::from_pin(path).map_err(|e| chain(&e))
 }
 
 /// Whether a pinned map has another shape than the program expects.
@@ -480,7 +205,8 @@ pub fn pin_pass(path: &Path) -> Result<(), DataPlaneError> {
         .map_err(|e| map_error("pin the pass program", &e))
 }
 
-fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
+/// The kernel's refusal to load.
+pub fn refused(error: &(dyn Error + 'static)) -> DataPlaneError {
     match errno(error) {
         // EACCES is the verifier's, which says why in its log; EPERM is a missing capability.
         Some(libc::EPERM) => DataPlaneError::NoPermission("load BPF maps and programs"),
@@ -497,7 +223,7 @@ pub fn map_error(what: &str, reason: &(dyn Error + 'static)) -> DataPlaneError {
 }
 
 /// The error number at the bottom of an error's chain.
-fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+pub fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(number) = error
