@@ -53,6 +53,9 @@ impl Features {
     pub const CAPTURE: u32 = 4;
     /// Tagged frames are held against the VLANs of this host.
     pub const VLANS: u32 = 8;
+    /// The kernel's IPVS still knows connections that the flow tables do not: packets that begin none and
+    /// belong to no known flow are its.
+    pub const HANDOVER: u32 = 16;
 }
 
 /// What the program must know to read one generation.

@@ -100,10 +100,12 @@ reasons! {
     NoRedirect = 26, "no_redirect", Pass;
     /// The flow's real server is down, and the service wants its clients to know: the client gets a RST.
     Reset = 27, "reset", Answer;
+    /// A further packet of no known flow while connections come back from the kernel's IPVS: it may know it.
+    Handover = 28, "handover", Pass;
 }
 
 /// Number of reasons.
-pub const REASON_COUNT: u32 = 28;
+pub const REASON_COUNT: u32 = 29;
 
 /// Counters of one service, a power of two: the map's index is service id times this plus reason.
 pub const REASON_SLOTS: u32 = 32;

@@ -2,6 +2,7 @@
 
 use lb_common::{
     Control, Reason,
+    control::Features,
     flow::{Bucket, FlowTable, FlowValue, REFRESH_TICKS},
     service::{ServiceFlags, ServiceInfo},
 };
@@ -83,10 +84,10 @@ impl<'a, K: Key> Lookup<'a, K> {
             return Ok(Decision::elsewhere(place.value.backend()));
         }
         let half_open = self.half_open()?;
-        Ok(match slots::find(&self.key, half_open) {
-            Some(place) => self.second_packet(&place),
+        match slots::find(&self.key, half_open) {
+            Some(place) => Ok(self.second_packet(&place)),
             None => self.spilled_or_first_packet(promoted),
-        })
+        }
     }
 
     /// The bucket in the table that is being moved out of.
@@ -165,19 +166,22 @@ impl<'a, K: Key> Lookup<'a, K> {
     /// spilled; where it is not full any more the daemon brings spilled flows home. So a flood of new
     /// flows does not pay for this look-up.
     #[inline(always)]
-    fn spilled_or_first_packet(&self, promoted: *mut Bucket) -> Decision {
+    fn spilled_or_first_packet(&self, promoted: *mut Bucket) -> Result<Decision, Reason> {
         if self.kind != Kind::Open
             && slots::is_full(promoted, self.now)
             && let Some(value) = self.key.spilled()
             && !value.is_free(self.now)
             && alive(value.backend())
         {
-            return Decision::elsewhere(value.backend());
+            return Ok(Decision::elsewhere(value.backend()));
         }
-        match self.kind {
+        if self.kind != Kind::Open && self.control.features & Features::HANDOVER != 0 {
+            return Err(Reason::Handover);
+        }
+        Ok(match self.kind {
             Kind::End => Decision::ask(0),
             _ => Decision::ask(Decision::REMEMBER | Decision::LIMITED | Decision::NEW),
-        }
+        })
     }
 
     /// A flow that has its place needs another backend.
