@@ -59,6 +59,52 @@ fn a_killed_daemon_is_followed_by_one_that_takes_over() {
     );
 }
 
+/// A program that somebody detaches is attached again at once where nothing else may forward, and once a
+/// second where it is detached again and again. Established connections only pause.
+#[test]
+fn a_detached_program_is_attached_again() {
+    let mut guide = Guide::prepare().unwrap();
+    let only_xdp = format!(
+        "[dataplane]\nmode = \"xdp\"\n{}",
+        guide::config(&Settings::of(100))
+    );
+    guide.node1.configure(&only_xdp).unwrap();
+    guide.start_directors().unwrap();
+    let node1 = &guide.node1;
+    for turn in 1..=3 {
+        node1.detach_xdp().unwrap();
+        wait::until_true("the program is back", Duration::from_secs(10), || {
+            let lost = "somebody detached the XDP program from eno16777736";
+            Ok(node1.node.has_xdp()? && node1.log().matches(lost).count() == turn)
+        })
+        .unwrap();
+        wait::until_true("nothing is wrong", Duration::from_secs(10), || {
+            let problems = node1.status()?.problems;
+            anyhow::ensure!(problems.is_empty(), "{problems:?}");
+            Ok(true)
+        })
+        .unwrap();
+    }
+    let pages = http::get_many(&guide.client, VIP, 10).unwrap();
+    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
+    let status = node1.status().unwrap().data_plane;
+    assert_eq!(
+        (status.kind.as_str(), status.switching.ready),
+        ("xdp", false)
+    );
+    let refused = node1.lbctl(&["dataplane", "ipvs"]).unwrap();
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        words.contains("there is only xdp: mode = \"xdp\""),
+        "{words}"
+    );
+    guide.node1.stop().unwrap();
+    assert_eq!(
+        guide.node1.leftovers(&[&VIP.to_string()]).unwrap(),
+        Vec::<String>::new()
+    );
+}
+
 /// While the daemon was dead the other director became master: the next daemon notices and lets go.
 #[test]
 fn a_daemon_that_takes_over_yields_to_a_master_that_is_there() {

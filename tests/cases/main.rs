@@ -18,6 +18,7 @@ mod flows;
 mod fuzz;
 mod guide;
 mod hammer;
+mod handover;
 mod health;
 mod health_checkers;
 mod health_hostile;

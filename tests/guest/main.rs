@@ -16,6 +16,7 @@ mod on_vip;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
+mod switching;
 mod traffic;
 #[path = "../cases/on_vip/grid.rs"]
 mod vip_grid;

@@ -268,6 +268,8 @@ fn curl(node: &Node, arguments: &[&str]) -> String {
 /// One site for all: under emulation, loading the program is most of the work.
 #[test]
 fn vlans_tunnels_and_sctp() {
+    // IPVS stands by.
+    let _modules = crate::with_modules();
     let site = site();
     for server in &site.servers {
         sctp_server(server);

@@ -9,7 +9,7 @@ use lb_user::{
 };
 use nix::sys::signal::Signal;
 
-use crate::{Lab, Node, Process, binaries, wait};
+use crate::{Lab, Node, Process, binaries, network::INTERFACE, wait};
 
 /// lbd on a node.
 pub struct Director {
@@ -96,6 +96,12 @@ impl Director {
     /// Everything lbd has logged.
     pub fn log(&self) -> String {
         self.process.as_ref().map_or_else(String::new, Process::log)
+    }
+
+    /// Takes the program off the interface, as somebody does with `bpftool link detach`.
+    pub fn detach_xdp(&self) -> Result<()> {
+        let link = self.pins.join(format!("link-native-{INTERFACE}"));
+        lb_user::dataplane::xdp::detach_pinned(&link).context("detach the XDP link")
     }
 
     /// Runs lbctl.

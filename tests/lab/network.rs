@@ -179,6 +179,11 @@ impl Lab {
             .map(|_| ())
     }
 
+    /// Where the program is pinned that does nothing.
+    pub fn pass(&self) -> &Path {
+        &self.pass
+    }
+
     /// A directory for files of the laboratory.
     pub fn directory(&self) -> &Path {
         self.registry.directory()

@@ -86,6 +86,11 @@ struct Chosen {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Taken {
+    to: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfInterface {
     interface: String,
     mode: String,
@@ -343,6 +348,22 @@ fn data_plane(registry: &mut Registry, status: &Status) {
     let help = "Changes by others in the kernel's tables that were changed back";
     let repairs = [(Nothing {}, plane.repairs.count)];
     counter(registry, "data_plane_repairs", help, repairs);
+    let help = "How often a data plane took over from the other, by which one did";
+    let switching = &plane.switching;
+    let switches = [("xdp", switching.to_xdp), ("ipvs", switching.to_ipvs)];
+    let switches = switches.map(|(kind, count)| {
+        let to = kind.to_owned();
+        (Taken { to }, count)
+    });
+    counter(registry, "data_plane_switches", help, switches);
+    let help = "Whether IPVS takes over when XDP is lost";
+    let ready = f64::from(u8::from(switching.ready));
+    gauge(
+        registry,
+        "data_plane_fallback_ready",
+        help,
+        [(Nothing {}, ready)],
+    );
     let attached = plane.interfaces.iter().map(|one| {
         let labels = OfInterface {
             interface: one.interface.clone(),

@@ -31,6 +31,8 @@ pub const RELOAD: &str = "/v1/reload";
 pub const STEER: &str = "/v1/backends";
 /// `POST`: a [`Steered`]; the query is a [`VrrpOrder`].
 pub const VRRP: &str = "/v1/vrrp";
+/// `POST`: a [`Steered`]; the query is `use=`, with a [`DataPlaneOrder`].
+pub const DATA_PLANE: &str = "/v1/data-plane";
 /// `GET`: a [`FlowPage`]; the query is a [`FlowQuery`].
 pub const FLOWS: &str = "/v1/flows";
 /// `GET`: a [`Why`]; the query is a [`WhyQuery`].
@@ -96,6 +98,18 @@ pub enum VrrpAction {
     Reset,
     /// Announce the addresses now, as a new master does.
     Announce,
+}
+
+/// Which data plane is to forward, until a reload or a restart.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataPlaneOrder {
+    /// XDP where it can be, else IPVS, as without an order.
+    Auto,
+    /// XDP; when it is lost, it is only attached again.
+    Xdp,
+    /// IPVS.
+    Ipvs,
 }
 
 /// A number that came as text: queries have no types.

@@ -26,8 +26,8 @@ use tokio::{
 
 use super::{
     proto::{
-        self, CaptureQuery, Diagnosis, EventPage, Failure, FlowPage, FlowQuery, MapDump, Reload,
-        Status, Steer, Steered, TableInfo, VrrpOrder, Why, WhyQuery,
+        self, CaptureQuery, DataPlaneOrder, Diagnosis, EventPage, Failure, FlowPage, FlowQuery,
+        MapDump, Reload, Status, Steer, Steered, TableInfo, VrrpOrder, Why, WhyQuery,
     },
     web::show_metrics,
 };
@@ -49,6 +49,8 @@ pub enum Request {
     Steer(Steer, oneshot::Sender<Result<Steered, Failure>>),
     /// An order for a VRRP instance.
     Vrrp(VrrpOrder, oneshot::Sender<Result<Steered, Failure>>),
+    /// Which data plane is to forward.
+    DataPlane(DataPlaneOrder, oneshot::Sender<Result<Steered, Failure>>),
     /// Some flows.
     Flows(FlowQuery, oneshot::Sender<Result<FlowPage, String>>),
     /// What is wrong around here.
@@ -139,6 +141,7 @@ impl Server {
             .route(proto::EVENTS, get(events))
             .route(proto::STEER, post(steer))
             .route(proto::VRRP, post(vrrp))
+            .route(proto::DATA_PLANE, post(data_plane))
             .route(proto::DOCTOR, get(doctor))
             .route(proto::FLOWS, get(flows))
             .route(proto::WHY, get(why))
@@ -234,6 +237,19 @@ async fn steer(State(daemon): Daemon, Query(query): Query<Steer>) -> Response {
 
 async fn vrrp(State(daemon): Daemon, Query(query): Query<VrrpOrder>) -> Response {
     match ask(&daemon, |answer| Request::Vrrp(query, answer)).await {
+        Some(Ok(done)) => Json(done).into_response(),
+        Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, false),
+        None => busy(),
+    }
+}
+
+#[derive(Deserialize)]
+struct DataPlaneQuery {
+    r#use: DataPlaneOrder,
+}
+
+async fn data_plane(State(daemon): Daemon, Query(query): Query<DataPlaneQuery>) -> Response {
+    match ask(&daemon, |answer| Request::DataPlane(query.r#use, answer)).await {
         Some(Ok(done)) => Json(done).into_response(),
         Some(Err(error)) => failure(StatusCode::UNPROCESSABLE_ENTITY, error.error, false),
         None => busy(),

@@ -1,13 +1,22 @@
-//! Virtual addresses whose packets this host does not take (RFC 9568's Accept_Mode, section 6.1).
-//! What the XDP program forwards never comes so far, and services of this host's own stay open.
+//! Virtual addresses whose packets this host does not take (RFC 9568's Accept_Mode, section 6.1), and
+//! services whose packets its own stack must not answer. What a data plane forwards never comes so far, and
+//! services of this host's own stay open.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use super::Daemon;
 use crate::{
-    model::{Instance, Target, VirtualService},
-    net::nft::Closed,
+    dataplane::{
+        plan::{BackendState, PlannedService},
+        switching::Kind,
+    },
+    model::{Instance, ServiceId, Target, VirtualService},
+    net::nft::{Closed, Guarded},
 };
+
+/// Every packet for this host that no data plane takes is compared with every guarded service: with more
+/// services than this there is no guard.
+const MAX_GUARDED: usize = 256;
 
 impl Daemon {
     /// Follows the configuration, whoever is master: packets to an address that is not here do not
@@ -22,8 +31,25 @@ impl Daemon {
                 open: self.open_ports(prefix.address),
             })
             .collect();
-        match self.firewall.close(closed) {
-            Ok(()) => self.not_closed = None,
+        let guarded = self.guarded();
+        let closes = !closed.is_empty();
+        match self.firewall.hold(closed, guarded) {
+            Ok(()) => {
+                self.not_closed = None;
+                self.unguarded = None;
+            }
+            Err(error) if !closes => {
+                // Without it connections may break where XDP is lost, and not before.
+                let text = format!("nf_tables: {error}");
+                if self.unguarded.as_ref() != Some(&text) {
+                    tracing::warn!(
+                        %error,
+                        "nf_tables cannot keep packets of services from this host's own stack: should XDP be \
+                         lost, it resets connections until IPVS knows them"
+                    );
+                }
+                self.unguarded = Some(text);
+            }
             Err(error) => {
                 let text = format!("`accept = false` is not in force: nf_tables: {error}");
                 if self.not_closed.as_ref() != Some(&text) {
@@ -32,6 +58,40 @@ impl Daemon {
                 self.not_closed = Some(text);
             }
         }
+    }
+
+    /// Services whose packets this host's own stack must not see while XDP forwards: the moment XDP is lost it
+    /// would answer them with resets, until IPVS knows their connections. IPVS takes its packets before.
+    fn guarded(&self) -> Vec<Guarded> {
+        let stands_ready = self.data_plane.has_fallback()
+            && self.data_plane.forwarding() == Kind::Xdp
+            && self.config.services.len() <= MAX_GUARDED;
+        if !stands_ready {
+            return Vec::new();
+        }
+        // Where nobody could answer, clients are to know at once.
+        let plan = self.plan(&self.config, &self.roles);
+        let has_server = |service: &&PlannedService| {
+            let mut backends = service.backends.iter();
+            backends.any(|backend| {
+                !matches!(backend.state, BackendState::Down | BackendState::Resetting)
+            })
+        };
+        let served: HashSet<ServiceId> = plan
+            .services
+            .iter()
+            .filter(has_server)
+            .map(|service| service.id)
+            .collect();
+        let services = self.config.services.iter();
+        services
+            .filter(|service| served.contains(&service.id) && !self.may_be_ours(service))
+            .map(|service| Guarded {
+                address: service.id.address,
+                protocol: service.id.protocol.number(),
+                ports: service.id.ports.first..=service.id.ports.last,
+            })
+            .collect()
     }
 
     /// Protocols and ports of an address whose services this host may have to answer itself.

@@ -6,6 +6,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::{Daemon, placing::EVERYTHING};
 use crate::{
+    dataplane::DataPlane,
     events::Kind,
     model::{Instance, VrrpState},
     net::{announcing::Occasion, interfaces::NetEvent},
@@ -257,7 +258,7 @@ impl Daemon {
             .find_paths(&self.config, &self.netlink)
             .await;
         self.neighbours
-            .publish(&self.interfaces, self.data_plane.as_mut());
+            .publish(&self.interfaces, &mut self.data_plane);
         self.neighbours.refresh(&self.netlink).await;
     }
 

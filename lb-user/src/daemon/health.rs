@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     api::proto::{CheckStatus, ProbeStatus, ProbesStatus},
-    dataplane::silence::Silence,
+    dataplane::{DataPlane, silence::Silence},
     events::Kind,
     health::{
         board::{Change, News},

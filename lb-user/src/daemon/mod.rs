@@ -3,6 +3,7 @@
 
 mod accepting;
 mod addresses;
+mod data_plane;
 mod doctor;
 mod error;
 mod events;
@@ -57,7 +58,8 @@ use crate::{
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         plan::{self, Steering},
-        selection::{self, Chosen},
+        selection,
+        switching::Planes,
     },
     events::Kind,
     health::{
@@ -86,6 +88,8 @@ const REPORTS_IN_A_ROW: u32 = 64;
 /// Expired flows are swept this often. Their slots count as free before that; the sweep is for
 /// counting, for tables that must grow, and for slots whose writer was lost.
 const SWEEP: Duration = Duration::from_secs(1);
+/// The data plane is asked so often whether it still runs: one question to the kernel for each interface.
+const WATCH: Duration = Duration::from_millis(20);
 /// How long scripts of the shut-down may run on.
 const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
 
@@ -165,6 +169,8 @@ struct Daemon {
     untold: BTreeMap<&'static str, String>,
     /// Why addresses that should be closed are not.
     not_closed: Option<String>,
+    /// Why this host's own stack would reset connections while IPVS takes over from XDP.
+    unguarded: Option<String>,
     neighbours: Neighbours,
     roles: Roles,
     vrrp: Option<Driver>,
@@ -181,9 +187,7 @@ struct Daemon {
     memory_is_old: bool,
     /// The longest from the end of an attempt to the data plane that follows it.
     slowest_reaction: Duration,
-    data_plane: Box<dyn DataPlane>,
-    /// Why this data plane runs.
-    choice: String,
+    data_plane: Planes,
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
     resumed: HashSet<String>,
@@ -229,7 +233,7 @@ impl Daemon {
             Some(address) => Some(Web::start(address, server.requests()).await?),
             None => None,
         };
-        let Chosen { plane, reason } = selection::start(&config)?;
+        let data_plane = selection::start(&config)?;
         let (vrrp, reports) = Driver::start().map_err(|source| DaemonError::System {
             what: "start the VRRP thread",
             source,
@@ -247,6 +251,7 @@ impl Daemon {
             firewall: Firewall::default(),
             untold: BTreeMap::new(),
             not_closed: None,
+            unguarded: None,
             neighbours,
             roles: Roles::default(),
             vrrp: Some(vrrp),
@@ -260,8 +265,7 @@ impl Daemon {
             pools: Pools::default(),
             memory_is_old: false,
             slowest_reaction: Duration::ZERO,
-            data_plane: plane,
-            choice: reason,
+            data_plane,
             switch: Switch {
                 generation: 0,
                 reason: "start".to_owned(),
@@ -311,7 +315,7 @@ impl Daemon {
             .collect();
         tracing::info!(
             interfaces = interfaces.join(", "),
-            reason = self.choice,
+            reason = snapshot.choice,
             "data plane: {}",
             snapshot.kind
         );
@@ -370,6 +374,8 @@ impl Daemon {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reports_in_a_row = 0;
         loop {
             let announcement = self.addresses.next_announcement();
@@ -389,6 +395,7 @@ impl Daemon {
                 },
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
+                _ = watch.tick() => self.watch_data_plane(),
                 () = reached(self.pools.due) => self.apply_or_stay("weights grow after a return"),
                 () = reached(announcement) => self.addresses.announce_due(&self.interfaces),
                 Some(event) = inputs.net.next() => self.on_net(event).await,
@@ -478,6 +485,7 @@ impl Daemon {
                 reason: reason.to_owned(),
                 at: SystemTime::now(),
             };
+            self.follow_accept_mode();
         }
         Ok(())
     }

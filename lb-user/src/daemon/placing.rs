@@ -3,6 +3,7 @@
 
 use super::{Daemon, placed::Owner};
 use crate::{
+    dataplane::DataPlane,
     model::network::Item,
     net::{
         netlink::{NetlinkError, watch_removals},

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     api::proto::{Failure, Reload},
     config::{changes, needs_restart},
+    dataplane::DataPlane,
     model::{Auth, Config, VrrpState},
     vrrp::driver::Report,
 };
@@ -121,7 +122,7 @@ impl Daemon {
         // The one step that can fail comes before anything is changed.
         self.neighbours.find_paths(&config, &self.netlink).await;
         self.neighbours
-            .publish(&self.interfaces, self.data_plane.as_mut());
+            .publish(&self.interfaces, &mut self.data_plane);
         let succession = Succession::of(&self.config.instances, &config.instances);
         let mut roles = self.roles.clone();
         roles.rename(&succession);
@@ -156,6 +157,7 @@ impl Daemon {
         self.reconsider_checks();
         self.follow_vrrp(&succession, reports).await;
         self.tell_of_successors(&succession, renamed).await;
+        self.forget_data_plane_order();
         Ok(answer)
     }
 

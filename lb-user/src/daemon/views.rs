@@ -17,6 +17,7 @@ use crate::{
         },
         server::Request,
     },
+    dataplane::DataPlane,
     health::state::Health,
     model::{Auth, HmacMode, VrrpState, network::Item},
     notify::Notifier,
@@ -35,6 +36,7 @@ impl Daemon {
             }
             Request::Events(since, answer) => drop(answer.send(self.journal.since(since))),
             Request::Steer(steer, answer) => drop(answer.send(self.steer(&steer))),
+            Request::DataPlane(order, answer) => drop(answer.send(self.order_data_plane(&order))),
             Request::Vrrp(order, answer) => drop(answer.send(self.order(&order).await)),
             Request::Flows(query, answer) => drop(answer.send(self.data_plane.flows(&query))),
             Request::Capture(query, answer) => drop(answer.send(self.data_plane.capture(&query))),
@@ -58,7 +60,7 @@ impl Daemon {
             .collect();
         let checks = self.check_statuses();
         let mut data_plane = self.data_plane.snapshot();
-        data_plane.choice.clone_from(&self.choice);
+        data_plane.switching.unguarded.clone_from(&self.unguarded);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             router_id: self.config.router_id.clone(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Daemon;
-use crate::{health::plan::Job, model::ProbeStyle};
+use crate::{dataplane::DataPlane, health::plan::Job, model::ProbeStyle};
 
 /// How a check would come to the VIP on a real server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

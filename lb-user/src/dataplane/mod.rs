@@ -14,12 +14,14 @@ use crate::model::{
     FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Scheduler, ServiceId, Target,
 };
 
+pub mod carried;
 pub mod genetlink;
 pub mod ipvs;
 pub mod plan;
 mod rate;
 pub mod selection;
 pub mod silence;
+pub mod switching;
 pub mod xdp;
 
 pub use plan::Plan;
@@ -204,6 +206,9 @@ pub struct Snapshot {
     pub repairs: Repairs,
     /// Why the kernel does not hold what it should.
     pub trouble: Option<String>,
+    /// How this one and the other take over from each other.
+    #[serde(default)]
+    pub switching: switching::Switching,
 }
 
 /// Changes by others that were changed back.

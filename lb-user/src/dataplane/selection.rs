@@ -2,19 +2,12 @@
 //! this machine can do.
 
 use super::{
-    DataPlane, DataPlaneError, ipvs,
+    DataPlaneError, ipvs,
     ipvs::Ipvs,
+    switching::{Pair, Planes},
     xdp::{self, Hook, Xdp},
 };
 use crate::model::{Config, Mode, ipvs_lacks, xdp_lacks};
-
-/// A data plane that runs, and why this one.
-pub struct Chosen {
-    /// It.
-    pub plane: Box<dyn DataPlane>,
-    /// The reason in words.
-    pub reason: String,
-}
 
 /// Something to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,19 +28,19 @@ impl Attempt {
 }
 
 /// Starts the first that works. What an earlier daemon left in the others is removed.
-pub fn start(config: &Config) -> Result<Chosen, DataPlaneError> {
+pub fn start(config: &Config) -> Result<Planes, DataPlaneError> {
     let (attempts, because) = attempts(config)?;
     let mut refusals: Vec<String> = Vec::new();
     let mut last = None;
     for attempt in &attempts {
         match try_one(*attempt, config) {
-            Ok(plane) => {
+            Ok((pair, alone)) => {
                 let mut reason = because.clone();
                 if !refusals.is_empty() {
                     reason = format!("{reason}; {}", refusals.join("; "));
                     tracing::warn!(reason, "using {}", attempt.label());
                 }
-                return Ok(Chosen { plane, reason });
+                return Ok(Planes::new(pair, reason, alone));
             }
             Err(error) if is_final(&error) => return Err(error),
             Err(error) => {
@@ -74,11 +67,21 @@ const fn is_final(error: &DataPlaneError) -> bool {
     )
 }
 
-fn try_one(attempt: Attempt, config: &Config) -> Result<Box<dyn DataPlane>, DataPlaneError> {
+/// The data plane, with another one beside it where that may take over; else why there is none.
+fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlaneError> {
     let (dataplane, runtime) = (&config.dataplane, &config.runtime);
     match attempt {
         Attempt::Xdp(hook) => {
-            let plane = Xdp::start(dataplane, runtime, hook)?;
+            let after_ipvs = ipvs::was_left(runtime) && dataplane.mode == Mode::Auto;
+            let plane = Box::new(Xdp::start(dataplane, runtime, hook, after_ipvs)?);
+            let (mut pair, alone) = with_fallback(plane, config);
+            if let Pair::Both { .. } = pair {
+                // What an earlier lbd left in IPVS goes when its connections have come.
+                return Ok((pair, alone));
+            }
+            if let Some(xdp) = pair.xdp() {
+                xdp.set_handover(false);
+            }
             match ipvs::remove_leftovers(runtime) {
                 Ok(true) => tracing::info!("removed the IPVS services of an earlier lbd"),
                 Ok(false) => {}
@@ -87,14 +90,40 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<Box<dyn DataPlane>, Data
                     "cannot remove the IPVS services of an earlier lbd; XDP goes before them"
                 ),
             }
-            Ok(Box::new(plane))
+            Ok((pair, alone))
         }
         Attempt::Ipvs => {
             let plane = Ipvs::start(&dataplane.timeouts, runtime)?;
             if xdp::remove_leftovers(runtime)? {
                 tracing::info!("removed the XDP program of an earlier lbd");
             }
-            Ok(Box::new(plane))
+            let alone = "XDP was not loaded at the start".to_owned();
+            Ok((Pair::Ipvs(Box::new(plane)), alone))
+        }
+    }
+}
+
+/// XDP, with IPVS beside it if `mode` permits both and the kernel has it.
+fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
+    let mode = config.dataplane.mode;
+    if mode != Mode::Auto {
+        let name = Mode::ALL.iter().find(|(_, m)| *m == mode);
+        let name = name.map_or("", |(name, _)| name);
+        return (Pair::Xdp(xdp), format!("mode = \"{name}\""));
+    }
+    match Ipvs::start(&config.dataplane.timeouts, &config.runtime) {
+        Ok(ipvs) => {
+            let pair = Pair::Both {
+                xdp,
+                ipvs: Box::new(ipvs),
+                forwarding: super::switching::Kind::Xdp,
+            };
+            (pair, String::new())
+        }
+        Err(error) => {
+            let alone = error.to_string();
+            tracing::info!(reason = alone, "nothing would take over if XDP were lost");
+            (Pair::Xdp(xdp), alone)
         }
     }
 }

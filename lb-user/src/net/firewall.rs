@@ -1,4 +1,4 @@
-//! The table of nf_tables that keeps packets to some addresses from the host's own sockets. It
+//! The table of nf_tables that keeps packets to some addresses and services from the host's own sockets. It
 //! belongs to the socket kept here and goes with it, however the daemon ends.
 
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::nft::{self, Closed};
+use super::nft::{self, Closed, Guarded};
 
 /// Answers are short: an error with the header that it is about.
 const BUFFER: usize = 8192;
@@ -18,18 +18,19 @@ const NLMSG_ERROR: u16 = 2;
 #[derive(Default)]
 pub struct Firewall {
     socket: Option<Socket>,
-    closed: Vec<Closed>,
+    held: (Vec<Closed>, Vec<Guarded>),
 }
 
 impl Firewall {
-    /// Makes exactly these addresses closed. Nothing is done if they are. Needs CAP_NET_ADMIN, and
-    /// nf_tables in the kernel (5.12 or later) if there are any.
-    pub fn close(&mut self, closed: Vec<Closed>) -> io::Result<()> {
-        if closed == self.closed {
+    /// Makes exactly these addresses closed and these services guarded. Nothing is done if they are. Needs
+    /// CAP_NET_ADMIN, and nf_tables in the kernel (5.12 or later) if there are any.
+    pub fn hold(&mut self, closed: Vec<Closed>, guarded: Vec<Guarded>) -> io::Result<()> {
+        let wanted = (closed, guarded);
+        if wanted == self.held {
             return Ok(());
         }
         // A refusal below ends the socket, and with it the table.
-        self.closed.clear();
+        self.held = Default::default();
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => {
@@ -39,12 +40,12 @@ impl Firewall {
                 socket
             }
         };
-        if !closed.is_empty() {
-            request(&socket, &nft::replace(&closed))?;
+        if !wanted.0.is_empty() || !wanted.1.is_empty() {
+            request(&socket, &nft::replace(&wanted.0, &wanted.1))?;
             self.socket = Some(socket);
         }
-        // Without addresses the socket, and with it the table, ends here.
-        self.closed = closed;
+        // With nothing to hold the socket, and with it the table, ends here.
+        self.held = wanted;
         Ok(())
     }
 }

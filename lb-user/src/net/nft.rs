@@ -27,6 +27,8 @@ const NESTED: u16 = 0x8000;
 /// The table goes with the socket that made it, and nobody else may change it.
 const OWNED: u32 = 2;
 const HOOK_LOCAL_IN: u32 = 1;
+/// Behind IPVS, which takes what is its at 98 and 99 (NF_IP_PRI_NAT_SRC - 2 of ip_vs_core.c).
+const BEHIND_IPVS: u32 = 200;
 const ACCEPT: u32 = 1;
 const DROP: u32 = 0;
 const REGISTER: u32 = 1;
@@ -47,9 +49,20 @@ pub struct Closed {
     pub open: Vec<(u8, RangeInclusive<u16>)>,
 }
 
-/// One batch that makes the table hold exactly this; without addresses there is no table. Takes effect
+/// A service whose packets the host's own sockets never get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guarded {
+    /// Its VIP.
+    pub address: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Its ports.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// One batch that makes the table hold exactly this; with nothing to hold there is no table. Takes effect
 /// as a whole.
-pub fn replace(closed: &[Closed]) -> Vec<u8> {
+pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
     let mut batch = Batch::default();
     batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, |_| {});
     let table = |message: &mut Vec<u8>| {
@@ -59,7 +72,7 @@ pub fn replace(closed: &[Closed]) -> Vec<u8> {
     // What is not there cannot be removed.
     batch.message(NEW_TABLE, CREATE, NFPROTO_INET, 0, table);
     batch.message(DELETE_TABLE, 0, NFPROTO_INET, 0, |m| string(m, 1, TABLE));
-    if !closed.is_empty() {
+    if !closed.is_empty() || !guarded.is_empty() {
         batch.message(NEW_TABLE, CREATE, NFPROTO_INET, 0, table);
         batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, chain);
         batch.rule(|rule| {
@@ -79,15 +92,24 @@ pub fn replace(closed: &[Closed]) -> Vec<u8> {
         for (protocol, ports) in open {
             batch.rule(|rule| {
                 destination_is(rule, *address);
-                meta_is(rule, META_L4PROTO, *protocol);
-                // TCP, UDP and SCTP have the destination port in the same place.
-                let (first, last) = (ports.start().to_be_bytes(), ports.end().to_be_bytes());
-                payload_in(rule, TRANSPORT_HEADER, 2, &first, &last);
+                port_in(rule, *protocol, ports);
                 verdict(rule, ACCEPT);
             });
         }
         batch.rule(|rule| {
             destination_is(rule, *address);
+            verdict(rule, DROP);
+        });
+    }
+    for Guarded {
+        address,
+        protocol,
+        ports,
+    } in guarded
+    {
+        batch.rule(|rule| {
+            destination_is(rule, *address);
+            port_in(rule, *protocol, ports);
             verdict(rule, DROP);
         });
     }
@@ -141,8 +163,7 @@ fn chain(message: &mut Vec<u8>) {
     string(message, 3, CHAIN);
     nested(message, 4, |hook| {
         word(hook, 1, HOOK_LOCAL_IN);
-        // The priority of ordinary filters.
-        word(hook, 2, 0);
+        word(hook, 2, BEHIND_IPVS);
     });
     word(message, 5, ACCEPT);
     string(message, 7, "filter");
@@ -173,6 +194,14 @@ fn destination_is(rule: &mut Vec<u8>, address: IpAddr) {
     meta_is(rule, META_NFPROTO, family);
     load(rule, NETWORK_HEADER, offset, bytes.len());
     equals(rule, &bytes);
+}
+
+/// Goes on if the packet is for one of these ports.
+fn port_in(rule: &mut Vec<u8>, protocol: u8, ports: &RangeInclusive<u16>) {
+    meta_is(rule, META_L4PROTO, protocol);
+    // TCP, UDP and SCTP have the destination port in the same place.
+    let (first, last) = (ports.start().to_be_bytes(), ports.end().to_be_bytes());
+    payload_in(rule, TRANSPORT_HEADER, 2, &first, &last);
 }
 
 /// Goes on if a part of a header lies between two values.
@@ -258,12 +287,12 @@ mod tests {
     #[test]
     fn a_batch_replaces_the_table_or_removes_it() {
         let none = [BATCH_BEGIN, NEW_TABLE, DELETE_TABLE, BATCH_END];
-        assert_eq!(kinds(&replace(&[])), none);
+        assert_eq!(kinds(&replace(&[], &[])), none);
         let closed = Closed {
             address: IpAddr::from([10, 1, 15, 50]),
             open: vec![(6, 80..=80), (17, 1000..=1999)],
         };
-        let made = kinds(&replace(&[closed]));
+        let made = kinds(&replace(&[closed], &[]));
         let expected = [
             BATCH_BEGIN,
             NEW_TABLE,
@@ -277,6 +306,12 @@ mod tests {
             BATCH_END,
         ];
         assert_eq!(made, expected);
+        let guarded = Guarded {
+            address: IpAddr::from([10, 1, 15, 50]),
+            protocol: 6,
+            ports: 80..=80,
+        };
+        assert_eq!(kinds(&replace(&[], &[guarded])).len(), 8);
     }
 
     #[test]

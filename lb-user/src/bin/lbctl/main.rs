@@ -1,6 +1,7 @@
 //! Shows and steers a running lbd. Knows only the API.
 
 mod capture;
+mod data_plane;
 mod doctor;
 mod events;
 mod notify;
@@ -11,7 +12,7 @@ mod tracking;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use hyper::Method;
 use lb_user::api::{
     client::{self, ClientError},
@@ -77,6 +78,13 @@ enum Command {
     Backend {
         #[command(subcommand)]
         command: BackendCommand,
+    },
+    /// Let XDP or IPVS forward until a reload or a restart, with the connections of the other; `auto` ends
+    /// that. Only with `mode = "auto"`, where both can be.
+    Dataplane {
+        /// Which one.
+        #[arg(value_enum)]
+        which: data_plane::Which,
     },
     /// Flows, a page at a time, ordered by client.
     Flows {
@@ -324,6 +332,12 @@ async fn run(arguments: &Arguments, code: &mut ExitCode) -> Result<String, Clien
                     ("weight", weight),
                 ],
             );
+            let steered: Steered = client::call(&arguments.socket, Method::POST, &path).await?;
+            Ok(show(arguments, &steered, print::steered))
+        }
+        Command::Dataplane { which } => {
+            let wanted = which.to_possible_value().map(|v| v.get_name().to_owned());
+            let path = query(proto::DATA_PLANE, &[("use", wanted)]);
             let steered: Steered = client::call(&arguments.socket, Method::POST, &path).await?;
             Ok(show(arguments, &steered, print::steered))
         }

@@ -11,7 +11,7 @@ use lb_user::api::proto::{
     TableInfo, Why,
 };
 
-use crate::{pools, tracking};
+use crate::{data_plane, pools, tracking};
 
 /// `lbctl status`.
 pub fn status(status: &Status) -> String {
@@ -55,6 +55,9 @@ pub fn status(status: &Status) -> String {
             ),
         },
     );
+    for text in data_plane::lines(plane) {
+        line(&mut out, text);
+    }
     if let Some(sync) = &plane.sync {
         line(&mut out, format!("sync        the kernel {sync}"));
     }

@@ -18,23 +18,24 @@ const FILE: &str = "/proc/thread-self/net/ip_vs_conn";
 
 /// A line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Connection {
-    protocol: Protocol,
-    client: SocketAddr,
-    vip: SocketAddr,
-    server: SocketAddr,
-    state: String,
-    expires_in_s: u64,
+pub(super) struct Connection {
+    pub protocol: Protocol,
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub server: SocketAddr,
+    pub state: String,
+    pub expires_in_s: u64,
 }
 
 impl Connection {
     /// Clients that stick are entries without a port.
-    fn is_template(&self) -> bool {
+    pub fn is_template(&self) -> bool {
         self.client.port() == 0
     }
 }
 
-fn read() -> Result<Vec<Connection>, String> {
+/// All of it.
+pub(super) fn read() -> Result<Vec<Connection>, String> {
     let text = fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
     Ok(text.lines().filter_map(line).collect())
 }
@@ -78,7 +79,10 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// The planned service that a connection belongs to: one of all ports stands behind those of one.
-fn service_of<'p>(plan: Option<&'p Plan>, connection: &Connection) -> Option<&'p PlannedService> {
+pub(super) fn service_of<'p>(
+    plan: Option<&'p Plan>,
+    connection: &Connection,
+) -> Option<&'p PlannedService> {
     find(plan, connection.protocol, connection.vip)
 }
 
@@ -103,7 +107,7 @@ fn name_of(server: SocketAddr) -> String {
 }
 
 /// The words of the other data plane.
-fn state_of(connection: &Connection) -> &'static str {
+pub(super) fn state_of(connection: &Connection) -> &'static str {
     match (connection.protocol, connection.state.as_str()) {
         (Protocol::Udp, _) => "udp",
         (_, "ESTABLISHED") => "established",

@@ -12,6 +12,8 @@
 pub mod codec;
 mod connections;
 mod desired;
+mod feed;
+mod handover;
 pub mod kernel;
 mod probes;
 mod reconcile;
@@ -30,7 +32,6 @@ use std::{
 
 use tokio::sync::mpsc;
 
-pub use self::kernel::KernelError;
 use self::{
     codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
     desired::Wanted,
@@ -39,6 +40,7 @@ use self::{
     state::StateFile,
     sysctl::Needs,
 };
+pub use self::{feed::Fed, kernel::KernelError};
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
     Snapshot, TableInfo, Why, WhyQuery, plan::PlannedService, silence::Silence,
@@ -63,6 +65,8 @@ pub struct Ipvs {
     timeouts: Timeouts,
     /// Until when connections may come that somebody else forwarded before.
     takes_over_until: Option<Instant>,
+    /// Connections are still being told to the kernel: those that it does not know are not new.
+    learning: bool,
     /// What the kernel was made to hold last, and how its settings were.
     expected: Option<(Vec<Wanted>, Needs)>,
     held: Table,
@@ -97,6 +101,7 @@ impl Ipvs {
             probes: Probes::default(),
             timeouts: seconds(timeouts),
             takes_over_until: None,
+            learning: false,
             expected: None,
             held,
             read: Instant::now(),
@@ -141,6 +146,7 @@ impl Ipvs {
             takes_over: self
                 .takes_over_until
                 .is_some_and(|until| Instant::now() < until),
+            learning: self.learning,
             backup: self.learns_of_own(plan),
             reorders,
             kernel: self.version,
@@ -152,6 +158,13 @@ impl Ipvs {
         let daemon = self.sync_daemon(plan);
         daemon.is_some_and(|daemon| daemon.state == SyncState::Backup)
             && plan.services.iter().any(|s| is_own(s.id.address))
+    }
+
+    /// Connections may come that somebody else forwarded before.
+    fn expect_strangers(&mut self) {
+        // A connection that is silent for longer than that is none any more.
+        let longest = Duration::from_secs(u64::from(self.timeouts.tcp));
+        self.takes_over_until = Instant::now().checked_add(longest);
     }
 
     /// Makes the kernel hold what `plan` wants, and returns what had to be done for it.
@@ -312,6 +325,7 @@ impl Ipvs {
         let empty = Plan::default();
         self.takes_over_until = None;
         self.probes = Probes::default();
+        self.learning = false;
         self.bring_about(&empty)?;
         if let Some([tcp, tcp_fin, udp]) = self.state.timeouts() {
             let before = Timeouts { tcp, tcp_fin, udp };
@@ -319,6 +333,11 @@ impl Ipvs {
         }
         self.state.remove().map_err(state_error)
     }
+}
+
+/// Whether an earlier daemon left services in the kernel's IPVS.
+pub fn was_left(runtime: &Runtime) -> bool {
+    StateFile::open(&runtime.socket).was_left()
 }
 
 /// Removes what a daemon with another data plane left in the kernel's IPVS, if it left anything.
@@ -448,9 +467,7 @@ impl DataPlane for Ipvs {
             return;
         }
         if serving {
-            // A connection that is silent for longer than that is none any more.
-            let longest = Duration::from_secs(u64::from(self.timeouts.tcp));
-            self.takes_over_until = Instant::now().checked_add(longest);
+            self.expect_strangers();
         }
         self.follow();
     }

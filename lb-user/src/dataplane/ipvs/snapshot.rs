@@ -9,6 +9,7 @@ use crate::{
     dataplane::{
         BackendSnapshot, ServiceSnapshot, Snapshot, Traffic,
         plan::{PlannedBackend, PlannedService},
+        switching::Switching,
     },
     model::Target,
 };
@@ -28,6 +29,7 @@ impl Ipvs {
             sync: self.show_sync(),
             repairs: self.repairs.clone(),
             trouble: self.trouble.clone(),
+            switching: Switching::default(),
         }
     }
 

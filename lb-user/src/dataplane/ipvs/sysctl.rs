@@ -21,6 +21,8 @@ pub struct Needs {
     pub lost_persistent: bool,
     /// Connections may come that were made while somebody else forwarded them.
     pub takes_over: bool,
+    /// The kernel is being told of such connections.
+    pub learning: bool,
     /// The kernel's sync daemon learns connections of another director here.
     pub backup: bool,
     /// Real servers are being put into another order.
@@ -52,8 +54,16 @@ pub fn wanted(needs: Needs) -> [(&'static str, Option<&'static str>); 5] {
             "conn_reuse_mode",
             (needs.services && needs.kernel < GOOD_REUSE).then_some("0"),
         ),
-        // Segments of connections that are not known are scheduled as SYNs are.
-        ("sloppy_tcp", needs.takes_over.then_some("1")),
+        // Segments of connections that are not known are scheduled as SYNs are; not while it is just being
+        // told which real servers they belong to.
+        (
+            "sloppy_tcp",
+            match (needs.learning, needs.takes_over) {
+                (true, _) => Some("0"),
+                (false, true) => Some("1"),
+                (false, false) => None,
+            },
+        ),
         // What the other director sends here because we are a real server too is not sent back.
         ("backup_only", needs.backup.then_some("1")),
     ]
@@ -167,5 +177,24 @@ mod tests {
         assert_eq!(set("expire_nodest_conn"), Some("1"));
         assert_eq!(set("conn_reuse_mode"), Some("0"));
         assert_eq!(set("sloppy_tcp"), None);
+    }
+
+    #[test]
+    fn strangers_wait_until_the_kernel_was_told_of_them() {
+        let sloppy = |learning, takes_over| {
+            let needs = Needs {
+                learning,
+                takes_over,
+                ..Needs::default()
+            };
+            let all = wanted(needs);
+            all.iter()
+                .find(|(name, _)| *name == "sloppy_tcp")
+                .unwrap()
+                .1
+        };
+        assert_eq!(sloppy(true, true), Some("0"));
+        assert_eq!(sloppy(false, true), Some("1"));
+        assert_eq!(sloppy(true, false), Some("0"));
     }
 }

@@ -140,6 +140,7 @@ fn control(xdp: &Xdp) -> Value {
         "listed_sources": on(Features::SOURCES),
         "source_rate": on(Features::SOURCE_RATE),
         "capture": on(Features::CAPTURE),
+        "handover": on(Features::HANDOVER),
         "own_macs": macs,
     })
 }

@@ -1,6 +1,7 @@
 //! The flow tables as user space sees them: creation, sweeping, counting, listing. No system calls
 //! once the tables are mapped. `grow` makes them larger while packets flow.
 
+mod carry;
 mod chunks;
 mod grow;
 mod template;

@@ -140,7 +140,7 @@ fn method(service: &PlannedService) -> u32 {
 }
 
 /// IPv4 prefixes are counted as mapped into IPv6.
-fn sticky_bits(service: ServiceId, persistence: Persistence) -> u32 {
+pub fn sticky_bits(service: ServiceId, persistence: Persistence) -> u32 {
     let offset = if service.address.is_ipv4() { 96 } else { 0 };
     u32::from(persistence.prefix) + offset
 }

@@ -13,6 +13,7 @@ use super::{
     object::{Object, chain, errno, map_error, named_program, refused},
     pins::{Pins, absent_is_fine},
     probes,
+    syscall::LinkHandle,
 };
 use crate::dataplane::{Attachment, DataPlaneError};
 
@@ -22,6 +23,8 @@ pub struct Attached {
     /// Its index: one of the same name that was made later has another.
     ifindex: u32,
     link: PinnedLink,
+    /// The same link, for questions about it.
+    handle: LinkHandle,
 }
 
 impl Object {
@@ -47,13 +50,24 @@ impl Object {
 
     fn attach_probes(&mut self, interfaces: &[String]) -> Result<(), String> {
         let mut interfaces = interfaces.iter();
-        interfaces.try_for_each(|interface| probes::attach(&mut self.ebpf, interface))
+        interfaces.try_for_each(|interface| self.attach_probe(interface))
+    }
+
+    /// They stay on an interface for as long as that is there, whatever becomes of the program.
+    fn attach_probe(&mut self, interface: &str) -> Result<(), String> {
+        let ifindex = nix::net::if_::if_nametoindex(interface).unwrap_or_default();
+        if self.probed.contains(&ifindex) {
+            return Ok(());
+        }
+        // One attempt: what is refused would be refused every second.
+        self.probed.push(ifindex);
+        probes::attach(&mut self.ebpf, interface)
     }
 
     /// The programs of health checks run there too.
-    fn follow_probes(&mut self, interface: &str) {
+    pub fn follow_probes(&mut self, interface: &str) {
         if self.no_probes.is_none()
-            && let Err(reason) = probes::attach(&mut self.ebpf, interface)
+            && let Err(reason) = self.attach_probe(interface)
         {
             tracing::warn!(
                 interface,
@@ -66,15 +80,20 @@ impl Object {
     fn attach_one(&mut self, interface: &str, hook: Hook) -> Result<Attached, DataPlaneError> {
         let ifindex = nix::net::if_::if_nametoindex(interface)
             .map_err(|_| DataPlaneError::NoInterface(interface.to_owned()))?;
-        let attached = |mode: &str, link: PinnedLink| Attached {
-            attachment: attachment(interface, mode),
-            ifindex,
-            link,
-        };
         let Some(pins) = &self.pins else {
             return Err(DataPlaneError::Load(
                 "an object without pins is not attached".to_owned(),
             ));
+        };
+        let attached = |mode: &str, link: PinnedLink| {
+            let handle = LinkHandle::of_pin(&pins.path(&link_name(mode, interface)))
+                .map_err(|e| map_error("open the pin of the XDP link", &e))?;
+            Ok(Attached {
+                attachment: attachment(interface, mode),
+                ifindex,
+                link,
+                handle,
+            })
         };
         for (mode, _) in hook.modes() {
             let path = pins.path(&link_name(mode, interface));
@@ -82,7 +101,7 @@ impl Object {
                 match take_over(named_program(&mut self.ebpf, self.program)?, &path) {
                     Ok(link) => {
                         tracing::info!(interface, mode, "took over the XDP link of an earlier lbd");
-                        return Ok(attached(mode, link));
+                        return attached(mode, link);
                     }
                     Err(error) => {
                         tracing::warn!(
@@ -114,7 +133,7 @@ impl Object {
                         .map_err(|e| map_error("use BPF links (Linux 5.9 or later is needed)", &e))?
                         .pin(&path)
                         .map_err(|e| map_error("pin the XDP link", &e))?;
-                    return Ok(attached(mode, link));
+                    return attached(mode, link);
                 }
                 Err(error) => refusal = self.explain(interface, &error)?,
             }
@@ -165,6 +184,7 @@ impl Object {
         };
         let is_gone = |attached: &mut Attached| !present.iter().any(|p| runs(attached, p));
         for attached in self.links.extract_if(.., is_gone) {
+            self.probed.retain(|ifindex| *ifindex != attached.ifindex);
             tracing::warn!(
                 interface = attached.attachment.interface,
                 "the interface is gone, and the XDP program with it"
@@ -181,21 +201,77 @@ impl Object {
             let interface = &wanted.0;
             match self.attach_one(interface, hook) {
                 Ok(attached) => {
-                    tracing::info!(
-                        interface,
-                        "the XDP program runs on an interface that is new"
-                    );
-                    self.refused.retain(|name| name != interface);
+                    tracing::info!(interface, "the XDP program runs on the interface now");
+                    self.refused.retain(|(name, _)| name != interface);
                     self.follow_probes(interface);
                     self.links.push(attached);
                 }
-                Err(error) if !self.refused.contains(interface) => {
-                    tracing::error!(%error, "trying again");
-                    self.refused.push(interface.clone());
+                Err(error) => {
+                    let told = self.refused.iter().any(|(name, _)| name == interface);
+                    if !told {
+                        tracing::error!(%error, "trying again");
+                        self.refused.push((interface.clone(), error.to_string()));
+                    }
                 }
-                Err(_) => {}
             }
         }
+    }
+
+    /// Forgets links that somebody took off interfaces which are still there. Returns their names.
+    pub fn take_lost(&mut self) -> Vec<String> {
+        let is_lost = |attached: &mut Attached| {
+            // A link that cannot be asked about is not known to be lost.
+            attached.handle.is_attached().is_ok_and(|runs| !runs)
+                && nix::net::if_::if_nametoindex(attached.attachment.interface.as_str())
+                    .is_ok_and(|index| index == attached.ifindex)
+        };
+        let lost: Vec<Attached> = self.links.extract_if(.., is_lost).collect();
+        let names = lost.iter().map(|lost| lost.attachment.interface.clone());
+        let names = names.collect();
+        for attached in lost {
+            // Else the pin would be taken for a link to take over.
+            if let Err(error) = detach(attached) {
+                tracing::warn!(%error, "cannot remove the pin of a link that somebody detached");
+            }
+        }
+        names
+    }
+
+    /// Interfaces where the last attempt to attach was refused, and why.
+    pub fn refused(&self) -> &[(String, String)] {
+        &self.refused
+    }
+
+    /// Takes the program off every interface, and keeps it loaded with its maps.
+    pub fn release(&mut self) -> io::Result<()> {
+        self.refused.clear();
+        let mut result = Ok(());
+        for attached in self.links.drain(..) {
+            // One that somebody detached before is off already.
+            let _ = attached.handle.detach();
+            result = result.and(detach(attached));
+        }
+        result
+    }
+
+    /// Runs the program on all of the present interfaces, or on none. There must be one.
+    pub fn attach_again(&mut self, present: &[(String, u32)]) -> Result<(), DataPlaneError> {
+        if present.is_empty() {
+            let which = "every one that is configured".to_owned();
+            return Err(DataPlaneError::NoInterface(which));
+        }
+        for (interface, _) in present {
+            match self.attach_one(interface, self.hook) {
+                Ok(attached) => self.links.push(attached),
+                Err(error) => {
+                    let _ = self.release();
+                    return Err(error);
+                }
+            }
+            self.follow_probes(interface);
+        }
+        self.refused.clear();
+        Ok(())
     }
 
     /// Removes links of interfaces that are not configured any more.

@@ -12,6 +12,7 @@ mod control;
 mod dump;
 mod flows;
 mod generation;
+mod handover;
 mod ids;
 mod image;
 mod links;
@@ -25,7 +26,9 @@ mod probes;
 mod protect;
 mod questions;
 mod snapshot;
+mod start;
 mod sweep;
+mod syscall;
 mod ways;
 
 use std::{
@@ -35,17 +38,11 @@ use std::{
 };
 
 use aya::{
-    maps::{DevMapHash, HashMap as BpfHash, LpmTrie, Map, MapData, PerCpuArray},
+    maps::{DevMapHash, HashMap as BpfHash, Map, MapData, PerCpuArray},
     programs::{TestRun, TestRunOptions},
 };
 use lb_common::{
-    Backend, Control, RingChunk,
-    flow::FlowTable,
-    limits::{
-        GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_PORT_RANGES, MAX_SERVICES,
-        RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, VIP_BUCKETS,
-    },
-    probe::MAX_PROBES,
+    Backend, RingChunk,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
     table::{Cursor, Load, Tunnel},
 };
@@ -57,11 +54,11 @@ use self::{
     capture::{Capture, Events},
     clock::Clock,
     control::ControlElement,
-    flows::{Chunk, Flows, Template},
+    flows::Flows,
     ids::Ids,
     image::Image,
     mapped::MappedArray,
-    maps::{Identities, PodAddress, PodCounters, PodStickyKey, PodWideKey, map_data, mapped},
+    maps::{Identities, PodAddress, PodCounters, PodStickyKey, PodWideKey},
     object::{Object, map_error},
     own::OwnVlans,
     pins::Pins,
@@ -69,17 +66,20 @@ use self::{
     protect::Sources,
     ways::Ways,
 };
-pub use self::{links::Hook, object::pin_pass};
+pub use self::{
+    links::Hook,
+    object::{detach_pinned, pin_pass},
+};
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
     Snapshot, TableInfo, Why, WhyQuery,
     plan::BackendState,
     rate::Rates,
     silence::{Silence, Watch},
+    switching::Switching,
 };
 use crate::model::{
-    DataplaneConfig, FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime,
-    ServiceId, Target,
+    FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection, Runtime, ServiceId, Target,
 };
 
 /// After this time no packet is in the program any more that began before it.
@@ -140,175 +140,6 @@ pub struct Xdp {
 }
 
 impl Xdp {
-    /// Loads the program and attaches it to the configured interfaces. Nothing is served before
-    /// a plan is applied and a role is set.
-    pub fn start(
-        config: &DataplaneConfig,
-        runtime: &Runtime,
-        hook: Hook,
-    ) -> Result<Self, DataPlaneError> {
-        let pins = Pins::lock(&runtime.pin_path)?;
-        let fresh = pins.names().is_empty();
-        let mut object = Object::load(Some(pins))?;
-        let started = Self::open(&mut object, config).and_then(|parts| {
-            object.attach(&config.interfaces, hook)?;
-            Ok(parts)
-        });
-        match started {
-            Ok(open) => Ok(open(object)),
-            Err(error) => {
-                // Nothing stays behind of a start that failed; what was there before it does.
-                if fresh {
-                    let _ = object.remove();
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Loads the program without attaching it anywhere, for [`Xdp::run`].
-    pub fn unattached(config: &DataplaneConfig) -> Result<Self, DataPlaneError> {
-        let mut object = Object::load(None)?;
-        let open = Self::open(&mut object, config)?;
-        Ok(open(object))
-    }
-
-    /// Maps and prepares everything; what is returned only needs the object.
-    fn open(
-        object: &mut Object,
-        config: &DataplaneConfig,
-    ) -> Result<impl FnOnce(Object) -> Self + use<>, DataPlaneError> {
-        let mut tables = Vec::new();
-        let mut take = |name: &str| {
-            let map = object.take_map(name)?;
-            if let Some(info) = map_data(&map).and_then(|data| data.info().ok()) {
-                tables.push(dump::describe(name, &info));
-            }
-            Ok::<Map, DataPlaneError>(map)
-        };
-        let fails = |what: &'static str| move |e: aya::maps::MapError| map_error(what, &e);
-        let control: MappedArray<Control> = mapped(&take("control")?, 1)?;
-        let services = mapped(&take("services")?, SERVICE_BUCKETS * GENERATIONS)?;
-        let vips = mapped(&take("vips")?, VIP_BUCKETS * GENERATIONS)?;
-        let ranges = mapped(&take("port_ranges")?, MAX_PORT_RANGES * GENERATIONS)?;
-        let details = mapped(&take("details")?, MAX_SERVICES * GENERATIONS)?;
-        let backends: MappedArray<Backend> = mapped(&take("backends")?, MAX_BACKENDS)?;
-        let tunnels = mapped(&take("tunnels")?, MAX_BACKENDS)?;
-        let loads = mapped(&take("loads")?, MAX_BACKENDS)?;
-        let identities = Identities(mapped(&take("identities")?, MAX_BACKENDS + MAX_SERVICES)?);
-        let rings = mapped(&take("rings")?, RING_CHUNKS_PER_GENERATION * GENERATIONS)?;
-        let cursors = mapped(&take("cursors")?, MAX_SERVICES)?;
-        let narrow = take("flows")?.try_into().map_err(fails("open map flows"))?;
-        let wide = take("wide_flows")?
-            .try_into()
-            .map_err(fails("open map wide_flows"))?;
-        let spill = take("spill")?.try_into().map_err(fails("open map spill"))?;
-        let wide_spill = take("wide_spill")?
-            .try_into()
-            .map_err(fails("open map wide_spill"))?;
-        let sticky = take("sticky")?
-            .try_into()
-            .map_err(fails("open map sticky"))?;
-        let sticky_new = take("sticky_new")?
-            .try_into()
-            .map_err(fails("open map sticky_new"))?;
-        let devices = take("devices")?
-            .try_into()
-            .map_err(fails("open map devices"))?;
-        let vlans = take("own_vlans")?
-            .try_into()
-            .map_err(fails("open map own_vlans"))?;
-        let vlans = OwnVlans::open(vlans);
-        let stats = take("backend_stats")?
-            .try_into()
-            .map_err(fails("open map backend_stats"))?;
-        let reasons = take("reasons")?
-            .try_into()
-            .map_err(fails("open map reasons"))?;
-        let v4 = LpmTrie::try_from(take("sources4")?).map_err(fails("open map sources4"))?;
-        let v6 = LpmTrie::try_from(take("sources6")?).map_err(fails("open map sources6"))?;
-        let source_rates = take("source_rates")?
-            .try_into()
-            .map_err(fails("open map source_rates"))?;
-        let kept = [take("fragments")?, take("probe_flows")?];
-        let probes = Probes::new(mapped(&take("probe_targets")?, MAX_PROBES)?);
-        let events = take("events")?
-            .try_into()
-            .map_err(fails("open map events"))?;
-        let mut clock = Clock::new();
-        let half_open = |table: FlowTable| {
-            let name = match table {
-                FlowTable::UdpHalfOpen => "half_open_udp",
-                FlowTable::WideTcpHalfOpen => "wide_open_tcp",
-                FlowTable::WideUdpHalfOpen => "wide_open_udp",
-                _ => "half_open_tcp",
-            };
-            let map = take(name)?;
-            let data = map_data(&map)
-                .ok_or_else(|| map_error("map a flow table", &std::io::Error::other("no array")))?;
-            let chunk = Chunk::map(data, table.is_wide(), HALF_OPEN_BUCKETS)?;
-            Ok((chunk, Template::of(data)?))
-        };
-        let [words, previous] = ControlElement::tables(&control);
-        let flows = Flows::open(narrow, wide, half_open, words, previous, config)?;
-        let took_over = ControlElement::is_ready(&control);
-        let control = ControlElement::prepare(control, clock, flows.words(), &config.timeouts);
-        clock
-            .synchronise(object.clock()?)
-            .map_err(|e| map_error("read the program's clock", &*e))?;
-        let rest = rest(&config.timeouts);
-        let mut service_ids = Ids::new((MAX_SERVICES - 1) as u16, rest);
-        let mut backend_ids = Ids::new((MAX_BACKENDS - 1) as u16, rest);
-        identities.adopt(&mut service_ids, &mut backend_ids);
-        let mut sources = Sources::open(v4, v6);
-        sources.follow(&control, &config.protection)?;
-        Ok(move |object| Self {
-            object,
-            tables,
-            probes,
-            _kept: kept,
-            control,
-            took_over,
-            services,
-            vips,
-            ranges,
-            details,
-            backends,
-            tunnels,
-            loads,
-            identities,
-            rings,
-            cursors,
-            spill,
-            wide_spill,
-            sticky,
-            sticky_new,
-            devices,
-            vlans,
-            ways: Ways::open(),
-            stats,
-            reasons,
-            sources,
-            source_rates,
-            events,
-            capture: Capture::default(),
-            flows,
-            clock,
-            epoch: Instant::now(),
-            service_ids,
-            backend_ids,
-            neighbours: HashMap::new(),
-            plan: Plan::default(),
-            image: None,
-            generation: 0,
-            switched: None,
-            flow_counts: HashMap::new(),
-            swept: None,
-            rates: HashMap::new(),
-            unanswered: Watch::default(),
-        })
-    }
-
     /// Runs the program once on `frame` as if it came in on interface `ifindex`, and returns the
     /// XDP action with the frame as it left. Counters and flows move as for a real packet.
     pub fn run(&mut self, frame: &[u8], ifindex: u32) -> Result<(u32, Vec<u8>), DataPlaneError> {
@@ -519,6 +350,7 @@ impl DataPlane for Xdp {
             sync: None,
             repairs: Repairs::default(),
             trouble: self.trouble(),
+            switching: Switching::default(),
         }
     }
 

@@ -58,14 +58,16 @@ pub struct Object {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Option<Pins>,
     pub(super) links: Vec<Attached>,
-    /// Interfaces where attaching failed; that is told once.
-    pub(super) refused: Vec<String>,
+    /// Interfaces where attaching failed, and why; that is told once.
+    pub(super) refused: Vec<(String, String)>,
     /// Where the program runs on interfaces that come later.
     pub(super) hook: Hook,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
     pub(super) program: &'static str,
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
     pub(super) no_probes: Option<String>,
+    /// Indexes of interfaces that have the programs of health checks.
+    pub(super) probed: Vec<u32>,
 }
 
 impl Object {
@@ -88,6 +90,7 @@ impl Object {
                 hook: Hook::Native,
                 program,
                 no_probes,
+                probed: Vec::new(),
             }),
             (Err(error), pins) => {
                 // Maps that were pinned before the kernel refused the next one.
@@ -203,6 +206,11 @@ pub fn pin_pass(path: &Path) -> Result<(), DataPlaneError> {
     pass.load().map_err(|e| refused(&e))?;
     pass.pin(path)
         .map_err(|e| map_error("pin the pass program", &e))
+}
+
+/// Takes a pinned link off its interface, as `bpftool link detach` does (see the lab).
+pub fn detach_pinned(path: &Path) -> io::Result<()> {
+    super::syscall::LinkHandle::of_pin(path)?.detach()
 }
 
 /// The kernel's refusal to load.

@@ -238,7 +238,7 @@ fn is_whole(table: &Table) -> bool {
 }
 
 /// Puts a flow into a bucket as the program does, unless it is there. Says whether it is there now.
-fn insert(
+pub(super) fn insert(
     chunk: &Chunk,
     bucket: usize,
     key: u64,

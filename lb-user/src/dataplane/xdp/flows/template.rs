@@ -8,13 +8,19 @@
 use std::{
     io,
     mem::zeroed,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_info};
 
-use crate::dataplane::{DataPlaneError, xdp::object::map_error};
+use crate::dataplane::{
+    DataPlaneError,
+    xdp::{
+        object::map_error,
+        syscall::{bpf, opened},
+    },
+};
 
 /// Type, sizes, flags and type information of a map.
 pub struct Template {
@@ -82,27 +88,4 @@ fn btf(id: u32) -> io::Result<OwnedFd> {
     let mut attr: bpf_attr = unsafe { zeroed() };
     attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
     opened(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr)
-}
-
-/// For commands that return a new descriptor.
-fn opened(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
-    let fd = bpf(command, attr)?;
-    // SAFETY: the kernel just made it for us, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
-    // SAFETY: `attr` is as large as said, and what it points to lives until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as u32,
-            &raw mut *attr,
-            size_of::<bpf_attr>(),
-        )
-    };
-    match i32::try_from(result) {
-        Ok(value) if value >= 0 => Ok(value),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -1,0 +1,60 @@
+//! Which data plane forwards, and what takes over from it, as text for people. Pure.
+
+use clap::ValueEnum;
+use lb_user::api::proto::DataPlaneSnapshot;
+
+/// What an operator may want.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Which {
+    /// XDP where it can be, else IPVS.
+    Auto,
+    /// XDP; when it is lost, it is only attached again.
+    Xdp,
+    /// The kernel's IPVS.
+    Ipvs,
+}
+
+/// Lines of `lbctl status`; none where only one data plane is permitted and nobody ordered anything.
+pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
+    let switching = &plane.switching;
+    let mut lines = Vec::new();
+    if let Some(ordered) = &switching.ordered {
+        lines.push(format!(
+            "ordered     {ordered}, by an operator; `lbctl dataplane auto` ends that"
+        ));
+    }
+    if switching.ready {
+        lines.push(match &switching.unguarded {
+            None => "fallback    IPVS takes over when XDP is lost".to_owned(),
+            Some(why) => format!(
+                "fallback    IPVS takes over when XDP is lost, but this host resets connections meanwhile: {why}"
+            ),
+        });
+    }
+    if let Some(why) = &switching.obstacle {
+        lines.push(format!("fallback    none: {why}"));
+    }
+    if let Some(ms) = switching.retry_in_ms {
+        let refusal = match &switching.refusal {
+            None => String::new(),
+            Some(why) => format!("; the last time: {why}"),
+        };
+        lines.push(format!(
+            "fallback    XDP is tried again in {:.1} s{refusal}",
+            ms as f64 / 1_000.0
+        ));
+    }
+    if let Some(last) = &switching.last {
+        lines.push(format!(
+            "switched    to {} {} s ago, within {:.1} ms, with {} connections: {}; {} times to IPVS and {} to XDP",
+            last.to,
+            last.ago_s,
+            last.took_us as f64 / 1_000.0,
+            last.connections,
+            last.reason,
+            switching.to_ipvs,
+            switching.to_xdp
+        ));
+    }
+    lines
+}

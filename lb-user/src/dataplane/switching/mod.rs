@@ -1,0 +1,305 @@
+//! Both data planes behind one interface: the one that forwards, and the one that stands ready.
+//!
+//! XDP that is lost while it forwards gives its connections to IPVS, and gets them back when it can forward
+//! again. `pace` says when that is tried. What the daemon tells goes to both, so that the one that stands
+//! ready can begin at once; plans go to the one that forwards only.
+//!
+//! The way to IPVS: the kernel learns the connections of XDP's flow tables, services appear, XDP is taken off
+//! what is left to it, and the kernel learns the rest; only then are segments scheduled that it still does
+//! not know. Whoever owns this keeps packets from the host's own stack meanwhile, which would answer them
+//! with resets.
+//!
+//! The way back: XDP begins with empty flow tables, and passes to the kernel what neither begins a
+//! connection nor belongs to one that it knows. Then it learns the kernel's connections, and a moment later
+//! once more, for those that were on their way. Then IPVS's services go.
+
+mod change;
+mod pace;
+mod pair;
+mod show;
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use self::pace::Pace;
+pub use self::{
+    pair::Pair,
+    show::{LastSwitch, Switching},
+};
+use super::{
+    BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot,
+    TableInfo, Why, WhyQuery, silence::Silence,
+};
+use crate::model::{FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection};
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The XDP program.
+    Xdp,
+    /// The kernel's IPVS.
+    Ipvs,
+}
+
+impl Kind {
+    /// As configured and shown.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Kind::Xdp => "xdp",
+            Kind::Ipvs => "ipvs",
+        }
+    }
+}
+
+/// What an operator ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// XDP where it can be, else IPVS.
+    Auto,
+    /// This one, whatever happens.
+    Only(Kind),
+}
+
+/// Something that happened to the data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// In words.
+    pub text: String,
+    /// Whether packets are lost because of it.
+    pub is_bad: bool,
+}
+
+/// The last switch.
+#[derive(Clone, Debug)]
+struct Turn {
+    to: Kind,
+    reason: String,
+    at: Instant,
+    took: Duration,
+    connections: usize,
+}
+
+/// Both data planes.
+pub struct Planes {
+    pair: Pair,
+    /// Why there is only one.
+    alone: String,
+    order: Order,
+    /// Why this one forwards.
+    reason: String,
+    epoch: Instant,
+    pace: Pace,
+    /// XDP forwards, and connections are still coming from IPVS until then.
+    settling: Option<Instant>,
+    /// XDP forwards, and IPVS has connections of an earlier daemon.
+    inherits: bool,
+    news: VecDeque<News>,
+    /// How often XDP and IPVS took over from the other.
+    turns: [u64; 2],
+    last: Option<Turn>,
+    /// Why nothing forwards as it should.
+    trouble: Option<String>,
+    /// Why XDP could not be had the last time.
+    refusal: Option<String>,
+    /// When XDP was put back at once for the last time.
+    put_back: Option<Instant>,
+    generation: u64,
+    /// The forwarding plane's own number of that generation.
+    inner: u64,
+    plan: Plan,
+    present: Vec<(String, u32)>,
+}
+
+impl Planes {
+    /// `reason` is why that one forwards, `alone` why there is only one.
+    pub fn new(pair: Pair, reason: String, alone: String) -> Self {
+        let inherits = match &pair {
+            Pair::Both { ipvs, .. } => ipvs.took_over(),
+            Pair::Xdp(_) | Pair::Ipvs(_) => false,
+        };
+        Self {
+            pair,
+            alone,
+            order: Order::Auto,
+            reason,
+            epoch: Instant::now(),
+            pace: Pace::default(),
+            inherits,
+            settling: None,
+            news: VecDeque::new(),
+            turns: [0; 2],
+            last: None,
+            trouble: None,
+            refusal: None,
+            put_back: None,
+            generation: 0,
+            inner: 0,
+            plan: Plan::default(),
+            present: Vec::new(),
+        }
+    }
+
+    /// Which one forwards.
+    pub const fn forwarding(&self) -> Kind {
+        self.pair.forwarding()
+    }
+
+    /// Why that one does.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether IPVS takes over if XDP is lost.
+    pub fn has_fallback(&self) -> bool {
+        self.fallback().is_ok()
+    }
+
+    /// Whether an operator's order is in force.
+    pub fn is_ordered(&self) -> bool {
+        self.order != Order::Auto
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Counts generations over both planes.
+    const fn count(&mut self, inner: u64) -> u64 {
+        if self.generation == 0 || inner != self.inner {
+            self.generation += 1;
+        }
+        self.inner = inner;
+        self.generation
+    }
+}
+
+impl DataPlane for Planes {
+    fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
+        let inner = self.pair.active_mut().apply(plan)?;
+        self.plan = plan.clone();
+        if std::mem::take(&mut self.inherits) {
+            self.inherit();
+        }
+        if self.settling.is_some()
+            && let Some((_, ipvs)) = self.pair.both()
+            && let Err(error) = ipvs.apply(plan)
+        {
+            tracing::debug!(%error, "IPVS does not follow while its connections go to XDP");
+        }
+        Ok(self.count(inner))
+    }
+
+    fn took_over(&self) -> bool {
+        self.pair.active().took_over()
+    }
+
+    fn set_role(&mut self, role: u16, serving: bool) {
+        self.pair
+            .all()
+            .for_each(|plane| plane.set_role(role, serving));
+    }
+
+    fn set_neighbour(&mut self, address: IpAddr, neighbour: Option<Neighbour>) {
+        self.pair
+            .all()
+            .for_each(|plane| plane.set_neighbour(address, neighbour));
+    }
+
+    fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
+        self.pair
+            .all()
+            .for_each(|plane| plane.set_timeouts(timeouts));
+    }
+
+    fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]) {
+        self.pair
+            .all()
+            .for_each(|plane| plane.set_own_addresses(macs, vlans));
+    }
+
+    fn probe_style(&self) -> Option<ProbeStyle> {
+        self.pair.probing().probe_style()
+    }
+
+    /// XDP's classifiers lead probes to VIPs whether or not its program forwards.
+    fn set_probes(
+        &mut self,
+        paths: &[ProbePath],
+        interfaces: &[String],
+    ) -> Result<(), DataPlaneError> {
+        match self.pair.xdp() {
+            Some(xdp) => xdp.set_probes(paths, interfaces),
+            None => self.pair.active_mut().set_probes(paths, interfaces),
+        }
+    }
+
+    fn follow_interfaces(&mut self, present: &[(String, u32)]) {
+        self.present = present.to_vec();
+        if self.forwarding() == Kind::Xdp {
+            self.pair.active_mut().follow_interfaces(present);
+            self.after_following();
+        } else if let Some(xdp) = self.pair.xdp() {
+            xdp.follow_probes(present);
+        }
+    }
+
+    fn set_protection(&mut self, protection: &Protection) -> Result<(), DataPlaneError> {
+        self.pair
+            .all()
+            .try_for_each(|plane| plane.set_protection(protection))
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let shown = self.show();
+        Snapshot {
+            choice: self.reason.clone(),
+            generation: self.generation,
+            switching: shown,
+            ..self.pair.active_mut().snapshot()
+        }
+        .with_trouble(self.trouble.as_deref())
+    }
+
+    fn tables(&self) -> Vec<TableInfo> {
+        self.pair.active().tables()
+    }
+
+    fn dump(&self, table: &str) -> Option<Vec<serde_json::Value>> {
+        self.pair.active().dump(table)
+    }
+
+    fn flows(&self, query: &FlowQuery) -> Result<FlowPage, String> {
+        self.pair.active().flows(query)
+    }
+
+    fn why(&self, query: &WhyQuery) -> Result<Why, String> {
+        self.pair.active().why(query)
+    }
+
+    fn capture(&mut self, query: &CaptureQuery) -> Result<mpsc::Receiver<Vec<u8>>, String> {
+        self.pair.active_mut().capture(query)
+    }
+
+    fn sweep(&mut self) {
+        self.pair.active_mut().sweep();
+    }
+
+    fn silent(&self) -> Vec<(BackendKey, Silence)> {
+        self.pair.active().silent()
+    }
+
+    fn detach(&mut self) -> Result<(), DataPlaneError> {
+        let busy = self.settling.take().is_some() || self.forwarding() == Kind::Ipvs;
+        match self.pair.both() {
+            // One that only stood ready has nothing in the kernel.
+            Some((xdp, ipvs)) if busy => ipvs.detach().and(xdp.detach()),
+            Some((xdp, _)) => xdp.detach(),
+            None => self.pair.active_mut().detach(),
+        }
+    }
+}

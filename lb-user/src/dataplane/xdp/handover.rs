@@ -1,0 +1,258 @@
+//! Giving the connections that the flow tables know to another data plane, and taking some from one.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use lb_common::{
+    Address, BackendFlags,
+    flow::{FlowKey, FlowTable, FlowValue, ticks},
+    table::StickyKey,
+    wide::WideKey,
+};
+
+use super::{
+    Xdp,
+    flows::{Flow, Homeless},
+    generation::wait_for_all_readers,
+    map_error,
+    maps::{PodStickyKey, PodWideKey},
+};
+use crate::{
+    dataplane::{
+        DataPlaneError,
+        carried::{Carried, Phase},
+        plan::PlannedService,
+    },
+    model::{
+        Protocol, ServiceId,
+        address::{from_wire, wire},
+    },
+};
+
+impl Xdp {
+    /// Forgets links that somebody took off interfaces which are still there. Returns their names.
+    pub fn take_lost(&mut self) -> Vec<String> {
+        self.object.take_lost()
+    }
+
+    /// Interfaces where the last attempt to attach was refused, and why.
+    pub fn refused(&self) -> &[(String, String)] {
+        self.object.refused()
+    }
+
+    /// Stops forwarding. Program, maps and flows stay as they are, and no packet is in the program any
+    /// more when this returns.
+    pub fn release(&mut self) {
+        if let Err(error) = self.object.release() {
+            tracing::warn!(%error, "cannot remove the pin of an XDP link");
+        }
+        wait_for_all_readers();
+    }
+
+    /// Forwards again, on all of the present interfaces or on none.
+    pub fn attach_again(&mut self, present: &[(String, u32)]) -> Result<(), DataPlaneError> {
+        self.object.attach_again(present)
+    }
+
+    /// The classifiers of health checks run on these interfaces, whether or not the program does.
+    pub fn follow_probes(&mut self, present: &[(String, u32)]) {
+        for (interface, _) in present {
+            self.object.follow_probes(interface);
+        }
+    }
+
+    /// While this is on, packets that begin no connection and belong to no known flow are passed to the
+    /// kernel, which may know their connection.
+    pub fn set_handover(&self, on: bool) {
+        self.control
+            .set_feature(lb_common::control::Features::HANDOVER, on);
+    }
+
+    /// Every connection that the flow tables know, and every client that sticks.
+    pub fn connections(&self) -> Vec<Carried> {
+        let now = self.clock.now();
+        let mut services: HashMap<u16, Option<ServiceId>> = HashMap::new();
+        let mut service = |id: u16| {
+            let known = services.entry(id);
+            *known.or_insert_with(|| self.identities.service(id))
+        };
+        let mut flows = self.flows.list(now, |_| true);
+        flows.extend(self.all_spilled(&mut service));
+        let mut all = Vec::with_capacity(flows.len());
+        for flow in &flows {
+            let carried = service(flow.service).and_then(|id| self.carried(flow, id, now));
+            all.extend(carried);
+        }
+        if self.plan.services.iter().any(|s| s.persistence.is_some()) {
+            all.extend(self.bonds(now));
+        }
+        all
+    }
+
+    fn all_spilled(&self, mut service: impl FnMut(u16) -> Option<ServiceId>) -> Vec<Flow> {
+        let narrow = self.spill.iter().flatten().map(|(key, value)| {
+            let key = FlowKey(key);
+            (key.service(), Homeless::Narrow(key, FlowValue(value)))
+        });
+        let wide = self.wide_spill.iter().flatten();
+        let wide = wide
+            .map(|(PodWideKey(key), value)| (key.service(), Homeless::Wide(key, FlowValue(value))));
+        let now = self.clock.now();
+        narrow
+            .chain(wide)
+            .filter_map(|(id, flow)| {
+                let is_udp = service(id)?.protocol == Protocol::Udp;
+                Some(Flow::spilled(flow, is_udp))
+            })
+            .filter(|flow| !flow.value.is_free(now))
+            .collect()
+    }
+
+    fn carried(&self, flow: &Flow, service: ServiceId, now: u32) -> Option<Carried> {
+        let id = flow.value.backend();
+        let (_, target, sorry) = self.identities.backend(id)?;
+        let element = self.backends.load(usize::from(id));
+        if element.flags() & BackendFlags::ALIVE == 0 {
+            return None;
+        }
+        let phase = match flow.table {
+            table if table.is_udp() => Phase::Datagrams,
+            _ if flow.value.is_closing() => Phase::Closing,
+            table if table.is_half_open() => Phase::Opening,
+            _ => Phase::Established,
+        };
+        Some(Carried {
+            service,
+            client: SocketAddr::new(flow.client, flow.client_port),
+            vip_port: service.ports.single().unwrap_or(flow.vip_port),
+            target,
+            sorry,
+            phase,
+            left: self.left(flow.value, now),
+        })
+    }
+
+    fn bonds(&self, now: u32) -> Vec<Carried> {
+        let (old, new) = (self.sticky.iter(), self.sticky_new.iter());
+        old.chain(new)
+            .flatten()
+            .filter_map(|(PodStickyKey(key), value)| {
+                let value = FlowValue(value);
+                if value.is_free(now) {
+                    return None;
+                }
+                let service = self.identities.service(key.service as u16)?;
+                let (_, target, sorry) = self.identities.backend(value.backend())?;
+                Some(Carried {
+                    service,
+                    client: SocketAddr::new(from_wire(key.client), 0),
+                    vip_port: service.ports.single().unwrap_or(0),
+                    target,
+                    sorry,
+                    phase: Phase::Sticks,
+                    left: self.left(value, now),
+                })
+            })
+            .collect()
+    }
+
+    fn left(&self, value: FlowValue, now: u32) -> Duration {
+        Duration::from_secs(self.clock.seconds(value.expires().wrapping_sub(now)))
+    }
+
+    /// Forgets every connection: they went on elsewhere since. Only while the program runs nowhere.
+    pub fn forget_connections(&mut self) {
+        self.flows.forget_all();
+        let narrow: Vec<u64> = self.spill.keys().flatten().collect();
+        let wide: Vec<PodWideKey> = self.wide_spill.keys().flatten().collect();
+        for key in narrow {
+            let _ = self.spill.remove(&key);
+        }
+        for key in wide {
+            let _ = self.wide_spill.remove(&key);
+        }
+    }
+
+    /// Takes connections that somebody else forwarded so far. Those that the tables know already stay as
+    /// they are. Returns how many are known now.
+    pub fn take_over(&mut self, connections: &[Carried]) -> Result<usize, DataPlaneError> {
+        let mut known = 0;
+        for carried in connections {
+            let key = (carried.service, carried.target, carried.sorry);
+            let ids = self
+                .service_ids
+                .get(&carried.service)
+                .zip(self.backend_ids.get(&key));
+            // One of a service that is no more, or of a real server that is down.
+            let Some((service, backend)) = ids else {
+                continue;
+            };
+            let left = ticks(carried.seconds_left(), self.clock.tick_ns());
+            let expires = self.clock.now().wrapping_add(left);
+            let value = FlowValue::new(backend, expires, carried.phase == Phase::Closing);
+            match carried.phase {
+                Phase::Sticks => self.take_bond(carried, service, value)?,
+                _ => self.take_flow(carried, service, value)?,
+            }
+            known += 1;
+        }
+        Ok(known)
+    }
+
+    fn take_flow(
+        &mut self,
+        carried: &Carried,
+        service: u16,
+        value: FlowValue,
+    ) -> Result<(), DataPlaneError> {
+        let client: Address = wire(carried.client.ip());
+        let port_be = carried.client.port().to_be();
+        let single = carried.service.ports.single().is_some();
+        let flow = match client.as_v4() {
+            Some(client_be) if single => {
+                Homeless::Narrow(FlowKey::new(client_be, port_be, service), value)
+            }
+            _ => {
+                let key = WideKey::new(client, port_be, carried.vip_port.to_be(), service);
+                Homeless::Wide(key, value)
+            }
+        };
+        let table = match (carried.phase, flow) {
+            (Phase::Datagrams, Homeless::Narrow(..)) => FlowTable::Udp,
+            (Phase::Datagrams, Homeless::Wide(..)) => FlowTable::WideUdp,
+            (Phase::Opening, Homeless::Narrow(..)) => FlowTable::TcpHalfOpen,
+            (Phase::Opening, Homeless::Wide(..)) => FlowTable::WideTcpHalfOpen,
+            (_, Homeless::Narrow(..)) => FlowTable::Tcp,
+            (_, Homeless::Wide(..)) => FlowTable::WideTcp,
+        };
+        if self.flows.put(table, flow, &self.control, self.clock.now()) {
+            return Ok(());
+        }
+        // As the program does with one that finds no room.
+        match flow {
+            Homeless::Narrow(key, value) => self.spill.insert(key.0, value.0, 0),
+            Homeless::Wide(key, value) => self.wide_spill.insert(PodWideKey(key), value.0, 0),
+        }
+        .map_err(|e| map_error("take over a connection", &e))
+    }
+
+    fn take_bond(
+        &mut self,
+        carried: &Carried,
+        service: u16,
+        value: FlowValue,
+    ) -> Result<(), DataPlaneError> {
+        let of = |planned: &&PlannedService| planned.id == carried.service;
+        let persistence = self.plan.services.iter().find(of);
+        let Some(persistence) = persistence.and_then(|planned| planned.persistence) else {
+            return Ok(());
+        };
+        let bits = super::image::sticky_bits(carried.service, persistence);
+        let key = StickyKey {
+            client: wire(carried.client.ip()).network(bits as u8),
+            service: u64::from(service),
+        };
+        self.sticky
+            .insert(PodStickyKey(key), value.0, 0)
+            .map_err(|e| map_error("take over a client that sticks", &e))
+    }
+}
