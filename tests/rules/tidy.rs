@@ -216,8 +216,8 @@ fn only_the_xdp_data_plane_and_its_benchmarks_know_aya() {
 #[test]
 fn only_what_is_shown_has_a_wall_clock() {
     let showing = [
-        "lb-user/src/daemon/",        // Since when something is so, in status and log.
-        "lb-user/src/vrrp/driver.rs", // And the stamps of HMAC.
+        "lb-user/src/daemon/", // Since when something is so, in status and log.
+        "lb-user/src/vrrp/driver/thread.rs", // And the stamps of HMAC.
         "lb-user/src/vrrp/round.rs",
         "lb-user/src/vrrp/runner.rs",
         "lb-user/src/dataplane/ipvs/mod.rs", // When it was repaired last.
@@ -245,6 +245,25 @@ fn only_what_is_shown_has_a_wall_clock() {
             !code(&text).contains("CLOCK_REALTIME"),
             "{name} uses the wall clock"
         );
+    }
+}
+
+/// Joining a group and closing a socket wait for locks of the kernel; the thread that sends adverts must not.
+#[test]
+fn the_advert_thread_opens_and_closes_nothing() {
+    for (name, text) in files("lb-user/src/vrrp/driver", ".rs") {
+        for word in [
+            "VrrpSocket::open",
+            "open_frames",
+            ".join(",
+            ".leave(",
+            "Socket::new",
+        ] {
+            assert!(
+                !code(&text).contains(word),
+                "{name} must leave `{word}` to `vrrp::ports`"
+            );
+        }
     }
 }
 

@@ -62,6 +62,8 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         "--test",
         "cases",
         "--test",
+        "allocations",
+        "--test",
         "soak",
     ];
     let missing = setup::missing_programs();

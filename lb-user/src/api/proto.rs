@@ -265,7 +265,7 @@ pub struct InstanceStatus {
 /// Something that an instance heard and should not have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Disagreement {
-    /// Reason of a rejected advert, `other_addresses` or `second_master`.
+    /// Reason of a rejected advert, `other_addresses`, `second_master`, `other_interval` or `other_checksum`.
     pub what: String,
     /// The same as the end of a sentence that begins with the peer.
     pub advice: String,

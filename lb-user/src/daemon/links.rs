@@ -122,7 +122,7 @@ impl Daemon {
         if let Some(vrrp) = &self.vrrp {
             let taken = self.virtual_addresses();
             for instance in &self.config.instances {
-                vrrp.link(instance.router(), self.link_of(instance, &taken));
+                vrrp.link(instance, self.link_of(instance, &taken));
             }
         }
         self.follow_watches();

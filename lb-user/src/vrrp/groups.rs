@@ -2,6 +2,8 @@
 //! whose master is silent only wants to be master until all of its group do; so a single broken network
 //! does not make the group change sides for ever.
 
+use std::collections::BTreeMap;
+
 use super::{
     fsm::Event,
     round::{Outside, feed},
@@ -9,51 +11,61 @@ use super::{
 };
 use crate::model::VrrpState;
 
+/// Which instances belong together, by their places in the thread's list. Found once for a configuration: every
+/// packet ends in a look at all groups.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    members: Vec<Vec<usize>>,
+}
+
+impl Groups {
+    pub(super) fn of(runners: &[Runner]) -> Self {
+        let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, runner) in runners.iter().enumerate() {
+            if let Some(group) = &runner.instance.sync_group {
+                groups.entry(group).or_default().push(index);
+            }
+        }
+        Self {
+            members: groups.into_values().collect(),
+        }
+    }
+}
+
 /// Makes the instances of each sync group follow the one that changed last. One that is broken
 /// makes all of them fail, and they recover together.
-pub(super) fn settle_all(outside: &impl Outside, runners: &mut [Runner]) {
-    for first in 0..runners.len() {
-        if is_first_of_group(runners, first) {
-            settle(outside, runners, first);
-        }
+pub(super) fn settle_all(outside: &impl Outside, runners: &mut [Runner], groups: &Groups) {
+    for group in &groups.members {
+        settle(outside, runners, group);
     }
     for runner in runners {
         runner.announced = false;
     }
 }
 
-fn settle(outside: &impl Outside, runners: &mut [Runner], first: usize) {
-    while let Some((index, state)) = next_to_follow(runners, first) {
+fn settle(outside: &impl Outside, runners: &mut [Runner], group: &[usize]) {
+    while let Some((index, state)) = next_to_follow(runners, group) {
         feed(outside, &mut runners[index], Event::Follow(state));
     }
-    while let Some(index) = next_to_announce(runners, first) {
+    while let Some(index) = next_to_announce(runners, group) {
         runners[index].announced = true;
         runners[index].to_announce = true;
     }
 }
 
-/// Whether an instance is the first of its group.
-fn is_first_of_group(runners: &[Runner], index: usize) -> bool {
-    let group = &runners[index].instance.sync_group;
-    group.is_some()
-        && runners[..index]
-            .iter()
-            .all(|other| other.instance.sync_group != *group)
-}
-
-/// The members of the group that begins at `first`, with their indexes.
-fn members(runners: &[Runner], first: usize) -> impl Iterator<Item = (usize, &Runner)> + Clone {
-    let group = &runners[first].instance.sync_group;
-    runners
-        .iter()
-        .enumerate()
-        .filter(move |(_, runner)| runner.instance.sync_group == *group)
+/// The members of a group, with their indexes.
+fn members<'r>(
+    runners: &'r [Runner],
+    group: &'r [usize],
+) -> impl Iterator<Item = (usize, &'r Runner)> + Clone {
+    let place = |index: &usize| Some((*index, runners.get(*index)?));
+    group.iter().filter_map(place)
 }
 
 /// A member that is not where its group is, and where that is. Ends after as many steps as there are
 /// members.
-fn next_to_follow(runners: &[Runner], first: usize) -> Option<(usize, VrrpState)> {
-    let all = members(runners, first);
+fn next_to_follow(runners: &[Runner], group: &[usize]) -> Option<(usize, VrrpState)> {
+    let all = members(runners, group);
     let state = |runner: &Runner| runner.machine.state();
     let takes_part =
         |runner: &Runner| matches!(state(runner), VrrpState::Backup | VrrpState::Master);
@@ -80,8 +92,8 @@ fn next_to_follow(runners: &[Runner], first: usize) -> Option<(usize, VrrpState)
 }
 
 /// A master whose addresses must be announced because those of another member were.
-fn next_to_announce(runners: &[Runner], first: usize) -> Option<usize> {
-    let all = members(runners, first);
+fn next_to_announce(runners: &[Runner], group: &[usize]) -> Option<usize> {
+    let all = members(runners, group);
     if !all.clone().any(|(_, runner)| runner.announced) {
         return None;
     }

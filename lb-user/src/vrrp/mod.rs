@@ -6,6 +6,7 @@
 //! from sockets is in `round` and `groups`: the simulation runs the same code on a virtual clock. Knows nothing of
 //! addresses on interfaces, of the data plane or of scripts: the daemon acts on its reports.
 
+mod control;
 pub mod driver;
 mod frame;
 pub mod fsm;
@@ -13,6 +14,7 @@ mod groups;
 pub mod oddities;
 mod pace;
 pub mod packet;
+mod ports;
 mod realtime;
 pub mod replay;
 mod round;

@@ -13,6 +13,10 @@ pub enum Oddity {
     OtherAddresses,
     /// Adverts of another master, again and again, while this one is master.
     SecondMaster,
+    /// Adverts of version 3 at another interval than is configured here. It is followed.
+    OtherInterval,
+    /// A checksum of version 3 over IPv4 that is right in another form than is configured here.
+    OtherChecksum,
 }
 
 impl Oddity {
@@ -20,7 +24,10 @@ impl Oddity {
     /// the packet, so it is counted at every one.
     pub fn is_of_interface(self) -> bool {
         match self {
-            Oddity::OtherAddresses | Oddity::SecondMaster => false,
+            Oddity::OtherAddresses
+            | Oddity::SecondMaster
+            | Oddity::OtherInterval
+            | Oddity::OtherChecksum => false,
             Oddity::Rejected(rejection) => match rejection {
                 Rejection::Truncated
                 | Rejection::Oversized
@@ -55,6 +62,12 @@ impl Oddity {
             }
             Oddity::SecondMaster => {
                 "goes on as master too: it does not hear this one, or does not believe it"
+            }
+            Oddity::OtherInterval => {
+                "has another advert_interval: backups wait for as long as the master's says; make them equal"
+            }
+            Oddity::OtherChecksum => {
+                "computes checksums in another form than `checksum` here; it may not believe this one's"
             }
             Oddity::Rejected(rejection) => match rejection {
                 Rejection::Truncated | Rejection::Oversized | Rejection::NoAddress => {
@@ -94,6 +107,8 @@ impl fmt::Display for Oddity {
             Oddity::Rejected(rejection) => rejection.fmt(f),
             Oddity::OtherAddresses => f.write_str("other_addresses"),
             Oddity::SecondMaster => f.write_str("second_master"),
+            Oddity::OtherInterval => f.write_str("other_interval"),
+            Oddity::OtherChecksum => f.write_str("other_checksum"),
         }
     }
 }
@@ -117,11 +132,14 @@ impl Oddities {
         *self.counts.entry(key).or_default() += 1;
     }
 
-    /// All counts.
-    pub fn all(&self) -> Vec<(Oddity, Option<IpAddr>, u64)> {
-        self.counts
-            .iter()
-            .map(|((oddity, sender), count)| (*oddity, *sender, *count))
+    /// All counts, together with those of others.
+    pub fn and(&self, others: Option<&Self>) -> Vec<(Oddity, Option<IpAddr>, u64)> {
+        let mut all = self.counts.clone();
+        for (key, count) in others.iter().flat_map(|others| &others.counts) {
+            *all.entry(*key).or_default() += count;
+        }
+        let list = all.into_iter();
+        list.map(|((oddity, sender), count)| (oddity, sender, count))
             .collect()
     }
 }
@@ -138,7 +156,7 @@ mod tests {
             oddities.count(oddity, Some(IpAddr::V4(sender.into())));
         }
         oddities.count(Oddity::SecondMaster, Some(IpAddr::V4(1.into())));
-        let all = oddities.all();
+        let all = oddities.and(None);
         assert_eq!(all.len(), PLACES + 2);
         assert_eq!(all.iter().map(|(.., count)| count).sum::<u64>(), 1_001);
         let rest = all

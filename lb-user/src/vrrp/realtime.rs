@@ -59,6 +59,12 @@ impl Waiter {
         )?)
     }
 
+    /// Waits for `descriptor` no more: closing is not enough where another has it open too.
+    pub fn remove(&self, descriptor: impl AsFd) {
+        // One that is not among them is no loss.
+        let _ = epoll::delete(&self.epoll, descriptor);
+    }
+
     /// Until something can be read, or for `limit`. EINTR and the like only make it come early.
     pub fn wait(&self, limit: Option<Duration>) {
         let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());

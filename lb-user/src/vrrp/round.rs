@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::{
     driver::Report,
     fsm::{Effect, Event, Instant, Reason},
-    groups,
+    groups::{self, Groups},
     runner::Runner,
 };
 use crate::model::VrrpState;
@@ -78,11 +78,11 @@ pub(super) fn wake(outside: &impl Outside, runners: &mut [Runner], late: Duratio
 }
 
 /// Ends a round: timers, then sync groups.
-pub(super) fn finish(outside: &impl Outside, runners: &mut [Runner]) {
+pub(super) fn finish(outside: &impl Outside, runners: &mut [Runner], groups: &Groups) {
     for runner in runners.iter_mut() {
         expire(outside, runner);
     }
-    groups::settle_all(outside, runners);
+    groups::settle_all(outside, runners, groups);
     for runner in runners {
         tell_to_announce(outside, runner);
     }

@@ -86,8 +86,6 @@ pub(super) struct Runner {
     pub(super) received: u64,
     pub(super) send_errors: u64,
     pub(super) addresses_differ: bool,
-    /// Whether the last attempt to open the socket failed.
-    pub(super) deaf: bool,
     pub(super) oddities: Oddities,
     pub(super) entered: [u64; 4],
     /// The last one who was master too, and when that was heard.
@@ -137,7 +135,6 @@ impl Runner {
             received: 0,
             send_errors: 0,
             addresses_differ: false,
-            deaf: false,
             oddities: Oddities::default(),
             entered: [0; 4],
             rival: None,
@@ -155,8 +152,8 @@ impl Runner {
         }
     }
 
-    /// Present state, at `now` of the machine's clock.
-    pub(super) fn snapshot(&self, now: Duration) -> Snapshot {
+    /// Present state, at `now` of the machine's clock; `strays` are of its socket.
+    pub(super) fn snapshot(&self, now: Duration, strays: Option<&Oddities>) -> Snapshot {
         Snapshot {
             name: self.instance.name.clone(),
             state: self.machine.state(),
@@ -179,7 +176,7 @@ impl Runner {
             received: self.received,
             send_errors: self.send_errors,
             entered: self.entered,
-            oddities: self.oddities.all(),
+            oddities: self.oddities.and(strays),
         }
     }
 

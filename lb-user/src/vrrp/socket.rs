@@ -2,18 +2,17 @@
 //! and out; over IPv6 the kernel keeps the header, and tells of it beside the message.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSliceMut},
     net::{IpAddr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::OnceLock,
 };
 
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg, setsockopt,
-    sockopt,
-};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
 use super::{
+    control,
     frame::FrameSocket,
     packet::{self, Received, Rejection},
 };
@@ -67,9 +66,8 @@ pub struct VrrpSocket {
     socket: Socket,
     kind: Kind,
     ifindex: u32,
-    groups: Vec<IpAddr>,
     /// For adverts from a virtual MAC address.
-    frames: Option<FrameSocket>,
+    frames: OnceLock<FrameSocket>,
 }
 
 impl VrrpSocket {
@@ -105,15 +103,15 @@ impl VrrpSocket {
             socket,
             kind,
             ifindex,
-            groups: Vec::new(),
-            frames: None,
+            frames: OnceLock::new(),
         })
     }
 
     /// Makes it able to send from virtual MAC addresses. Needs CAP_NET_RAW.
-    pub fn open_frames(&mut self) -> io::Result<()> {
-        if self.frames.is_none() {
-            self.frames = Some(FrameSocket::open(self.ifindex)?);
+    pub fn open_frames(&self) -> io::Result<()> {
+        if self.frames.get().is_none() {
+            // Nobody else opens one at the same time.
+            let _ = self.frames.set(FrameSocket::open(self.ifindex)?);
         }
         Ok(())
     }
@@ -126,44 +124,32 @@ impl VrrpSocket {
         source: IpAddr,
         group: IpAddr,
     ) -> io::Result<()> {
-        match &self.frames {
+        match self.frames.get() {
             Some(frames) => frames.send(mac, packet, source, group),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    /// Joins a group unless it is joined already.
-    pub fn join(&mut self, group: IpAddr) -> io::Result<()> {
-        if self.groups.contains(&group) {
-            return Ok(());
-        }
+    /// Joins a group. Waits for the kernel's network lock.
+    pub fn join(&self, group: IpAddr) -> io::Result<()> {
         match group {
             IpAddr::V4(v4) => {
                 let interface = InterfaceIndexOrAddress::Index(self.ifindex);
-                self.socket.join_multicast_v4_n(&v4, &interface)?;
+                self.socket.join_multicast_v4_n(&v4, &interface)
             }
-            IpAddr::V6(v6) => self.socket.join_multicast_v6(&v6, self.ifindex)?,
+            IpAddr::V6(v6) => self.socket.join_multicast_v6(&v6, self.ifindex),
         }
-        self.groups.push(group);
-        Ok(())
     }
 
-    /// Leaves the groups that nobody needs any more.
-    pub fn leave_unless(&mut self, needed: impl Fn(IpAddr) -> bool) {
-        let (socket, ifindex) = (&self.socket, self.ifindex);
-        self.groups.retain(|group| {
-            if needed(*group) {
-                return true;
+    /// Leaves a group. An interface that is gone has left it already.
+    pub fn leave(&self, group: IpAddr) {
+        let _ = match group {
+            IpAddr::V4(v4) => {
+                let interface = InterfaceIndexOrAddress::Index(self.ifindex);
+                self.socket.leave_multicast_v4_n(&v4, &interface)
             }
-            // An interface that is gone has left them already.
-            let _ = match group {
-                IpAddr::V4(v4) => {
-                    socket.leave_multicast_v4_n(v4, &InterfaceIndexOrAddress::Index(ifindex))
-                }
-                IpAddr::V6(v6) => socket.leave_multicast_v6(v6, ifindex),
-            };
-            false
-        });
+            IpAddr::V6(v6) => self.socket.leave_multicast_v6(&v6, self.ifindex),
+        };
     }
 
     /// Interface index the socket was opened for.
@@ -181,7 +167,8 @@ impl VrrpSocket {
     ) -> io::Result<()> {
         match (source, destination) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                self.send_v6(packet, source, destination, hop_limit)
+                let to = SocketAddrV6::new(destination, 0, 0, self.ifindex);
+                control::send(self.socket.as_fd(), packet, source, to, hop_limit)
             }
             (_, IpAddr::V4(destination)) => self
                 .socket
@@ -189,34 +176,6 @@ impl VrrpSocket {
                 .map(|_| ()),
             (IpAddr::V4(_), IpAddr::V6(_)) => Err(io::ErrorKind::InvalidInput.into()),
         }
-    }
-
-    fn send_v6(
-        &self,
-        message: &[u8],
-        source: Ipv6Addr,
-        to: Ipv6Addr,
-        hop_limit: u8,
-    ) -> io::Result<()> {
-        let hop_limit = i32::from(hop_limit);
-        let info = libc::in6_pktinfo {
-            ipi6_addr: libc::in6_addr {
-                s6_addr: source.octets(),
-            },
-            ipi6_ifindex: self.ifindex,
-        };
-        let to = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, self.ifindex));
-        sendmsg(
-            self.socket.as_raw_fd(),
-            &[IoSlice::new(message)],
-            &[
-                ControlMessage::Ipv6PacketInfo(&info),
-                ControlMessage::Ipv6HopLimit(&hop_limit),
-            ],
-            MsgFlags::empty(),
-            Some(&to),
-        )?;
-        Ok(())
     }
 
     /// The next packet, or `None` when there is none.

@@ -13,6 +13,7 @@ use crate::{
     vrrp::{
         driver::{Link, Report, Setup},
         fsm::{Event, Instant},
+        groups::Groups,
         pace::Pace,
         packet::decode,
         round::{self, Outside},
@@ -204,7 +205,8 @@ impl Router {
         while let Some((segment, packet)) = self.inbox.pop_front() {
             self.hear(segment, &packet);
         }
-        round::finish(&self.outbox, &mut self.runners);
+        let groups = Groups::of(&self.runners);
+        round::finish(&self.outbox, &mut self.runners, &groups);
         let machines = self.runners.iter().map(|runner| &runner.machine);
         self.wake = self.pace.plan(now, machines).map(|limit| now + limit);
     }
