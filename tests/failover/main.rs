@@ -1,6 +1,7 @@
 //! `cargo xtask bench failover`: how long a client is without its address, for lbd and for
 //! keepalived in turn, in the same namespaces.
 
+mod aims;
 mod pair;
 mod probe;
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::{
+    aims::Row,
     pair::{Daemon, Pair, Timers},
     probe::Probe,
 };
@@ -58,25 +60,47 @@ fn main() -> Result<()> {
                 .with_context(|| format!("{} with {}", daemon.name(), timers.name()))?;
             for (event, mut outages) in EVENTS.into_iter().zip(measured) {
                 outages.sort_by(f64::total_cmp);
+                let row = Row {
+                    daemon,
+                    timers,
+                    event,
+                    outages,
+                };
                 println!(
                     "{:<11} {:<9} {event:<11} {:>7.1} {:>7.1} {:>7.1}",
                     daemon.name(),
                     timers.name(),
-                    outages[0],
-                    outages[outages.len() / 2],
-                    outages[outages.len() - 1]
+                    row.outages[0],
+                    row.median(),
+                    row.longest()
                 );
-                rows.push(serde_json::json!({
-                    "daemon": daemon.name(),
-                    "timers": timers.name(),
-                    "event": event,
-                    "outage_ms": outages,
-                }));
+                rows.push(row);
             }
         }
     }
+    let aims = aims::judge(&rows);
+    println!("\n{:<66} {:>8} {:>8}   ms", "aim", "at most", "seen");
+    for aim in &aims {
+        let word = if aim.met { "met" } else { "MISSED" };
+        println!(
+            "{:<66} {:>8.1} {:>8.1}   {word}",
+            aim.aim, aim.at_most_ms, aim.seen_ms
+        );
+    }
     if let Some(file) = arguments.json {
-        let text = serde_json::to_string_pretty(&serde_json::json!({ "events": rows }))?;
+        let events: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                serde_json::json!({
+                    "daemon": row.daemon.name(),
+                    "timers": row.timers.name(),
+                    "event": row.event,
+                    "outage_ms": row.outages,
+                })
+            })
+            .collect();
+        let all = serde_json::json!({ "events": events, "aims": aims });
+        let text = serde_json::to_string_pretty(&all)?;
         std::fs::write(&file, text + "\n").with_context(|| file.display().to_string())?;
     }
     Ok(())
