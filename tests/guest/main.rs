@@ -8,6 +8,7 @@
 
 #[path = "../cases/certificates.rs"]
 mod certificates;
+mod clock;
 mod cluster;
 mod hashing;
 mod ipvs;
