@@ -1,8 +1,16 @@
 //! Routers that nobody here wrote: keepalived and FRR.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{Lab, Node, Process, network::INTERFACE, wait};
 
@@ -57,9 +65,51 @@ fn start_keepalived(
     fs::write(path("conf"), config)?;
     let (conf, pid, vrrp_pid) = (path("conf"), path("pid"), path("vrrp.pid"));
     let common = ["-n", "-l", "-D", "-f", &conf, "-p", &pid, "-r", &vrrp_pid];
-    let program = "/usr/sbin/keepalived".as_ref();
-    let arguments = [&common[..], options].concat();
-    Process::start(lab, node, "keepalived", program, &arguments)
+    let mut command = node.command("/usr/sbin/keepalived");
+    // Where it writes its counters; others do so elsewhere.
+    let files = counters_of(lab.directory(), node);
+    fs::create_dir_all(&files)?;
+    command.env("TMPDIR", files).args(common).args(options);
+    Process::start_command(lab, node, "keepalived", &mut command)
+}
+
+fn counters_of(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}-keepalived", node.name))
+}
+
+/// The process of keepalived on a host that speaks VRRP.
+pub fn keepalived_child(directory: &Path, node: &Node) -> Result<Pid> {
+    let file = directory.join(format!("{}-keepalived.vrrp.pid", node.name));
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    Ok(Pid::from_raw(text.trim().parse()?))
+}
+
+/// What a keepalived has counted since it started, of all instances, with the title of each counter's group.
+pub fn keepalived_counters(directory: &Path, node: &Node) -> Result<Vec<(String, u64)>> {
+    let file = counters_of(directory, node).join("keepalived.stats");
+    let _ = fs::remove_file(&file);
+    kill(keepalived_child(directory, node)?, Signal::SIGUSR2)?;
+    let text = wait::until("keepalived's counters", Duration::from_secs(5), || {
+        let text = fs::read_to_string(&file)?;
+        // It ends with those of priority zero.
+        let tail = text.rsplit_once("Priority Zero:").map(|(_, tail)| tail);
+        let is_whole = tail.is_some_and(|tail| tail.contains("Sent:") && tail.ends_with('\n'));
+        Ok(is_whole.then_some(text))
+    })?;
+    let mut counters = Vec::new();
+    let mut group = "";
+    for line in text.lines() {
+        match line.trim().split_once(':') {
+            Some((title, "")) => group = title,
+            Some((name, count)) => {
+                if let Ok(count) = count.trim().parse() {
+                    counters.push((format!("{group}: {name}"), count));
+                }
+            }
+            None => {}
+        }
+    }
+    Ok(counters)
 }
 
 /// FRR's zebra and vrrpd.
@@ -130,6 +180,23 @@ impl Frr {
     /// Ends vrrpd, which says so.
     pub fn stop(&mut self) -> Result<()> {
         self.vrrpd.take().context("not running")?.stop().map(|_| ())
+    }
+
+    /// Kills vrrpd outright.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut vrrpd = self.vrrpd.take().context("not running")?;
+        vrrpd.signal(Signal::SIGKILL)?;
+        vrrpd.wait(Duration::from_secs(5)).map(|_| ())
+    }
+
+    /// Everything that vrrpd has logged.
+    pub fn log(&self) -> String {
+        self.vrrpd.as_ref().map_or_else(String::new, Process::log)
+    }
+
+    /// Lines in which it finds fault with adverts.
+    pub fn complaints(&self) -> Vec<String> {
+        complaints(&self.log())
     }
 
     /// Starts vrrpd again.
