@@ -17,6 +17,7 @@ mod on_vip;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
+mod reloads;
 mod switching;
 mod traffic;
 #[path = "../cases/on_vip/grid.rs"]
