@@ -20,10 +20,12 @@ use lb_user::{
         xdp::Xdp,
     },
     model::{
-        DataplaneConfig, FlowTimeouts, Hop, Neighbour, Protection, Protocol, Scheduler, ServiceId,
-        Target,
+        DataplaneConfig, FlowTimeouts, Hop, IpPrefix, Neighbour, Protection, Protocol, Scheduler,
+        ServiceId, SourceRule, Target,
     },
 };
+
+use crate::cases::{CASES, Case, FLOORS, Packet, Program};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
 const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
@@ -35,196 +37,6 @@ const VLAN: u16 = 100;
 const HAMMERED_FLOWS: u32 = 1 << 19;
 /// Instructions that the verifier may walk for the product; the kernel's limit is a million.
 pub const VERIFIED_BUDGET: u32 = 600_000;
-const EVERY_PACKET: u32 = u32::MAX;
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Program {
-    FloorTx,
-    FloorSwap,
-    Textbook,
-    Product,
-    /// The product with tables for a million flows.
-    ProductLarge,
-    /// The product with real servers in a VLAN.
-    ProductVlan,
-}
-
-/// One line of the result.
-pub struct Case {
-    /// As in the JSON file.
-    pub name: &'static str,
-    /// The textbook case of the ratio.
-    pub against: &'static str,
-    program: Program,
-    flow_mask: u32,
-    packet: Packet,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packet {
-    Data,
-    Syn,
-    NotAVip,
-    Ipv6,
-    Tagged,
-}
-
-impl Packet {
-    /// The program that prepares such packets.
-    const fn wrapper(self) -> &'static str {
-        match self {
-            Packet::Data | Packet::Syn | Packet::NotAVip => "wrapper",
-            Packet::Ipv6 => "wrapper_ipv6",
-            Packet::Tagged => "wrapper_vlan",
-        }
-    }
-}
-
-const fn case(
-    name: &'static str,
-    against: &'static str,
-    program: Program,
-    flows: u32,
-    packet: Packet,
-) -> Case {
-    let flow_mask = if flows == EVERY_PACKET {
-        u32::MAX
-    } else {
-        flows - 1
-    };
-    Case {
-        name,
-        against,
-        program,
-        flow_mask,
-        packet,
-    }
-}
-
-/// The wrappers' own costs: subtracted from the others.
-pub const FLOORS: [Case; 3] = [
-    case("floor-tx", "floor-tx", Program::FloorTx, 1, Packet::Data),
-    case(
-        "floor-tx-ipv6",
-        "floor-tx",
-        Program::FloorTx,
-        1,
-        Packet::Ipv6,
-    ),
-    case(
-        "floor-tx-vlan",
-        "floor-tx",
-        Program::FloorTx,
-        1,
-        Packet::Tagged,
-    ),
-];
-
-/// Everything measured.
-pub const CASES: [Case; 14] = [
-    case("floor-tx", "textbook-1", Program::FloorTx, 1, Packet::Data),
-    case(
-        "floor-parse-swap",
-        "textbook-1",
-        Program::FloorSwap,
-        1,
-        Packet::Data,
-    ),
-    case(
-        "textbook-1",
-        "textbook-1",
-        Program::Textbook,
-        1,
-        Packet::Data,
-    ),
-    case(
-        "textbook-128k",
-        "textbook-128k",
-        Program::Textbook,
-        1 << 17,
-        Packet::Data,
-    ),
-    case(
-        "textbook-new",
-        "textbook-new",
-        Program::Textbook,
-        EVERY_PACKET,
-        Packet::Syn,
-    ),
-    case(
-        "established-1",
-        "textbook-1",
-        Program::Product,
-        1,
-        Packet::Data,
-    ),
-    case(
-        "established-1k",
-        "textbook-1",
-        Program::Product,
-        1 << 10,
-        Packet::Data,
-    ),
-    case(
-        "established-128k",
-        "textbook-128k",
-        Program::Product,
-        1 << 17,
-        Packet::Data,
-    ),
-    case(
-        "established-1m",
-        "textbook-128k",
-        Program::ProductLarge,
-        1 << 20,
-        Packet::Data,
-    ),
-    case(
-        "new-flows",
-        "textbook-new",
-        Program::Product,
-        EVERY_PACKET,
-        Packet::Data,
-    ),
-    case(
-        "syn-flood",
-        "textbook-new",
-        Program::Product,
-        EVERY_PACKET,
-        Packet::Syn,
-    ),
-    case(
-        "not-a-vip",
-        "textbook-1",
-        Program::Product,
-        1,
-        Packet::NotAVip,
-    ),
-    case(
-        "ipv6-established",
-        "textbook-1",
-        Program::Product,
-        1,
-        Packet::Ipv6,
-    ),
-    case(
-        "vlan-established",
-        "textbook-1",
-        Program::ProductVlan,
-        1,
-        Packet::Tagged,
-    ),
-];
-
-impl Case {
-    /// Which of [`FLOORS`] is this case's.
-    pub fn floor(&self) -> usize {
-        let same = |floor: &Case| floor.packet.wrapper() == self.packet.wrapper();
-        FLOORS.iter().position(same).unwrap_or_default()
-    }
-}
-
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct PodTraffic(Traffic);
@@ -238,6 +50,7 @@ pub struct Harness {
     product: Xdp,
     large: Xdp,
     tagged: Xdp,
+    listed: Xdp,
     /// Keeps the tail-call table, and with it its entries, alive.
     _targets: ProgramArray<aya::maps::MapData>,
     /// Every packet of a new flow must be new in every round.
@@ -267,6 +80,8 @@ impl Harness {
         targets.set(Program::Product as u32, product.program()?.fd()?, 0)?;
         targets.set(Program::ProductLarge as u32, large.program()?.fd()?, 0)?;
         targets.set(Program::ProductVlan as u32, tagged.program()?.fd()?, 0)?;
+        let mut listed = listed()?;
+        targets.set(Program::ProductListed as u32, listed.program()?.fd()?, 0)?;
         prepare_textbook(&mut ebpf)?;
         let traffic = ebpf.take_map("traffic").context("traffic")?.try_into()?;
         Ok(Self {
@@ -275,6 +90,7 @@ impl Harness {
             product,
             large,
             tagged,
+            listed,
             _targets: targets,
             next: 0,
         })
@@ -411,6 +227,7 @@ impl Harness {
         self.product.sweep();
         self.large.sweep();
         self.tagged.sweep();
+        self.listed.sweep();
         Ok(duration.as_nanos() as f64)
     }
 
@@ -540,6 +357,48 @@ fn server(vip: IpAddr, last: u8) -> IpAddr {
 
 fn product_of_a_million() -> Result<Xdp> {
     product(1 << 21, 0)
+}
+
+/// With a million random /24 of IPv4 and /64 of IPv6, none of which holds the client.
+fn listed() -> Result<Xdp> {
+    let mut xdp = product(lb_common::limits::DEFAULT_FLOW_SLOTS, 0)?;
+    let mut state = 0_u64;
+    let mut random = || {
+        // Steele and others, "Fast splittable pseudorandom number generators" (splitmix64).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as u32
+    };
+    let mut prefixes = std::collections::BTreeSet::new();
+    while prefixes.len() < 1_000_000 {
+        let v4 = random() & 0xffff_ff00;
+        // The clients' own networks.
+        if v4 >> 20 != 0xac1 {
+            prefixes.insert(IpPrefix {
+                address: Ipv4Addr::from(v4).into(),
+                length: 24,
+            });
+        }
+    }
+    while prefixes.len() < 2_000_000 {
+        let v6 = 0x2001_0db8 << 96 | u128::from(random()) << 64;
+        if (v6 >> 64) as u32 != 0x0009_0009 {
+            prefixes.insert(IpPrefix {
+                address: Ipv6Addr::from(v6).into(),
+                length: 64,
+            });
+        }
+    }
+    let sources = prefixes
+        .into_iter()
+        .map(|prefix| (prefix, SourceRule::Block));
+    xdp.set_protection(&Protection {
+        sources: sources.collect(),
+        ..Protection::default()
+    })?;
+    Ok(xdp)
 }
 
 fn prepare_textbook(ebpf: &mut Ebpf) -> Result<()> {

@@ -4,6 +4,7 @@
 //! Every round runs every case once, so that whatever the machine does in the meantime meets all of
 //! them; the wrapper's own cost is subtracted within the round. Reported are minimum and median.
 
+mod cases;
 mod harness;
 
 use std::{fs, path::PathBuf};
@@ -12,7 +13,10 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
-use crate::harness::{CASES, Case, FLOORS, Harness};
+use crate::{
+    cases::{CASES, Case, FLOORS},
+    harness::Harness,
+};
 
 /// Measures the cost per packet of the XDP program.
 #[derive(Parser)]
