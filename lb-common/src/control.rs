@@ -168,6 +168,39 @@ pub const fn vlan_key(ifindex: u32, outer: u16, inner: u16) -> u64 {
     (ifindex as u64) << 32 | (first as u64) << 16 | second as u64
 }
 
+/// The VLANs of one tag that this host is in at an interface: the common case of the map by [`vlan_key`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanSet {
+    /// Index of the interface; 0 where the slot is nobody's. Of two that share a slot, one has it.
+    pub ifindex: u64,
+    /// A bit for each id.
+    pub bits: [u64; 64],
+}
+
+impl VlanSet {
+    /// A slot that is nobody's.
+    pub const NONE: Self = Self {
+        ifindex: 0,
+        bits: [0; 64],
+    };
+
+    /// Whether an id is in the set.
+    #[inline(always)]
+    pub const fn has(&self, id: u16) -> bool {
+        self.bits[(id >> 6) as usize & 63] >> (id & 63) & 1 != 0
+    }
+
+    /// Adds an id below 4096, or all with [`EVERY_VLAN`].
+    pub fn add(&mut self, id: u16) {
+        if id == EVERY_VLAN {
+            self.bits = [u64::MAX; 64];
+        } else {
+            self.bits[(id >> 6) as usize & 63] |= 1 << (id & 63);
+        }
+    }
+}
+
 /// In place of the outer id: frames of every VLAN are this host's. A bridge decides by rules of its own.
 pub const EVERY_VLAN: u16 = u16::MAX;
 
@@ -205,6 +238,19 @@ mod tests {
         assert_eq!(vlan_key(3, 0, 7), vlan_key(3, 7, 0));
         assert_ne!(vlan_key(3, 7, 7), vlan_key(3, 7, 0));
         assert_ne!(vlan_key(4, 7, 0), vlan_key(3, 7, 0));
+    }
+
+    #[test]
+    fn a_set_of_vlans() {
+        let mut set = VlanSet::NONE;
+        for id in [1, 63, 64, 4094] {
+            assert!(!set.has(id));
+            set.add(id);
+        }
+        let held = (0..4096).filter(|id| set.has(*id));
+        assert!(held.eq([1, 63, 64, 4094]));
+        set.add(EVERY_VLAN);
+        assert!((0..4096).all(|id| set.has(id)));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub const MAX_INTERFACES: u32 = 64;
 /// Places for the MAC addresses of this host, in a hash without collisions.
 pub const LOCAL_MAC_SLOTS: usize = 256;
 
+/// Slots for the VLANs of an interface, a power of two: the slot is the index modulo this.
+pub const VLAN_SETS: u32 = 256;
+
 /// VLANs of this host, over all interfaces that run the program. With more, frames of every VLAN are taken for
 /// this host's.
 pub const MAX_OWN_VLANS: u32 = 16_384;

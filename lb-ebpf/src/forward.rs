@@ -3,11 +3,11 @@
 use lb_common::{
     Backend, BackendFlags, Control, Reason,
     control::{EVERY_VLAN, Features, vlan_key},
-    limits::MAX_BACKENDS,
+    limits::{self, MAX_BACKENDS},
 };
 
 use crate::{
-    maps::{BACKENDS, OWN_VLANS},
+    maps::{BACKENDS, OWN_VLANS, VLAN_SETS},
     packet::Packet,
     parse::ethernet::{Addressee, Link},
 };
@@ -64,21 +64,33 @@ pub fn require_own_address(link: &Link) -> Result<(), Reason> {
 /// Whether a tagged frame is of a VLAN that this host is in.
 #[inline(always)]
 pub fn require_own_vlan(packet: &Packet<'_>, control: &Control, link: &Link) -> Result<(), Reason> {
-    let is_tagged = link.outer | link.inner != 0;
-    if !is_tagged
-        || control.features & Features::VLANS == 0
-        || is_own_vlan(packet.ingress_ifindex(), link.outer, link.inner) != 0
-    {
+    if link.outer | link.inner == 0 || control.features & Features::VLANS == 0 {
         return Ok(());
     }
-    Err(Reason::ForeignVlan)
+    let ifindex = packet.ingress_ifindex();
+    let own = match VLAN_SETS.get(ifindex & (limits::VLAN_SETS - 1)) {
+        Some(set) if link.inner == 0 && set.ifindex == u64::from(ifindex) => {
+            set.has(id(link.outer))
+        }
+        _ => is_own_vlan(ifindex, link.outer, link.inner) != 0,
+    };
+    if own {
+        Ok(())
+    } else {
+        Err(Reason::ForeignVlan)
+    }
 }
 
-/// Verified on its own.
+/// A VLAN id without the mark that links have.
+#[inline(always)]
+fn id(tag: u16) -> u16 {
+    tag & !Backend::TAGGED
+}
+
+/// Two tags, or an interface whose slot another one has. Verified on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn is_own_vlan(ifindex: u32, outer: u16, inner: u16) -> i64 {
-    let id = |tag: u16| tag & !Backend::TAGGED;
     let is_own = |outer, inner| OWN_VLANS.get_ptr(vlan_key(ifindex, outer, inner)).is_some();
     i64::from(is_own(id(outer), id(inner)) || is_own(EVERY_VLAN, 0))
 }

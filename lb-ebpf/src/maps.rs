@@ -10,12 +10,13 @@ use aya_ebpf::{
 };
 use lb_common::{
     Address, Backend, BackendCounters, Control, Reason, RingChunk,
+    control::VlanSet,
     flow::Bucket,
     limits::{
-        CHUNK_BUCKETS, FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_FRAGMENTED,
-        MAX_INTERFACES, MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES,
-        MAX_STICKY, MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS,
-        VIP_BUCKETS, WIDE_CHUNKS,
+        self, CHUNK_BUCKETS, FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS,
+        MAX_FRAGMENTED, MAX_INTERFACES, MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES,
+        MAX_SOURCES, MAX_STICKY, MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS,
+        SPILL_FLOWS, VIP_BUCKETS, WIDE_CHUNKS,
     },
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
@@ -128,6 +129,10 @@ pub static SOURCES4: LpmTrie<[u8; 4], u32, { MAX_PREFIXES as usize }> = LpmTrie:
 /// The same of IPv6 prefixes.
 #[btf_map(name = "sources6")]
 pub static SOURCES6: LpmTrie<[u8; 16], u32, { MAX_PREFIXES as usize }> = LpmTrie::new();
+
+/// By interface index modulo the number of slots.
+#[btf_map(name = "vlan_sets")]
+pub static VLAN_SETS: Array<VlanSet, { limits::VLAN_SETS as usize }, MMAPABLE> = Array::new();
 
 /// [`vlan_key`](lb_common::control::vlan_key) of each VLAN that this host is in.
 #[btf_map(name = "own_vlans")]

@@ -265,6 +265,60 @@ fn curl(node: &Node, arguments: &[&str]) -> String {
     text.trim().to_owned()
 }
 
+/// The client sends for the VIP in a VLAN that the director is not in, to the right MAC address, as a trunk would
+/// carry it past; then the director joins that VLAN.
+fn another_vlan(site: &Site) {
+    let director = &site.lbd.node;
+    let link = director
+        .ip(&["-br", "link", "show", "dev", INTERFACE])
+        .unwrap();
+    // "eno16777736@if7 UP 02:00:00:00:00:43 <...>"
+    let mac = link.split_whitespace().nth(2).unwrap();
+    vlan(&site.client, "300", "10.30.0.1");
+    for arguments in [
+        vec!["route", "replace", "10.100.0.50/32", "dev", "vlan300"],
+        vec![
+            "neighbour",
+            "replace",
+            VLAN_VIP,
+            "lladdr",
+            mac,
+            "dev",
+            "vlan300",
+        ],
+    ] {
+        site.client.ip(&arguments).unwrap();
+    }
+    let url = format!("http://{VLAN_VIP}/");
+    let try_it = || {
+        let arguments = ["--silent", "--max-time", "1", &url];
+        let _ = site.client.run("curl", &arguments);
+        let services = site.lbd.status().unwrap().data_plane.services;
+        let service = services
+            .into_iter()
+            .find(|s| s.address.starts_with(VLAN_VIP));
+        let service = service.unwrap();
+        let foreign = service
+            .reasons
+            .iter()
+            .find(|(label, _)| label == "foreign_vlan");
+        (
+            foreign.map_or(0, |(_, count)| *count),
+            service.total.connections,
+        )
+    };
+    let (foreign, connections) = try_it();
+    assert!(foreign > 0);
+    vlan(director, "300", "10.30.0.43");
+    wait::until_true(
+        "the director is in the VLAN",
+        Duration::from_secs(30),
+        || Ok(try_it().1 > connections),
+    )
+    .unwrap();
+    site.client.ip(&["link", "delete", "vlan300"]).unwrap();
+}
+
 /// One site for all: under emulation, loading the program is most of the work.
 #[test]
 fn vlans_tunnels_and_sctp() {
@@ -284,6 +338,7 @@ fn vlans_tunnels_and_sctp() {
     let url = format!("http://{VLAN_VIP}/");
     let pages: Vec<String> = (0..10).map(|_| curl(&site.client, &[&url])).collect();
     assert_eq!(shares(&pages), [5, 5], "VLAN: {pages:?}");
+    another_vlan(&site);
 
     let upload = site.lab.directory().join("upload");
     std::fs::write(&upload, vec![b'x'; UPLOAD]).unwrap();

@@ -26,7 +26,9 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
     let kind = match name {
         "control" | "services" | "vips" | "port_ranges" | "details" | "backends" | "tunnels"
         | "loads" | "identities" | "rings" | "cursors" | "half_open_tcp" | "half_open_udp"
-        | "wide_open_tcp" | "wide_open_udp" | "probe_targets" => "array (memory-mapped)",
+        | "wide_open_tcp" | "wide_open_udp" | "probe_targets" | "vlan_sets" => {
+            "array (memory-mapped)"
+        }
         "spill" | "wide_spill" | "fragments" | "sticky" | "sticky_new" | "source_rates"
         | "probe_flows" => "LRU hash",
         "flows" | "wide_flows" => "array of arrays",
@@ -78,7 +80,8 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
             Some(Vec::new())
         }
         "probe_targets" => Some(probe_targets(xdp)),
-        "own_vlans" => Some(own_vlans(xdp)),
+        // The same twice for the program: once as a hash, and by interface where that is enough.
+        "own_vlans" | "vlan_sets" => Some(own_vlans(xdp)),
         "devices" => Some(devices(xdp)),
         "backend_stats" => Some(backend_stats(xdp)),
         "reasons" => Some(reasons(xdp)),

@@ -7,12 +7,13 @@ use aya::{
 };
 use lb_common::{
     Address, Backend, BackendCounters, Control, RingChunk,
+    control::VlanSet,
     flow::Bucket,
     limits::{
         FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_FRAGMENTED, MAX_INTERFACES,
         MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES, MAX_STICKY,
         MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
-        WIDE_CHUNKS,
+        VLAN_SETS, WIDE_CHUNKS,
     },
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
@@ -78,6 +79,7 @@ pub fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "source_rates" => of(size_of::<Address>(), 8, MAX_SOURCES),
         "sources4" => of(8, 4, MAX_PREFIXES),
         "sources6" => of(20, 4, MAX_PREFIXES),
+        "vlan_sets" => of(4, size_of::<VlanSet>(), VLAN_SETS),
         "own_vlans" => of(8, 4, MAX_OWN_VLANS),
         "devices" => of(4, 8, MAX_INTERFACES),
         "backend_stats" => of(4, size_of::<BackendCounters>(), MAX_BACKENDS),

@@ -20,7 +20,7 @@ use crate::dataplane::DataPlaneError;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map that outlives the daemon, as pinned. Probes do not.
-pub const MAPS: [&str; 30] = [
+pub const MAPS: [&str; 31] = [
     "control",
     "services",
     "vips",
@@ -47,6 +47,7 @@ pub const MAPS: [&str; 30] = [
     "sources4",
     "sources6",
     "own_vlans",
+    "vlan_sets",
     "devices",
     "backend_stats",
     "reasons",

@@ -3,9 +3,12 @@
 use std::collections::HashSet;
 
 use aya::maps::{HashMap, MapData};
-use lb_common::control::{Features, mac_word, vlan_key};
+use lb_common::{
+    control::{Features, VlanSet, mac_word, vlan_key},
+    limits::VLAN_SETS,
+};
 
-use super::control::ControlElement;
+use super::{control::ControlElement, mapped::MappedArray};
 
 impl ControlElement {
     /// Makes these the MAC addresses of this host, each at an interface.
@@ -26,18 +29,34 @@ impl ControlElement {
     }
 }
 
-/// The map of this host's VLANs.
+/// The slots of all interfaces. Of two that share one, the first has it.
+fn sets(vlans: &[(u32, [u16; 2])]) -> Vec<VlanSet> {
+    let mut sets = vec![VlanSet::NONE; VLAN_SETS as usize];
+    for (ifindex, [outer, inner]) in vlans {
+        let set = &mut sets[(ifindex % VLAN_SETS) as usize];
+        if set.ifindex == 0 {
+            set.ifindex = u64::from(*ifindex);
+        }
+        if set.ifindex == u64::from(*ifindex) && *inner == 0 {
+            set.add(*outer);
+        }
+    }
+    sets
+}
+
+/// The maps of this host's VLANs.
 pub struct OwnVlans {
     map: HashMap<MapData, u64, u32>,
+    sets: MappedArray<VlanSet>,
     /// What the map holds.
     held: HashSet<u64>,
 }
 
 impl OwnVlans {
     /// What an earlier daemon left in the map is replaced by the first [`OwnVlans::follow`].
-    pub fn open(map: HashMap<MapData, u64, u32>) -> Self {
+    pub fn open(map: HashMap<MapData, u64, u32>, sets: MappedArray<VlanSet>) -> Self {
         let held = map.keys().flatten().collect();
-        Self { map, held }
+        Self { map, sets, held }
     }
 
     /// Makes the map hold these, and has the program ask it. New ones come before old ones go.
@@ -62,6 +81,11 @@ impl OwnVlans {
             let _ = self.map.remove(key);
         }
         self.held = wanted;
+        for (slot, set) in sets(vlans).iter().enumerate() {
+            if self.sets.load(slot) != *set {
+                self.sets.store(slot, set);
+            }
+        }
         control.set_feature(Features::VLANS, true);
     }
 
@@ -71,5 +95,30 @@ impl OwnVlans {
         let mut entries: Vec<_> = self.held.iter().map(parts).collect();
         entries.sort_unstable();
         entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::control::EVERY_VLAN;
+
+    use super::*;
+
+    #[test]
+    fn slots_of_interfaces() {
+        let sets = sets(&[
+            (2, [100, 0]),
+            (2, [100, 7]),
+            (2 + VLAN_SETS, [5, 0]),
+            (3, [EVERY_VLAN, 0]),
+            (4, [9, 9]),
+        ]);
+        assert_eq!(
+            (sets[2].ifindex, sets[3].ifindex, sets[4].ifindex),
+            (2, 3, 4)
+        );
+        assert!(sets[2].has(100) && !sets[2].has(5) && !sets[2].has(7));
+        assert!(sets[3].has(4_000) && !sets[4].has(9));
+        assert!(sets[5..].iter().all(|set| *set == VlanSet::NONE));
     }
 }

@@ -8,7 +8,7 @@ use lb_common::{
     flow::FlowTable,
     limits::{
         GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_PORT_RANGES, MAX_SERVICES,
-        RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, VIP_BUCKETS,
+        RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, VIP_BUCKETS, VLAN_SETS,
     },
     probe::MAX_PROBES,
 };
@@ -127,7 +127,7 @@ impl Xdp {
         let vlans = take("own_vlans")?
             .try_into()
             .map_err(fails("open map own_vlans"))?;
-        let vlans = OwnVlans::open(vlans);
+        let vlans = OwnVlans::open(vlans, mapped(&take("vlan_sets")?, VLAN_SETS)?);
         let stats = take("backend_stats")?
             .try_into()
             .map_err(fails("open map backend_stats"))?;
