@@ -14,6 +14,7 @@ mod hashing;
 mod ipvs;
 mod marks;
 mod on_vip;
+mod pool_weights;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
