@@ -5,10 +5,12 @@ use std::{fs, path::PathBuf, time::Duration};
 use lab::{
     Director, Download, Guide,
     guide::{self, Settings, VIP},
-    http, wait,
+    http,
+    server::{WebServer, accept_vip},
+    wait,
 };
 use lb_user::{
-    api::proto::{EventPage, PoolStatus},
+    api::proto::{CheckStatus, EventPage, PoolStatus},
     model::VrrpState,
 };
 
@@ -201,6 +203,104 @@ fn connections_of_a_server_that_is_down_are_reset() {
     assert!(guide.node1.passed("reset").unwrap() > 0);
     let page = ["rs2", "rs1"][serving];
     assert_eq!(answers(&guide, 10, page), 10);
+}
+
+/// Sorry servers on other hosts are checked: a dead one is a problem before anybody needs it, and does not answer
+/// when they do.
+#[test]
+fn a_dead_sorry_server_is_known() {
+    let mut guide = Guide::prepare().unwrap();
+    for server in [&guide.rs1, &guide.rs2] {
+        server.publish("health", b"well\n").unwrap();
+    }
+    let mut sorry = [47, 48].map(|last| {
+        let name = format!("sorry{last}");
+        let node = guide.lab.node(&name, [10, 1, 15, last]).unwrap();
+        accept_vip(&node, &VIP.to_string()).unwrap();
+        WebServer::start(&guide.lab, &node, &name).unwrap()
+    });
+    let keys = "[[service.sorry_check]]\ntype = \"http\"\ninterval = \"200ms\"\nconnect_timeout = \"500ms\"\nretries = 0\n";
+    let text = config(100, [1, 1], keys).replacen(
+        "sorry_server = \"local\"",
+        "sorry_server = [\"10.1.15.47\", \"10.1.15.48\"]",
+        1,
+    );
+    guide.node1.configure(&text).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    let states = |states: &[&str]| guide.node1.wait_for_backends(states).unwrap();
+    states(&["up", "up", "draining", "draining"]);
+    sorry[0].stop().unwrap();
+    let said = "TCP 10.1.15.50:80: sorry server 10.1.15.47 is down: cannot connect to 10.1.15.50:80 on 10.1.15.47";
+    wait::until_true("the dead one is known", LONG, || {
+        let problems = guide.node1.status()?.problems;
+        Ok(problems.iter().any(|problem| problem.starts_with(said)))
+    })
+    .unwrap();
+    let status = guide.node1.ctl(&["status"]).unwrap();
+    assert!(status.contains("sorry server; down for "), "{status}");
+    assert!(events(&guide.node1).contains("sorry server 10.1.15.47 is down after"));
+    for server in [&guide.rs1, &guide.rs2] {
+        server.withdraw("health").unwrap();
+    }
+    states(&["down", "down", "down", "up"]);
+    assert_eq!(answers(&guide, 10, "sorry48"), 10);
+    sorry[0].resume(&guide.lab).unwrap();
+    states(&["down", "down", "up", "up"]);
+    assert_eq!(answers(&guide, 10, "sorry47"), 5);
+}
+
+/// Which of several checks fails, why and since when.
+#[test]
+fn every_check_is_told_of() {
+    let keys = "[[service.check]]\ntype = \"tcp\"\nport = 81\ntarget = \"address\"\ninterval = \"200ms\"\nretries = 0\n\
+                [[service.check]]\ntype = \"icmp\"\ninterval = \"200ms\"\n";
+    let mut guide = Guide::prepare().unwrap();
+    for server in [&guide.rs1, &guide.rs2] {
+        server.publish("health", b"well\n").unwrap();
+    }
+    let text = config(100, [1, 1], keys).replacen("[service.check]\n", "[[service.check]]\n", 1);
+    guide.node1.configure(&text).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    let down = ["down", "down", "up"];
+    guide.node1.wait_for_backends(&down).unwrap();
+    let seen = |text: &str, parts: &[&str]| {
+        let mut lines = text.lines();
+        lines.any(|line| parts.iter().all(|part| line.contains(part)))
+    };
+    let failing = [
+        "    tcp 10.1.15.45:81  down for ",
+        "failed; the last failed: cannot connect to 10.1.15.45:81",
+    ];
+    let fine = ["    icmp 10.1.15.45  up for ", " attempts, 0 failed"];
+    let (mut health, mut status) = (String::new(), String::new());
+    let told = wait::until_true("all is told", LONG, || {
+        health = guide.node1.ctl(&["health"])?;
+        status = guide.node1.ctl(&["status"])?;
+        Ok(seen(&health, &failing) && seen(&health, &fine) && seen(&status, &failing))
+    });
+    assert!(told.is_ok(), "{health}\n{status}");
+    // What is well is no line of the status.
+    assert!(!seen(&status, &fine), "{status}");
+    assert!(
+        seen(&health, &["the data plane followed: ", " ms (99 %)"]),
+        "{health}"
+    );
+    let json = guide.node1.ctl(&["--json", "health"]).unwrap();
+    let checks: Vec<CheckStatus> = serde_json::from_str(&json).unwrap();
+    let kinds: Vec<(&str, bool)> = checks[0]
+        .checks
+        .iter()
+        .map(|c| (c.kind.as_str(), c.up))
+        .collect();
+    assert_eq!(kinds, [("tcp", false), ("icmp", true), ("http", true)]);
+    assert!(
+        checks[0].checks[0]
+            .cause
+            .as_ref()
+            .unwrap()
+            .contains("Connection refused")
+    );
 }
 
 #[test]

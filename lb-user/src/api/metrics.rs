@@ -2,6 +2,7 @@
 //!
 //! docs/metrics.md says what each name means. Names and labels are an interface: what is there stays.
 
+mod checks;
 mod pools;
 
 use std::{fmt::Debug, hash::Hash};
@@ -113,6 +114,7 @@ pub fn render(status: &Status) -> String {
     instances(&mut registry, &status.instances);
     services(&mut registry, status);
     pools::pools(&mut registry, status);
+    checks::checks(&mut registry, status);
     data_plane(&mut registry, status);
     let mut out = String::new();
     match text::encode(&mut out, &registry) {
@@ -309,8 +311,10 @@ fn servers_of_services(registry: &mut Registry, status: &Status) {
     let healthy = all().filter_map(|(service, server)| {
         let name = service_name(service);
         let mut checks = status.checks.iter();
-        let check = checks.find(|c| c.service == name && c.backend == server.address)?;
-        (!server.sorry).then(|| (of(service, server), flag(check.up)))
+        let check = checks.find(|c| {
+            (&c.service, &c.backend, c.sorry) == (&name, &server.address, server.sorry)
+        })?;
+        Some((of(service, server), flag(check.up)))
     });
     let help = "1 while its checks succeed; absent without checks";
     gauge(registry, "server_healthy", help, healthy);

@@ -16,7 +16,7 @@ pub use crate::dataplane::{
     ServiceSnapshot, Snapshot as DataPlaneSnapshot, TableInfo, Traffic, Why, WhyQuery,
 };
 pub use crate::events::{Event, EventPage};
-use crate::model::{VrrpState, VrrpVersion};
+use crate::model::{Spread, VrrpState, VrrpVersion};
 
 /// `GET`: a [`Status`].
 pub const STATUS: &str = "/v1/status";
@@ -325,6 +325,8 @@ pub struct CheckStatus {
     pub service: String,
     /// Real server.
     pub backend: String,
+    /// Whether it is a sorry server of the service.
+    pub sorry: bool,
     /// Whether it is up.
     pub up: bool,
     /// Since when, in seconds since 1970.
@@ -340,17 +342,10 @@ pub struct CheckStatus {
 /// What all attempts of health checks have in common, since the start.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ProbesStatus {
-    /// Attempts begun.
-    pub attempts: u64,
-    /// Half of them began at most so late, in milliseconds.
-    pub late_p50_ms: u64,
-    /// 99 of 100 did.
-    pub late_p99_ms: u64,
-    /// The latest.
-    pub late_max_ms: f64,
-    /// The longest from the end of an attempt that changed something to the data plane that follows it,
-    /// in microseconds.
-    pub slowest_reaction_us: u64,
+    /// How late attempts began.
+    pub lateness: Spread,
+    /// From the end of an attempt that changed something to the data plane that follows it.
+    pub reaction: Spread,
 }
 
 /// One check of a real server.
@@ -362,6 +357,10 @@ pub struct ProbeStatus {
     pub target: String,
     /// Whether this check lets the real server be up.
     pub up: bool,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Error of the attempt that made it down.
+    pub cause: Option<String>,
     /// Attempts since it began.
     pub attempts: u64,
     /// Those that failed.

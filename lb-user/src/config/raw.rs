@@ -145,6 +145,7 @@ pub struct RawService {
     pub pool: RawPool,
     pub member: RawMember,
     pub checks: Vec<At<RawCheck>>,
+    pub sorry_checks: Vec<At<RawCheck>>,
     pub backends: Vec<At<RawBackend>>,
 }
 
@@ -347,6 +348,7 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         pool: pool::pool(fields),
         member: pool::member(fields),
         checks: fields.one_or_more("check", check),
+        sorry_checks: fields.one_or_more("sorry_check", check),
         backends: fields.tables("backend", backend),
     };
     if !fields.was_given("address") {

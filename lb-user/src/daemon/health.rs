@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Read},
-    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -13,16 +12,15 @@ use tokio::sync::mpsc::Receiver;
 use super::Daemon;
 use crate::{
     api::proto::{CheckStatus, ProbeStatus, ProbesStatus},
-    dataplane::{DataPlane, silence::Silence},
     events::Kind,
     health::{
-        board::{Change, News},
+        board::{Change, CheckRecord, News},
         memory::Memory,
-        plan::{Job, Subject},
+        plan::Subject,
         probe::Asked,
         state::Health,
     },
-    model::{Advised, Config, ServiceId, Target},
+    model::{Advised, Config, Target, VirtualService},
 };
 
 /// Changes of health that are followed by one change of the data plane.
@@ -92,70 +90,26 @@ impl Daemon {
 
     /// Many servers may change at once, as when a switch dies: what has come meanwhile is done together.
     pub(super) fn on_health(&mut self, first: Change, more: &mut Receiver<Change>) {
-        let began = first.ended;
         let waiting = std::iter::from_fn(|| more.try_recv().ok()).take(MAX_AT_ONCE - 1);
-        let mut reasons = Vec::new();
+        let (mut reasons, mut ends) = (Vec::new(), Vec::new());
         for change in std::iter::once(first).chain(waiting) {
             if let Some(news) = self.health.take(&change, now()) {
                 reasons.push(self.tell(&news));
+                ends.push(change.ended);
             }
         }
         self.follow_health(reasons);
-        self.slowest_reaction = self.slowest_reaction.max(began.elapsed());
+        for ended in ends {
+            self.reactions.note(ended.elapsed());
+        }
     }
 
     /// What all attempts have in common.
     pub(super) fn probes_status(&self) -> ProbesStatus {
-        let late = self.checks.lateness();
         ProbesStatus {
-            attempts: late.attempts,
-            late_p50_ms: late.p50_ms,
-            late_p99_ms: late.p99_ms,
-            late_max_ms: late.max_ms,
-            slowest_reaction_us: u64::try_from(self.slowest_reaction.as_micros())
-                .unwrap_or(u64::MAX),
+            lateness: self.checks.lateness(),
+            reaction: self.reactions.read(),
         }
-    }
-
-    /// Sweeps the data plane's flows. What is seen of real servers there is a hint to their checks: it lets
-    /// them be made at once, and decides nothing.
-    pub(super) fn sweep(&mut self) {
-        self.data_plane.sweep();
-        for (service, address, silence) in self.silent() {
-            if self.checks.hurry(&(service, address)) {
-                let text = format!(
-                    "real server {address}: {}; its checks are made at once",
-                    unanswered(silence)
-                );
-                tracing::info!("{service}: {text}");
-                self.event(Kind::Health, &service.to_string(), text);
-            }
-        }
-    }
-
-    /// Real servers that are up by their checks, and that most new connections get no answer from.
-    fn silent(&self) -> Vec<(ServiceId, IpAddr, Silence)> {
-        let all = self.data_plane.silent().into_iter();
-        all.filter_map(|((service, target, sorry), silence)| {
-            let address = match target {
-                Target::Host(address) if !sorry => address,
-                Target::Host(_) | Target::Local => return None,
-            };
-            let record = self.health.get(&(service, address))?;
-            (record.health == Health::Up).then_some((service, address, silence))
-        })
-        .collect()
-    }
-
-    /// The same in words.
-    pub(super) fn silence_problems(&self) -> Vec<String> {
-        let line = |(service, address, silence): (ServiceId, IpAddr, Silence)| {
-            format!(
-                "{service}: real server {address} is up by its checks, but {}: does it answer clients? (A flood of SYNs looks the same.)",
-                unanswered(silence)
-            )
-        };
-        self.silent().into_iter().map(line).collect()
     }
 
     fn follow_health(&mut self, reasons: Vec<String>) {
@@ -178,6 +132,7 @@ impl Daemon {
             .map(|((service, address), record)| CheckStatus {
                 service: service.to_string(),
                 backend: address.to_string(),
+                sorry: self.is_sorry(&(*service, *address)),
                 up: record.health == Health::Up,
                 since: record.since.as_secs(),
                 cause: record.cause.clone(),
@@ -185,7 +140,7 @@ impl Daemon {
                 checks: record
                     .checks()
                     .iter()
-                    .map(|check| self.probe_status(&check.job, check.health))
+                    .map(|check| self.probe_status(check))
                     .collect(),
             })
             .collect();
@@ -203,6 +158,28 @@ impl Daemon {
         let service = self.config.services.iter().find(|s| s.id == service)?;
         let server = service.backends.iter().find(|b| b.address == address)?;
         advised.weight(server.weight)
+    }
+
+    /// Whether a checked host is a sorry server.
+    fn is_sorry(&self, (id, address): &Subject) -> bool {
+        let service = self.config.services.iter().find(|s| s.id == *id);
+        service.is_some_and(|s| s.sorry.contains(&Target::Host(*address)))
+            && service.is_some_and(|s| !s.backends.iter().any(|b| b.address == *address))
+    }
+
+    /// Sorry servers of a service that are down, in words.
+    pub(super) fn dead_sorry(&self, service: &VirtualService) -> Vec<String> {
+        let down = |target: &Target| {
+            let Target::Host(address) = target else {
+                return None;
+            };
+            let subject = (service.id, *address);
+            let record = self.health.get(&subject)?;
+            let cause = record.cause.as_deref().unwrap_or("no reason recorded");
+            (record.health == Health::Down && self.is_sorry(&subject))
+                .then(|| format!("{}: sorry server {address} is down: {cause}", service.id))
+        };
+        service.sorry.iter().filter_map(down).collect()
     }
 
     /// Checks that say nothing at present, in words.
@@ -223,7 +200,8 @@ impl Daemon {
         lines
     }
 
-    fn probe_status(&self, job: &Job, health: Health) -> ProbeStatus {
+    fn probe_status(&self, check: &CheckRecord) -> ProbeStatus {
+        let job = &check.job;
         let reading = self.checks.reading(job);
         ProbeStatus {
             kind: job.check.kind.name().to_owned(),
@@ -231,7 +209,9 @@ impl Daemon {
                 Some(via) => format!("{} on {}", Asked(job.target), via.host),
                 None => Asked(job.target).to_string(),
             },
-            up: health == Health::Up,
+            up: check.health == Health::Up,
+            since: check.since.as_secs(),
+            cause: check.cause.clone().filter(|_| check.health == Health::Down),
             attempts: reading.attempts,
             failures: reading.failures,
             blind: reading.blind,
@@ -242,7 +222,11 @@ impl Daemon {
     /// Logs what became of a real server, and says it in words.
     fn tell(&mut self, news: &News) -> String {
         let (service, address) = news.subject;
-        let server = format!("real server {address}");
+        let kind = match self.is_sorry(&news.subject) {
+            true => "sorry server",
+            false => "real server",
+        };
+        let server = format!("{kind} {address}");
         let text = match &news.turn {
             Some(turn) => {
                 let lasted = turn.lasted.as_secs();
@@ -278,14 +262,6 @@ impl Daemon {
         }
         reason
     }
-}
-
-fn unanswered(silence: Silence) -> String {
-    let Silence {
-        unanswered,
-        connections,
-    } = silence;
-    format!("{unanswered} of {connections} new connections got no further than their first packet")
 }
 
 /// Beside the socket, in the directory of what lives as long as the system runs.

@@ -18,6 +18,7 @@ mod pools;
 mod reload;
 mod renaming;
 mod roles;
+mod silence;
 mod steering;
 mod succession;
 mod tracking;
@@ -65,6 +66,7 @@ use crate::{
     health::{
         board::{Board, Change},
         driver::Checks,
+        lateness::Lateness,
         paths::Paths,
     },
     model::{Config, Forwarding, Instance, Neighbour, ServiceId, VirtualService, VrrpState},
@@ -185,8 +187,8 @@ struct Daemon {
     pools: Pools,
     /// What is written down of health is not what is known.
     memory_is_old: bool,
-    /// The longest from the end of an attempt to the data plane that follows it.
-    slowest_reaction: Duration,
+    /// From the ends of attempts to the data plane that follows them.
+    reactions: Lateness,
     data_plane: Planes,
     switch: Switch,
     /// Instances that still serve as the daemon before this one did.
@@ -264,7 +266,7 @@ impl Daemon {
             health: Board::default(),
             pools: Pools::default(),
             memory_is_old: false,
-            slowest_reaction: Duration::ZERO,
+            reactions: Lateness::default(),
             data_plane,
             switch: Switch {
                 generation: 0,

@@ -246,6 +246,7 @@ impl Daemon {
                     Some(_) | None => {}
                 }
             }
+            problems.extend(self.dead_sorry(service));
             for lost in live.backends.iter().filter(|b| b.state == "unresolved") {
                 problems.push(format!(
                     "{}: the MAC address of {} is not known, so nothing is sent to it: it (or the router to it) answers neither ARP nor neighbour discovery",

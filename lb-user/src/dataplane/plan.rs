@@ -370,7 +370,8 @@ fn backends(
 ) -> Vec<PlannedBackend> {
     // Sorry servers that nobody can reach are no reason to send everybody away.
     let sorry = service.sorry.iter();
-    let is_sorry_there = sorry.clone().any(|target| condition(*target).resolved);
+    let answers = |target: &Target| condition(*target).resolved && condition(*target).up;
+    let is_sorry_there = sorry.clone().any(answers);
     let mut steps = Vec::with_capacity(service.backends.len());
     let mut backends: Vec<PlannedBackend> = service
         .backends
@@ -415,6 +416,7 @@ fn backends(
         .any(|backend| backend.state == BackendState::Up);
     for target in sorry {
         let state = match (needed, condition(*target).resolved) {
+            (_, true) if is_sorry_there && !condition(*target).up => BackendState::Down,
             (true, true) => BackendState::Up,
             (true, false) => BackendState::Unresolved,
             // Who was served the sorry page may finish reading it when the real servers are back.

@@ -61,6 +61,8 @@ pub struct CheckRecord {
     pub job: Job,
     /// Its state.
     pub health: Health,
+    /// Since when; since when it is checked, or known, where that is not known.
+    pub since: Duration,
     /// Why it is down.
     pub cause: Option<String>,
     /// What it says of the weight.
@@ -103,6 +105,7 @@ impl Board {
             let before = old.get(&job.subject);
             let begins = before.map_or(Health::Up, |record| record.health);
             let running = before.and_then(|record| record.checks.iter().find(|c| c.job == *job));
+            let since = running.map(|c| c.since);
             let running = running.map(|c| (c.health, c.cause.clone(), c.advice));
             let known = running.or_else(|| {
                 let check = self.remembered.get(&job.subject)?.by(job)?;
@@ -132,6 +135,7 @@ impl Board {
             record.checks.push(CheckRecord {
                 job: job.clone(),
                 health,
+                since: since.unwrap_or(record.since),
                 cause,
                 advice,
             });
@@ -154,6 +158,9 @@ impl Board {
         let record = self.records.get_mut(&change.job.subject)?;
         // What an ended check left in the queue is stale.
         let check = record.checks.iter_mut().find(|c| c.job == change.job)?;
+        if check.health != change.health {
+            check.since = now;
+        }
         check.health = change.health;
         if change.health == Health::Up || change.cause.is_some() {
             check.cause.clone_from(&change.cause);
@@ -206,6 +213,7 @@ impl Board {
                 record.checks.push(CheckRecord {
                     job: job.clone(),
                     health: known.health,
+                    since: record.since,
                     cause: known.cause.clone(),
                     advice: known.advice,
                 });

@@ -18,12 +18,15 @@ use tokio::{
 
 use super::{
     board::Change,
-    lateness::{Lateness, LatenessReading},
+    lateness::Lateness,
     plan::{Job, Subject, difference, first_attempt},
     probe::{Probe, ProbeError, Verdict},
     state::{Attempt, CheckState, Health},
 };
-use crate::{model::Advice, script::Account};
+use crate::{
+    model::{Advice, Spread},
+    script::Account,
+};
 
 /// Changes that may wait for the daemon; a check whose change finds no room waits with it.
 const CHANGE_QUEUE: usize = 1024;
@@ -138,7 +141,7 @@ impl Checks {
     }
 
     /// How late all attempts began so far.
-    pub fn lateness(&self) -> LatenessReading {
+    pub fn lateness(&self) -> Spread {
         self.lateness.read()
     }
 

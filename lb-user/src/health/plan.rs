@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Check, Config, Ports, ServiceId};
+use crate::model::{Check, Config, Ports, ServiceId, Target};
 
 /// What identifies a checked real server.
 pub type Subject = (ServiceId, IpAddr);
@@ -43,19 +43,22 @@ pub struct Via {
 pub fn jobs(config: &Config) -> Vec<Job> {
     let mut jobs: Vec<Job> = Vec::new();
     for service in &config.services {
-        for backend in &service.backends {
+        let backends = service.backends.iter();
+        let backends = backends.map(|backend| (backend.address, backend.port, &backend.checks));
+        let sorry = service.sorry.iter().filter_map(|target| match target {
+            Target::Host(address) => Some((*address, None, &service.sorry_checks)),
+            Target::Local => None,
+        });
+        for (server, server_port, checks) in backends.chain(sorry) {
             let begin = jobs.len();
-            for check in &backend.checks {
+            for check in checks {
                 let port = match check.kind.has_port() {
-                    true => check
-                        .port
-                        .or(backend.port)
-                        .unwrap_or(service.id.ports.first),
+                    true => check.port.or(server_port).unwrap_or(service.id.ports.first),
                     false => 0,
                 };
-                let address = check.address.unwrap_or(backend.address);
+                let address = check.address.unwrap_or(server);
                 let job = Job {
-                    subject: (service.id, backend.address),
+                    subject: (service.id, server),
                     target: SocketAddr::new(address, port),
                     via: None,
                     check: check.clone(),

@@ -10,6 +10,7 @@ mod notify;
 mod plane;
 mod pool;
 mod probe;
+mod spread;
 mod track;
 mod vrrp;
 
@@ -35,6 +36,7 @@ pub use self::notify::{
 pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
 pub use self::pool::{MemberRules, OnDown, PoolCommands, PoolRules, RAMP_STEPS};
 pub use self::probe::{ProbePath, ProbeStyle};
+pub use self::spread::Spread;
 pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
@@ -319,6 +321,9 @@ pub struct VirtualService {
     pub instance: Option<String>,
     /// Who answers when the quorum is lost; several share the work.
     pub sorry: Vec<Target>,
+    /// Health checks of sorry servers on other hosts. What fails is told, and does not answer while another one
+    /// would.
+    pub sorry_checks: Vec<Check>,
     /// What happens when real servers fail and return.
     pub pool: PoolRules,
     /// Real servers, in file order.

@@ -4,6 +4,7 @@ mod capture;
 mod data_plane;
 mod doctor;
 mod events;
+mod health;
 mod notify;
 mod pools;
 mod print;
@@ -54,6 +55,9 @@ enum Command {
         #[arg(long, conflicts_with = "stats")]
         rate: bool,
     },
+    /// Every health check: what it says, since when, how often it was made and how often it failed, and its last
+    /// error.
+    Health,
     /// VRRP instances with timers, peers and counters; or an order for one.
     Vrrp {
         #[command(subcommand)]
@@ -251,6 +255,13 @@ async fn run(arguments: &Arguments, code: &mut ExitCode) -> Result<String, Clien
         Command::Status => {
             let status: Status = get(arguments, proto::STATUS).await?;
             Ok(show(arguments, &status, print::status))
+        }
+        Command::Health => {
+            let status: Status = get(arguments, proto::STATUS).await?;
+            if arguments.json {
+                return Ok(show(arguments, &status.checks, |_| String::new()));
+            }
+            Ok(health::health(&status))
         }
         Command::Services { stats, rate } => {
             let status: Status = get(arguments, proto::STATUS).await?;

@@ -11,7 +11,7 @@ use lb_user::api::proto::{
     TableInfo, Why,
 };
 
-use crate::{data_plane, pools, tracking};
+use crate::{data_plane, health, pools, tracking};
 
 /// `lbctl status`.
 pub fn status(status: &Status) -> String {
@@ -149,6 +149,11 @@ pub fn status(status: &Status) -> String {
         }
         for backend in &service.backends {
             line(&mut out, backend_line(status, service, backend));
+            let mut checks = status.checks.iter();
+            let check = checks.find(|c| c.service == name && c.backend == backend.address);
+            for text in check.map(health::failing).unwrap_or_default() {
+                line(&mut out, format!("    {text}"));
+            }
         }
     }
     out
@@ -159,7 +164,7 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
     let check = status
         .checks
         .iter()
-        .find(|c| c.service == name && c.backend == backend.address);
+        .find(|c| c.service == name && c.backend == backend.address && c.sorry == backend.sorry);
     let mut text = format!("  {:<15} weight {:<5} ", backend.address, backend.weight);
     if backend.sorry {
         let role = if backend.state == "up" {
@@ -168,6 +173,10 @@ fn backend_line(status: &Status, service: &ServiceSnapshot, backend: &BackendSna
             "sorry server"
         };
         text.push_str(role);
+        if let Some(check) = check.filter(|check| !check.up) {
+            let cause = check.cause.as_deref().unwrap_or_default();
+            let _ = write!(text, "; down for {}: {cause}", ago(check.since));
+        }
         return text;
     }
     text.push_str(&backend.state);

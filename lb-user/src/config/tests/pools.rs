@@ -129,6 +129,31 @@ fn what_is_refused_and_how() {
 }
 
 #[test]
+fn sorry_servers_may_be_checked() {
+    let check = |sorry: &str| {
+        let keys = format!("sorry_server = {sorry}\n[[service.sorry_check]]\ntype = \"tcp\"\n");
+        GUIDE.replacen("sorry_server = \"local\"\n", &keys, 1)
+    };
+    let service = service(&check("[\"10.1.15.47\", \"local\"]"));
+    assert_eq!(service.sorry_checks.len(), 1);
+    for (sorry, said) in [
+        (
+            "\"local\"",
+            "`sorry_check` without a sorry server on another host",
+        ),
+        (
+            "\"10.1.15.45\"",
+            "10.1.15.45 is a real server of the service too",
+        ),
+    ] {
+        let errors = errors(&check(sorry));
+        assert!(errors.contains(said), "{sorry}: {errors}");
+    }
+    let odd = check("\"10.1.15.47\"").replacen("type = \"tcp\"", "type = \"tcp\"\npath = \"/\"", 1);
+    assert!(errors(&odd).contains("path"), "{}", errors(&odd));
+}
+
+#[test]
 fn a_status_may_ask_to_be_drained() {
     let check = "type = \"http\"\nstatus_drain = [404, \"510-511\"]\n";
     let text = GUIDE.replacen("type = \"http\"\n", check, 1);

@@ -206,11 +206,16 @@ impl Validator<'_> {
             );
         }
         let checks = self.checks(raw.checks, ports);
+        let sorry_checks = self.checks(raw.sorry_checks, ports);
         let places = pool::PoolPlaces::of(&raw.pool);
         let member = pool::member(raw.member);
         let service = VirtualService {
             instance: self.instance_of(raw.vrrp, address, instances),
             sorry: self.sorry_servers(raw.sorry_server, id, forwarding),
+            sorry_checks: sorry_checks
+                .iter()
+                .map(|(check, _)| check.clone())
+                .collect(),
             pool: self.pool(raw.pool, scheduler),
             hashing: self.hashing(raw.scheduler_flags, scheduler),
             forwarding,
@@ -228,7 +233,44 @@ impl Validator<'_> {
             scheduler,
         };
         self.pool_of(&service, &places);
+        if let Some((_, place)) = sorry_checks.first() {
+            self.checked_sorry(&service, &sorry_checks, place);
+        }
         service
+    }
+
+    /// Whom `sorry_check` asks.
+    fn checked_sorry(
+        &mut self,
+        service: &VirtualService,
+        checks: &[(Check, Range<usize>)],
+        place: &Range<usize>,
+    ) {
+        let hosts: Vec<IpAddr> = service
+            .sorry
+            .iter()
+            .filter_map(|target| match target {
+                Target::Host(address) => Some(*address),
+                Target::Local => None,
+            })
+            .collect();
+        if hosts.is_empty() {
+            let message = "`sorry_check` without a sorry server on another host";
+            let help = "name one in `sorry_server`, or leave the check out: \"local\" is not asked";
+            self.error(place, message, help);
+        }
+        for host in hosts {
+            if service
+                .backends
+                .iter()
+                .any(|backend| backend.address == host)
+            {
+                let message = format!("`sorry_check`: {host} is a real server of the service too");
+                let help = "its own checks say how it is: leave one of the two out";
+                self.error(place, message, help);
+            }
+            self.checks_of(host, checks);
+        }
     }
 
     fn instance_of(

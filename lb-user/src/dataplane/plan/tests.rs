@@ -19,6 +19,7 @@ fn service(weights: &[u32], sorry: Option<Target>, scheduler: Scheduler) -> Virt
         rate: None,
         instance: Some("VI_1".into()),
         sorry: sorry.into_iter().collect(),
+        sorry_checks: Vec::new(),
         pool: PoolRules::default(),
         backends: (45..)
             .zip(weights)
@@ -103,6 +104,32 @@ fn the_sorry_server_keeps_its_readers_when_servers_return() {
     let service = service(&[1], Some(Target::Local), Scheduler::Wrr);
     let planned = backends(&service, &|_| fine());
     assert_eq!(planned[1].state, BackendState::Draining);
+}
+
+/// Three sorry servers, of which some are dead, without and with a real server that is up.
+#[test]
+fn dead_sorry_servers_do_not_answer_while_others_would() {
+    use BackendState::{Down, Draining, Standby, Up};
+    let rows: [(&[u8], bool, [BackendState; 4]); 5] = [
+        (&[45], false, [Down, Up, Up, Up]),
+        (&[45, 91], false, [Down, Up, Down, Up]),
+        // Somebody must answer: the check may be wrong.
+        (&[45, 90, 91, 92], false, [Down, Up, Up, Up]),
+        (&[91], true, [Standby, Up, Down, Up]),
+        // Nobody goes to the dead.
+        (&[90, 91, 92], true, [Up, Draining, Draining, Draining]),
+    ];
+    for (dead, no_quorum, expected) in rows {
+        let mut service = service(&[1], None, Scheduler::Wrr);
+        service.sorry = [90, 91, 92].map(|last| Target::Host(host(last))).to_vec();
+        let planned = backends(&service, &|target| Condition {
+            up: !is_host(target, dead),
+            no_quorum,
+            ..fine()
+        });
+        let states: Vec<BackendState> = planned.iter().map(|backend| backend.state).collect();
+        assert_eq!(states, expected, "{dead:?} {no_quorum}");
+    }
 }
 
 /// What is known of the first of two servers (weights 2 and 3), and what becomes of the servers and of
