@@ -337,3 +337,12 @@ fn flooding_datagrams(port: u16, ended: &Arc<AtomicBool>) -> std::io::Result<()>
     }
     Ok(())
 }
+
+/// Nothing of hundreds of checks is left when they end: no descriptor, no process.
+#[test]
+fn nothing_is_left_of_checks() {
+    let seen = lab::hostile::run(Duration::from_secs(6), |_, _| ()).unwrap();
+    assert!(seen.attempts >= 500, "{seen:?}");
+    assert!(seen.most > seen.before + 20, "{seen:?}");
+    assert_eq!((seen.after, seen.children), (seen.before, 0), "{seen:?}");
+}

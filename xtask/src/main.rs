@@ -60,6 +60,9 @@ enum Command {
         /// Also write what was seen to FILE.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Instead: health checks against hostile servers, and whether descriptors are lost.
+        #[arg(long)]
+        checks: bool,
     },
     /// Boot Debian's kernel under QEMU and run the tests that need it, or those whose name contains CASE.
     Vm {
@@ -120,7 +123,11 @@ fn main() -> ExitCode {
             what: Bench::Ipvs { json },
         } => bench_ipvs(json),
         Command::Fuzz { target, seconds } => fuzz(target.as_deref(), seconds),
-        Command::Soak { minutes, json } => soak(minutes, json),
+        Command::Soak {
+            minutes,
+            json,
+            checks,
+        } => soak(minutes, json, checks),
         Command::Vm { case } => vm(case.as_deref()),
         Command::Ci => test::run(None),
     };
@@ -196,7 +203,7 @@ fn bench_ipvs(json: Option<PathBuf>) -> Result<()> {
     })
 }
 
-fn soak(minutes: f64, json: Option<PathBuf>) -> Result<()> {
+fn soak(minutes: f64, json: Option<PathBuf>, checks: bool) -> Result<()> {
     if !run::is_root() {
         bail!("network namespaces need root");
     }
@@ -206,6 +213,7 @@ fn soak(minutes: f64, json: Option<PathBuf>) -> Result<()> {
     build_release("building lbd and the soak")?;
     let mut command = std::process::Command::new(run::target().join("release/lbd-soak"));
     command.args(["--minutes", &minutes.to_string()]);
+    command.args(checks.then_some("--checks"));
     if let Some(json) = json {
         command.arg("--json").arg(json);
     }
