@@ -1,10 +1,10 @@
 //! The deployment guide's cluster with the kernel's IPVS in the place of XDP: users notice nothing,
 //! and operators see the same with lbctl as with ipvsadm.
 
-use std::{fs, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, process::Command, time::Duration};
 
 use lab::{
-    Director, Download, Guide, Lab, Process,
+    Director, Download, Guide, Lab, Node, Process,
     guide::{self, Settings, VIP},
     http,
     network::{INTERFACE, run},
@@ -18,11 +18,11 @@ use crate::with_modules;
 
 const MODE: &str = "[dataplane]\nmode = \"ipvs\"\n[lvs_sync_daemon]\ninterface = \"eno16777736\"\nvrrp = \"VI_1\"\nid = 7\n";
 
-fn with_ipvs(settings: &Settings) -> String {
+pub fn with_ipvs(settings: &Settings) -> String {
     MODE.to_owned() + &guide::config(settings)
 }
 
-fn shares(guide: &Guide, requests: usize) -> [usize; 2] {
+pub fn shares(guide: &Guide, requests: usize) -> [usize; 2] {
     let pages = http::get_many(&guide.client, VIP, requests).unwrap();
     ["rs1", "rs2"].map(|name| pages.iter().filter(|page| *page == name).count())
 }
@@ -167,6 +167,29 @@ fn the_guides_cluster() {
     assert_eq!(shares(&guide, 40), [10, 30]);
 }
 
+/// Waits until the kernel of a backup knows the connections that are open at the master. Those that were
+/// closed lately look open to a backup.
+pub fn told_of_connections(master: &Node, backup: &Node) {
+    let open = |node: &Node, file: &str| -> anyhow::Result<BTreeSet<String>> {
+        let table = node.run("cat", &[file])?;
+        let open = table.lines().filter(|line| line.contains("ESTABLISHED"));
+        // Protocol, client's address and port.
+        let client = |line: &str| {
+            line.split_whitespace()
+                .take(3)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        Ok(open.map(client).collect())
+    };
+    wait::until_true("the backup is told", Duration::from_secs(60), || {
+        let here = open(master, "/proc/net/ip_vs_conn")?;
+        let there = open(backup, "/proc/net/ip_vs_conn_sync")?;
+        Ok(!here.is_empty() && here.is_subset(&there))
+    })
+    .unwrap();
+}
+
 /// The kernels share connections as VRRP tells them to: a transfer goes on where the next master is.
 fn survives_failover(guide: &mut Guide) {
     let daemon = |director: &Director| director.node.run("ipvsadm", &["-L", "--daemon"]).unwrap();
@@ -188,16 +211,7 @@ fn survives_failover(guide: &mut Guide) {
     );
 
     let download = Download::start(guide, 6_000_000).unwrap();
-    wait::until_true(
-        "node2 knows the connection",
-        Duration::from_secs(10),
-        || {
-            let node = &guide.node2.node;
-            let table = node.run("cat", &["/proc/net/ip_vs_conn_sync"])?;
-            Ok(table.contains("ESTABLISHED"))
-        },
-    )
-    .unwrap();
+    told_of_connections(&guide.node1.node, &guide.node2.node);
     guide.node1.stop().unwrap();
     guide.node2.wait_for("VI_1", VrrpState::Master).unwrap();
     download.finish().unwrap();

@@ -19,6 +19,7 @@ mod pool_weights;
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
 mod program;
 mod reloads;
+mod rival;
 mod switching;
 mod traffic;
 #[path = "../cases/on_vip/grid.rs"]
