@@ -14,6 +14,7 @@ mod hashing;
 mod ipvs;
 mod marks;
 mod on_vip;
+mod planes;
 mod pool_weights;
 #[path = "../cases/program.rs"]
 #[allow(dead_code, reason = "the other tests of packets need the rest of it")]
