@@ -102,6 +102,12 @@ fn config() -> String {
         + &service(UDP, "protocol = \"udp\"\n")
 }
 
+/// Established connections that the kernel knows.
+fn known(node: &Node) -> usize {
+    let table = node.run("cat", &["/proc/net/ip_vs_conn"]).unwrap();
+    table.matches("ESTABLISHED").count()
+}
+
 fn to(port: u16) -> SocketAddr {
     (VIP, port).into()
 }
@@ -163,8 +169,11 @@ fn no_connection_breaks() {
     let lost = Instant::now();
     site.lbd.detach_xdp().unwrap();
     site.wait_for("ipvs");
-    let status = site.lbd.status().unwrap().data_plane;
     let reason = "somebody detached the XDP program from eno16777736";
+    let status = site.lbd.status().unwrap();
+    let problem = format!("IPVS forwards in the place of XDP: {reason}");
+    assert!(status.problems.contains(&problem), "{:?}", status.problems);
+    let status = status.data_plane;
     assert_eq!(status.choice, reason);
     let switch = status.switching.last.unwrap();
     println!(
@@ -173,6 +182,7 @@ fn no_connection_breaks() {
         switch.took_us as f64 / 1_000.0
     );
     assert!(switch.connections >= u64::from(OPEN));
+    assert!(known(&site.lbd.node) >= OPEN as usize);
     assert_eq!(site.servers(), stick, "clients that stick");
     let table = site.lbd.node.run("ipvsadm", &["-Ln"]).unwrap();
     assert!(table.contains("10.1.15.50:7000 wrr"), "{table}");
@@ -185,7 +195,11 @@ fn no_connection_breaks() {
     assert!(log.contains(&format!("IPVS forwards: {reason}")), "{log}");
     println!("with XDP again: {}", load.seen.describe());
 
-    // An operator wants the same.
+    // An operator wants the same, where somebody else's sync daemon listens already.
+    let node = &site.lbd.node;
+    let theirs = ["--start-daemon", "backup", "--mcast-interface", INTERFACE];
+    let theirs = [&theirs[..], &["--syncid", "9"]].concat();
+    node.run("ipvsadm", &theirs).unwrap();
     let text = site.lbd.ctl(&["dataplane", "ipvs"]).unwrap();
     assert!(
         text.contains("ipvs until a reload or a restart; ipvs forwards"),
@@ -193,6 +207,10 @@ fn no_connection_breaks() {
     );
     let text = site.lbd.ctl(&["status"]).unwrap();
     assert!(text.contains("ordered     ipvs, by an operator"), "{text}");
+    assert!(known(node) >= OPEN as usize, "{}", known(node));
+    let daemons = node.run("ipvsadm", &["-L", "--daemon"]).unwrap();
+    assert!(daemons.starts_with("backup sync daemon"), "{daemons}");
+    node.run("ipvsadm", &["--stop-daemon", "backup"]).unwrap();
     assert_eq!(site.servers(), stick, "clients that stick");
     thread::sleep(Duration::from_secs(3));
     site.lbd.ctl(&["reload"]).unwrap();
@@ -226,7 +244,7 @@ fn no_connection_breaks() {
     assert!(outage < OUTAGE, "{outage:?}");
     let of = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     assert_eq!((of(&seen.open), of(&seen.broken)), (u64::from(OPEN), 0));
-    assert_eq!(of(&seen.failed), 0);
+    assert_eq!(of(&seen.failed), 0, "{}", site.lbd.log());
     assert!(of(&seen.requests) > 1_000 && of(&seen.answers) > 1_000);
 
     where_xdp_cannot_be(&mut site);

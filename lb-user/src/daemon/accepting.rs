@@ -60,10 +60,12 @@ impl Daemon {
         }
     }
 
-    /// Services whose packets this host's own stack must not see while XDP forwards: the moment XDP is lost it
-    /// would answer them with resets, until IPVS knows their connections. IPVS takes its packets before.
+    /// Services whose packets neither this host's own stack nor IPVS may see while XDP forwards: the moment XDP
+    /// is lost the one would answer them with resets, and the other refuse connections of a service that has no
+    /// real servers yet. Not while connections come back from IPVS, which forwards them meanwhile.
     fn guarded(&self) -> Vec<Guarded> {
         let stands_ready = self.data_plane.has_fallback()
+            && !self.data_plane.is_settling()
             && self.data_plane.forwarding() == Kind::Xdp
             && self.config.services.len() <= MAX_GUARDED;
         if !stands_ready {

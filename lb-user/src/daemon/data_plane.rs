@@ -10,6 +10,7 @@ use crate::{
 impl Daemon {
     /// Looks whether the data plane still runs, and tells what became of it.
     pub(super) fn watch_data_plane(&mut self) {
+        let settling = self.data_plane.is_settling();
         let mut any = false;
         while let Some(news) = self.data_plane.watch() {
             any = true;
@@ -22,6 +23,8 @@ impl Daemon {
         }
         if any {
             self.after_switch();
+        } else if settling != self.data_plane.is_settling() {
+            self.follow_accept_mode();
         }
     }
 

@@ -188,6 +188,12 @@ impl Daemon {
         if let Some(trouble) = &plane.trouble {
             problems.push(format!("the data plane is not as it should be: {trouble}"));
         }
+        if plane.kind == "ipvs" && plane.switching.retry_in_ms.is_some() {
+            problems.push(format!(
+                "IPVS forwards in the place of XDP: {}",
+                plane.choice
+            ));
+        }
         problems.extend(self.not_in_force(plane));
         for section in &self.waiting {
             problems.push(format!(

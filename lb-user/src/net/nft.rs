@@ -9,6 +9,7 @@ use std::{net::IpAddr, ops::RangeInclusive};
 /// The table's name in `nft list ruleset`.
 pub const TABLE: &str = "lbd";
 const CHAIN: &str = "not_accepted";
+const GUARD: &str = "guarded";
 
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
@@ -27,7 +28,8 @@ const NESTED: u16 = 0x8000;
 /// The table goes with the socket that made it, and nobody else may change it.
 const OWNED: u32 = 2;
 const HOOK_LOCAL_IN: u32 = 1;
-/// Behind IPVS, which takes what is its at 98 and 99 (NF_IP_PRI_NAT_SRC - 2 of ip_vs_core.c).
+/// IPVS takes what is its at 98 and 99 (NF_IP_PRI_NAT_SRC - 2 of ip_vs_core.c).
+const BEFORE_IPVS: u32 = 50;
 const BEHIND_IPVS: u32 = 200;
 const ACCEPT: u32 = 1;
 const DROP: u32 = 0;
@@ -49,7 +51,7 @@ pub struct Closed {
     pub open: Vec<(u8, RangeInclusive<u16>)>,
 }
 
-/// A service whose packets the host's own sockets never get.
+/// A service whose packets neither IPVS nor the host's own sockets get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guarded {
     /// Its VIP.
@@ -74,8 +76,13 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
     batch.message(DELETE_TABLE, 0, NFPROTO_INET, 0, |m| string(m, 1, TABLE));
     if !closed.is_empty() || !guarded.is_empty() {
         batch.message(NEW_TABLE, CREATE, NFPROTO_INET, 0, table);
-        batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, chain);
-        batch.rule(|rule| {
+        batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, |message| {
+            chain(message, GUARD, BEFORE_IPVS);
+        });
+        batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, |message| {
+            chain(message, CHAIN, BEHIND_IPVS);
+        });
+        batch.rule(CHAIN, |rule| {
             meta_is(rule, META_NFPROTO, NFPROTO_IPV6);
             meta_is(rule, META_L4PROTO, ICMPV6);
             payload_in(
@@ -90,13 +97,13 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
     }
     for Closed { address, open } in closed {
         for (protocol, ports) in open {
-            batch.rule(|rule| {
+            batch.rule(CHAIN, |rule| {
                 destination_is(rule, *address);
                 port_in(rule, *protocol, ports);
                 verdict(rule, ACCEPT);
             });
         }
-        batch.rule(|rule| {
+        batch.rule(CHAIN, |rule| {
             destination_is(rule, *address);
             verdict(rule, DROP);
         });
@@ -107,7 +114,7 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
         ports,
     } in guarded
     {
-        batch.rule(|rule| {
+        batch.rule(GUARD, |rule| {
             destination_is(rule, *address);
             port_in(rule, *protocol, ports);
             verdict(rule, DROP);
@@ -149,21 +156,21 @@ impl Batch {
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
-    fn rule(&mut self, expressions: impl FnOnce(&mut Vec<u8>)) {
+    fn rule(&mut self, chain: &str, expressions: impl FnOnce(&mut Vec<u8>)) {
         self.message(NEW_RULE, CREATE | APPEND, NFPROTO_INET, 0, |message| {
             string(message, 1, TABLE);
-            string(message, 2, CHAIN);
+            string(message, 2, chain);
             nested(message, 4, expressions);
         });
     }
 }
 
-fn chain(message: &mut Vec<u8>) {
+fn chain(message: &mut Vec<u8>, name: &str, priority: u32) {
     string(message, 1, TABLE);
-    string(message, 3, CHAIN);
+    string(message, 3, name);
     nested(message, 4, |hook| {
         word(hook, 1, HOOK_LOCAL_IN);
-        word(hook, 2, BEHIND_IPVS);
+        word(hook, 2, priority);
     });
     word(message, 5, ACCEPT);
     string(message, 7, "filter");
@@ -299,6 +306,7 @@ mod tests {
             DELETE_TABLE,
             NEW_TABLE,
             NEW_CHAIN,
+            NEW_CHAIN,
             NEW_RULE,
             NEW_RULE,
             NEW_RULE,
@@ -311,7 +319,7 @@ mod tests {
             protocol: 6,
             ports: 80..=80,
         };
-        assert_eq!(kinds(&replace(&[], &[guarded])).len(), 8);
+        assert_eq!(kinds(&replace(&[], &[guarded])).len(), 9);
     }
 
     #[test]

@@ -188,8 +188,13 @@ async fn request(to: SocketAddr, seen: Arc<Seen>) {
     let count = match answered {
         Ok(Ok(_)) => &seen.requests,
         other => {
-            if seen.failed.load(Ordering::Relaxed) == 0 {
-                println!("a request failed: {other:?}");
+            if seen.failed.load(Ordering::Relaxed) < 10 {
+                let now = std::time::SystemTime::now();
+                let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+                println!(
+                    "a request failed at {} ms: {other:?}",
+                    now.as_millis() % 1_000_000
+                );
             }
             &seen.failed
         }

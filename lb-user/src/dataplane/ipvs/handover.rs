@@ -3,7 +3,12 @@
 //! It learns them as a backup director does: a sync daemon of the kernel's, on the loopback interface for as
 //! long as that takes, gets messages of IPVS's own protocol. It tells them in /proc/net/ip_vs_conn.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    process::{Command as Program, Stdio},
+    time::Duration,
+};
 
 use super::{
     Ipvs,
@@ -23,7 +28,10 @@ use crate::{
     model::{Protocol, ServiceId},
 };
 
-/// Bytes of a message: 255 connections, which is as many as one can have, take about nine thousand with IPv4.
+/// Bytes of a message to a daemon of somebody else's that does not say what it takes: it reads no more than
+/// fits into a frame.
+const SHORT: usize = 1_400;
+/// Bytes of a message to ours: 255 connections, which is as many as one can have, take about nine thousand with IPv4.
 const LONGEST: usize = 16_000;
 /// Where the daemon that learns from us listens: nobody else hears it.
 const INTERFACE: &str = "lo";
@@ -43,6 +51,22 @@ mod state {
 }
 
 impl Ipvs {
+    /// Loads the modules of schedulers before they are needed in a hurry. One that there is no module for may be
+    /// built in; the kernel says so when it matters.
+    pub fn load_schedulers(&mut self, plan: &Plan) {
+        for service in &plan.services {
+            let name = service.scheduler.to_string();
+            if !self.loaded.contains(&name) {
+                let module = format!("ip_vs_{name}");
+                let _ = Program::new("modprobe")
+                    .args(["--quiet", &module])
+                    .stdin(Stdio::null())
+                    .output();
+                self.loaded.insert(name);
+            }
+        }
+    }
+
     /// Makes the kernel hold the services of `plan`. Further packets of TCP connections that it does not know
     /// are not scheduled yet.
     pub fn prepare(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
@@ -66,7 +90,12 @@ impl Ipvs {
             self.kernel.change(&Command::NewDaemon(daemon.clone()))?;
         }
         let id = u8::try_from(daemon.id).unwrap_or_default();
-        let fed = feed::all(&daemon, &Message::encode_all(id, &told, LONGEST));
+        let longest = match (is_ours, daemon.length) {
+            (true, _) => LONGEST,
+            // What is longer it cuts off.
+            (false, length) => length.map_or(SHORT, usize::from).min(SHORT),
+        };
+        let fed = feed::all(&daemon, &Message::encode_all(id, &told, longest));
         if is_ours {
             // Returns when it has dealt with the message that it is at.
             self.kernel.change(&Command::DeleteDaemon(daemon.state))?;

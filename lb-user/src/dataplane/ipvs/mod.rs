@@ -67,6 +67,8 @@ pub struct Ipvs {
     takes_over_until: Option<Instant>,
     /// Connections are still being told to the kernel: those that it does not know are not new.
     learning: bool,
+    /// Schedulers whose modules were asked for.
+    loaded: HashSet<String>,
     /// What the kernel was made to hold last, and how its settings were.
     expected: Option<(Vec<Wanted>, Needs)>,
     held: Table,
@@ -102,6 +104,7 @@ impl Ipvs {
             timeouts: seconds(timeouts),
             takes_over_until: None,
             learning: false,
+            loaded: HashSet::new(),
             expected: None,
             held,
             read: Instant::now(),

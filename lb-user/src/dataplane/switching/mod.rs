@@ -159,6 +159,11 @@ impl Planes {
         self.fallback().is_ok()
     }
 
+    /// Whether XDP forwards and connections are still coming from IPVS.
+    pub const fn is_settling(&self) -> bool {
+        self.settling.is_some() || self.inherits
+    }
+
     /// Whether an operator's order is in force.
     pub fn is_ordered(&self) -> bool {
         self.order != Order::Auto
@@ -182,6 +187,9 @@ impl DataPlane for Planes {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         let inner = self.pair.active_mut().apply(plan)?;
         self.plan = plan.clone();
+        if let Some((_, ipvs)) = self.pair.both() {
+            ipvs.load_schedulers(plan);
+        }
         if std::mem::take(&mut self.inherits) {
             self.inherit();
         }

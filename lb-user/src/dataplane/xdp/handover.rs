@@ -42,6 +42,9 @@ impl Xdp {
     /// Stops forwarding. Program, maps and flows stay as they are, and no packet is in the program any
     /// more when this returns.
     pub fn release(&mut self) {
+        if self.object.attachments().is_empty() {
+            return;
+        }
         if let Err(error) = self.object.release() {
             tracing::warn!(%error, "cannot remove the pin of an XDP link");
         }
