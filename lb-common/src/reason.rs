@@ -90,7 +90,7 @@ reasons! {
     /// ignores the frame.
     ForeignVlan = 23, "foreign_vlan", Pass;
     /// A new connection from an address that no client can have: of this network or host, loopback,
-    /// multicast, reserved or broadcast (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5 and 2.7). The kernel
+    /// multicast or broadcast (RFC 1122 section 3.2.1.3, RFC 4291 section 2.5 and 2.7). The kernel
     /// drops and logs it.
     MartianSource = 24, "martian_source", Pass;
     /// The interface to the real server has gone since the program was told of it.

@@ -161,8 +161,8 @@ impl Harness {
         Ok(wrong)
     }
 
-    /// `packets` first packets of random sources run through the tables while 1,024 connections are
-    /// established. Returns how many of those were scheduled anew afterwards.
+    /// `packets` first packets of random sources run through the tables, a tenth at a time, and between the
+    /// tenths 1,024 connections go on. Returns how many of those were scheduled anew.
     pub fn flood(&mut self, packets: u32) -> Result<u64> {
         let find = |name: &str| CASES.iter().find(|case| case.name == name).context("case");
         let (known, flood) = (find("established-1k")?, find("syn-flood")?);
@@ -170,10 +170,14 @@ impl Harness {
         for packet in [Packet::Syn, Packet::Data, Packet::Data] {
             self.run(known, packet, all)?;
         }
-        self.run(flood, Packet::Syn, packets)?;
-        let before = self.scheduled();
-        self.run(known, Packet::Data, all)?;
-        Ok(self.scheduled() - before)
+        let mut anew = 0;
+        for _ in 0..10 {
+            self.run(flood, Packet::Syn, packets / 10)?;
+            let before = self.scheduled();
+            self.run(known, Packet::Data, all)?;
+            anew += self.scheduled() - before;
+        }
+        Ok(anew)
     }
 
     /// Nanoseconds per packet of 1,024 established connections, wrapper included: alone, and while

@@ -11,7 +11,7 @@ use lb_user::{
     dataplane::{
         DataPlane,
         plan::{
-            BackendState::{Down, Draining, Up},
+            BackendState::{self, Down, Draining, Resetting, Up},
             PlannedService,
         },
         xdp::Xdp,
@@ -435,6 +435,27 @@ fn a_million_listed_sources() {
         let refused = xdp.set_protection(&longer).unwrap_err().to_string();
         assert!(refused.contains("list the source 2001:db8:"), "{refused}");
         assert_eq!(run(&mut xdp, &six(v6(0, 9))), DROP);
+    });
+}
+
+/// A real server that is down has no place in a table, whether its flows move or are reset: nobody is refused for
+/// its sake, and the others' places are the same.
+#[test]
+fn one_that_is_down_has_no_places() {
+    in_namespace(|_| {
+        for scheduler in [Scheduler::Mh, Scheduler::Sh] {
+            let servers = |state: BackendState| -> Vec<u8> {
+                let mut planned = with(scheduler, &[1, 1, 1]);
+                let mut xdp = ready(planned.clone());
+                planned.backends[1].state = state;
+                apply(&mut xdp, vec![planned]);
+                let choice = |number| server_of(&mut xdp, &packet(client(number), 9, "S"));
+                (0..60).map(choice).collect()
+            };
+            let down = servers(Down);
+            assert!(!down.contains(&2));
+            assert_eq!(servers(Resetting), down, "{scheduler}");
+        }
     });
 }
 

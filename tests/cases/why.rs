@@ -5,7 +5,10 @@ use std::time::Duration;
 use lb_user::{
     dataplane::{
         DataPlane, Why, WhyQuery,
-        plan::{BackendState::Draining, PlannedService},
+        plan::{
+            BackendState::{Down, Draining, Resetting, Up},
+            PlannedService,
+        },
         xdp::Xdp,
     },
     model::{Hashing, Persistence, RateLimit, Scheduler},
@@ -13,7 +16,7 @@ use lb_user::{
 
 use crate::{
     choosing::{client, connect, packet, ready, with},
-    program::{TX, VIP, in_namespace},
+    program::{TX, VIP, apply, in_namespace},
 };
 
 fn asked(xdp: &Xdp, number: u32) -> Why {
@@ -142,5 +145,34 @@ fn names_the_full_server_and_the_rate() {
             );
         }
         assert_eq!(asked(&xdp, 9).because, "service_rate");
+    });
+}
+
+/// What becomes of the next packet of a connection, when its real server has changed since.
+#[test]
+fn tells_of_known_flows() {
+    in_namespace(|_| {
+        for (state, because, step) in [
+            (Up, "flow", "forwarded to 10.0.0.1 by direct return"),
+            (Draining, "flow", "forwarded to 10.0.0.1 by direct return"),
+            (Resetting, "reset", "its connections are reset"),
+            (Down, "ring", "no flow of this client is known"),
+        ] {
+            let mut planned = with(Scheduler::Rr, &[1, 1]);
+            let mut xdp = ready(planned.clone());
+            connect(&mut xdp, client(1), 5000);
+            let first = asked(&xdp, 1);
+            assert_eq!(first.because, "flow");
+            let gone = usize::from(first.backend.as_deref() != Some("10.0.0.1"));
+            planned.backends[gone].state = state;
+            apply(&mut xdp, vec![planned]);
+            let why = asked(&xdp, 1);
+            assert_eq!(why.because, because, "{state:?}: {why:?}");
+            let step = step.replace("10.0.0.1", first.backend.as_deref().unwrap());
+            assert!(
+                why.steps.iter().any(|s| s.contains(&step)),
+                "{state:?}: {why:?}"
+            );
+        }
     });
 }

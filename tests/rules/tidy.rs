@@ -390,3 +390,19 @@ fn nothing_is_left_undone() {
         }
     }
 }
+
+/// Operators find every name that a counter has, with its verdict.
+#[test]
+fn the_documentation_has_every_reason() {
+    let text = std::fs::read_to_string(root().join("docs/verdicts.md")).unwrap();
+    for reason in lb_common::Reason::ALL {
+        let verdict = format!("{:?}", reason.verdict()).to_lowercase();
+        let row = format!("| `{}` | {verdict} | ", reason.label());
+        assert!(
+            text.contains(&row),
+            "docs/verdicts.md has no row that begins {row}"
+        );
+    }
+    let rows = text.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, lb_common::Reason::ALL.len());
+}

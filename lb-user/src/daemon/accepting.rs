@@ -6,10 +6,7 @@ use std::{collections::HashSet, net::IpAddr};
 
 use super::Daemon;
 use crate::{
-    dataplane::{
-        plan::{BackendState, PlannedService},
-        switching::Kind,
-    },
+    dataplane::{plan::PlannedService, switching::Kind},
     model::{Instance, ServiceId, Target, VirtualService},
     net::nft::{Closed, Guarded},
 };
@@ -75,9 +72,7 @@ impl Daemon {
         let plan = self.plan(&self.config, &self.roles);
         let has_server = |service: &&PlannedService| {
             let mut backends = service.backends.iter();
-            backends.any(|backend| {
-                !matches!(backend.state, BackendState::Down | BackendState::Resetting)
-            })
+            backends.any(|backend| !backend.state.is_out())
         };
         let served: HashSet<ServiceId> = plan
             .services

@@ -40,7 +40,7 @@ impl Plan {
                 let is_same = |old: &&PlannedBackend| {
                     (old.target, old.port, old.sorry)
                         == (backend.target, backend.port, backend.sorry)
-                        && old.state != BackendState::Down
+                        && !old.state.is_out()
                 };
                 let old = earlier.and_then(|list| list.iter().find(is_same));
                 backend.last_share = match (backend.given(), old) {
@@ -254,6 +254,11 @@ impl BackendState {
             BackendState::Resetting => "resetting",
             BackendState::Down => "down",
         }
+    }
+
+    /// Whether it gets nothing any more: IPVS does not hold it, and its places in tables are others'.
+    pub const fn is_out(self) -> bool {
+        matches!(self, BackendState::Down | BackendState::Resetting)
     }
 
     /// Whether it keeps the flows that it has and gets none but those, not even of clients that stick

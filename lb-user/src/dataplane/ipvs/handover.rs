@@ -23,7 +23,7 @@ use crate::{
     dataplane::{
         DataPlane, DataPlaneError, Plan,
         carried::{Carried, Phase},
-        plan::{BackendState, PlannedBackend, PlannedService},
+        plan::{PlannedBackend, PlannedService},
     },
     model::{Protocol, ServiceId},
 };
@@ -149,7 +149,7 @@ fn to_kernel(plan: &Plan, list: &[Carried]) -> Vec<Connection> {
         let service = services.get(&carried.service)?;
         let is = |b: &&PlannedBackend| (b.target, b.sorry) == (carried.target, carried.sorry);
         let backend = service.backends.iter().find(is)?;
-        let is_held = !matches!(backend.state, BackendState::Down | BackendState::Resetting);
+        let is_held = !backend.state.is_out();
         is_held.then(|| message(service, backend, carried))
     };
     list.iter().filter_map(one).collect()
@@ -231,6 +231,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::dataplane::plan::BackendState;
     use crate::model::{Forwarding, Persistence, Scheduler, Target};
 
     const PHASES: [Phase; 4] = [

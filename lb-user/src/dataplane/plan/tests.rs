@@ -322,7 +322,7 @@ fn growing_weights_have_exact_shares() {
 /// while it is, back at 7, down, and added again with nothing to give.
 #[test]
 fn the_latest_share_is_remembered() {
-    use BackendState::{Down, Draining, Inhibited, Unresolved, Up};
+    use BackendState::{Down, Draining, Inhibited, Resetting, Unresolved, Up};
     let mut before = Plan::default();
     for (state, share, expected) in [
         (Unresolved, 5, 0),
@@ -334,6 +334,8 @@ fn the_latest_share_is_remembered() {
         (Down, 7, 7),
         (Draining, 7, 0),
         (Up, 2, 2),
+        (Resetting, 2, 2),
+        (Draining, 2, 0),
     ] {
         let id = ServiceId::new(Protocol::Tcp, "10.1.15.50:80".parse().unwrap());
         let mut backend = PlannedBackend::new(Target::Host(host(45)), 5, state);

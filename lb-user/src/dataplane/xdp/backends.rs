@@ -98,7 +98,7 @@ impl Xdp {
         };
         let tunnelled = service.forwarding == Forwarding::Tunnel;
         let element = match neighbour {
-            Some(Neighbour::ThisHost) => {
+            Some(Neighbour::ThisHost) if backend.state != BackendState::Resetting => {
                 Backend::new([0; 6], [0; 6], 0, 0, flags | BackendFlags::LOCAL)
             }
             // The device is known to the kernel before any packet is sent to it, and so is the tunnel.
@@ -120,7 +120,7 @@ impl Xdp {
                     ..Backend::new(hop.mac, hop.source_mac, outer, hop.ifindex, flags)
                 }
             }
-            Some(Neighbour::Host(_)) | None => {
+            Some(_) | None => {
                 // Only the flags go: a packet that saw them a moment ago finds the rest intact.
                 let old = self.backends.load(usize::from(id));
                 Backend {
@@ -166,36 +166,39 @@ impl Xdp {
 
     /// Makes an interface known as a way out. Says whether that worked.
     fn register(&mut self, ifindex: u32) -> bool {
+        if !self.ways.knows(ifindex) {
+            self.look_at_ways();
+        }
         if self.devices.get(ifindex, 0).is_ok() {
             return true;
         }
         let result = self.devices.insert(ifindex, ifindex, None, 0);
-        self.look_at_ways();
         if let Err(error) = &result {
             tracing::error!(ifindex, %error, "cannot register an interface for redirection; its packets pass");
         }
         result.is_ok()
     }
 
-    /// Asks which interfaces to real servers send redirected frames; that changes with programs on them. Says
-    /// whether anything has changed.
-    fn look_at_ways(&mut self) -> bool {
+    /// Asks which interfaces to real servers send redirected frames; that changes with programs on them.
+    fn look_at_ways(&mut self) {
         // Generic XDP sends by any interface, and what comes in and leaves by the only one is not redirected.
-        let native = self.object.native();
+        // Frames of a bond come in by its ports.
+        let native = !self.object.native().is_empty();
         let hops = self.neighbours.values();
         let ways = hops
             .filter_map(|neighbour| match neighbour {
                 Neighbour::Host(hop) => Some(hop.ifindex),
                 Neighbour::ThisHost => None,
             })
-            .filter(|ifindex| !native.is_empty() && native != [*ifindex])
+            .filter(|ifindex| native && !self.entries.iter().eq([ifindex]))
             .collect();
-        self.ways.look(&ways)
+        self.ways.look(&ways);
     }
 
     /// Follows changes of that.
     pub(super) fn follow_ways(&mut self) {
-        if !self.look_at_ways() {
+        self.look_at_ways();
+        if !self.ways.take_changed() {
             return;
         }
         let plan = std::mem::take(&mut self.plan);
@@ -212,11 +215,7 @@ impl Xdp {
 
     /// What keeps packets from real servers.
     pub(super) fn trouble(&self) -> Option<String> {
-        let name = |index: u32| match nix::net::if_::if_indextoname(index) {
-            Ok(name) => name.to_string_lossy().into_owned(),
-            Err(_) => format!("number {index}"),
-        };
-        let deaf: Vec<String> = self.ways.deaf().map(name).collect();
+        let deaf: Vec<String> = self.ways.deaf().map(super::ways::name).collect();
         if deaf.is_empty() {
             return None;
         }

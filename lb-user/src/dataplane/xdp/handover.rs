@@ -91,7 +91,11 @@ impl Xdp {
         all
     }
 
-    fn all_spilled(&self, mut service: impl FnMut(u16) -> Option<ServiceId>) -> Vec<Flow> {
+    /// Every flow that found no room in its bucket.
+    pub(super) fn all_spilled(
+        &self,
+        mut service: impl FnMut(u16) -> Option<ServiceId>,
+    ) -> Vec<Flow> {
         let narrow = self.spill.iter().flatten().map(|(key, value)| {
             let key = FlowKey(key);
             (key.service(), Homeless::Narrow(key, FlowValue(value)))

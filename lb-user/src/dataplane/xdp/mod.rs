@@ -32,7 +32,7 @@ mod syscall;
 mod ways;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -115,6 +115,8 @@ pub struct Xdp {
     devices: DevMapHash<MapData>,
     vlans: OwnVlans,
     ways: Ways,
+    /// Interfaces that frames for this host come in by.
+    entries: BTreeSet<u32>,
     stats: PerCpuArray<MapData, PodCounters>,
     reasons: PerCpuArray<MapData, u64>,
     sources: Sources,
@@ -317,6 +319,7 @@ impl DataPlane for Xdp {
     }
 
     fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]) {
+        self.entries = macs.iter().map(|(ifindex, _)| *ifindex).collect();
         self.control.follow_macs(macs);
         self.vlans.follow(&self.control, vlans);
     }

@@ -28,7 +28,7 @@ fn hashed_table(service: &PlannedService) -> Vec<Option<u16>> {
         .iter()
         .enumerate()
         .rev()
-        .filter(|(_, backend)| !backend.sorry && backend.state != BackendState::Down)
+        .filter(|(_, backend)| !backend.sorry && !backend.state.is_out())
         .filter_map(|(index, backend)| {
             let Target::Host(address) = backend.target else {
                 return None;

@@ -85,9 +85,14 @@ impl Xdp {
             let asked = query.backend.as_deref();
             asked.is_none_or(|name| name.eq_ignore_ascii_case(&host(self, id)))
         };
-        let flows = self.flows.list(now, |flow| {
+        let mut flows = self.flows.list(now, |flow| {
             client.wants(flow) && is_service(flow.service) && is_backend(flow.value.backend())
         });
+        let wanted = |flow: &Flow| {
+            client.wants(flow) && is_service(flow.service) && is_backend(flow.value.backend())
+        };
+        let spilled = self.all_spilled(|id| self.identities.service(id));
+        flows.extend(spilled.into_iter().filter(wanted));
         let mut keyed: Vec<&Flow> = flows.iter().collect();
         keyed.sort_by_key(|flow| (flow.client, flow.client_port, flow.service, flow.vip_port));
         let page = keyed
@@ -295,6 +300,13 @@ impl Xdp {
                 .push("it is this host: the packet goes to its own stack".to_owned());
             return Ok(());
         }
+        if flags & BackendFlags::RESET != 0 {
+            why.steps.push(format!(
+                "{} is down, and its connections are reset: the client gets a RST",
+                host(self, backend)
+            ));
+            return Err("reset");
+        }
         if flags & BackendFlags::RESOLVED == 0 {
             why.steps
                 .push("its MAC address is not known: the packet passes".to_owned());
@@ -307,6 +319,13 @@ impl Xdp {
         };
         why.steps
             .push(format!("forwarded to {} {way}", host(self, backend)));
+        if flags & BackendFlags::NO_REDIRECT != 0 {
+            let index = self.backends.load(usize::from(backend)).ifindex;
+            why.steps.push(format!(
+                "only if it came in by {}: its driver cannot send what XDP redirects, and other packets pass (no_redirect)",
+                super::ways::name(index as u32)
+            ));
+        }
         Ok(())
     }
 }

@@ -1,6 +1,9 @@
 //! From nothing, or from what an earlier daemon left pinned, to a program that runs.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Instant,
+};
 
 use aya::maps::{LpmTrie, Map};
 use lb_common::{
@@ -195,6 +198,7 @@ impl Xdp {
             devices,
             vlans,
             ways: Ways::open(),
+            entries: BTreeSet::new(),
             stats,
             reasons,
             sources,

@@ -2,7 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Xdp, backends::keys, flows::Homeless, maps::PodWideKey};
+use super::{
+    Xdp,
+    backends::keys,
+    flows::{Flow, Homeless},
+    maps::PodWideKey,
+};
 use crate::{
     dataplane::{
         BackendKey,
@@ -18,6 +23,7 @@ impl Xdp {
         let mut counts: HashMap<u16, (u64, u64)> = HashMap::new();
         let mut unanswered: HashMap<u16, u32> = HashMap::new();
         let (clock, timeout) = (self.clock, self.control.load().timeouts.tcp_half_open);
+        let spilled = self.all_spilled(|id| self.identities.service(id));
         let (spill, wide_spill) = (&mut self.spill, &mut self.wide_spill);
         let sctp: HashSet<u16> = self
             .plan
@@ -26,6 +32,17 @@ impl Xdp {
             .filter(|service| service.id.protocol == Protocol::Sctp)
             .filter_map(|service| self.service_ids.get(&service.id))
             .collect();
+        let mut count = |flow: &Flow| {
+            let count = counts.entry(flow.value.backend()).or_default();
+            if flow.is_active(sctp.contains(&flow.service)) {
+                count.0 += 1;
+            } else {
+                count.1 += 1;
+            }
+        };
+        for flow in &spilled {
+            count(flow);
+        }
         self.flows.sweep(
             &self.control,
             self.clock.now(),
@@ -37,12 +54,7 @@ impl Xdp {
                 {
                     *unanswered.entry(flow.value.backend()).or_default() += 1;
                 }
-                let count = counts.entry(flow.value.backend()).or_default();
-                if flow.is_active(sctp.contains(&flow.service)) {
-                    count.0 += 1;
-                } else {
-                    count.1 += 1;
-                }
+                count(&flow);
             },
             |flow| {
                 // A full spill table forgets the flow that was silent for longest.

@@ -1,10 +1,14 @@
 //! By which interfaces frames can leave that came in by another one: their drivers must send what XDP redirects
 //! (`ndo_xdp_xmit`). Bridges, macvlans and some cards do not, and the kernel loses such frames silently.
 //!
-//! The kernel tells by generic netlink's family "netdev" (Linux 6.3, Documentation/netlink/specs/netdev.yaml). One
-//! that cannot tell is taken at its word that it can send.
+//! The kernel tells by generic netlink's family "netdev" (Linux 6.3, Documentation/netlink/specs/netdev.yaml). A
+//! kernel that cannot tell is believed to send them.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -32,8 +36,10 @@ const DATAGRAM: usize = 8_192;
 #[derive(Default)]
 pub struct Ways {
     netdev: Option<Netdev>,
-    /// Those whose driver does not send redirected frames.
-    deaf: BTreeSet<u32>,
+    /// Whether the driver of each sends redirected frames.
+    sending: BTreeMap<u32, bool>,
+    /// An answer is another one than before.
+    changed: bool,
 }
 
 impl Ways {
@@ -41,33 +47,51 @@ impl Ways {
     pub fn open() -> Self {
         Self {
             netdev: Netdev::open(),
-            deaf: BTreeSet::new(),
+            ..Self::default()
         }
     }
 
     /// Whether redirected frames leave by an interface, as far as is known.
     pub fn sends(&self, ifindex: u32) -> bool {
-        !self.deaf.contains(&ifindex)
+        self.sending.get(&ifindex).copied().unwrap_or(true)
     }
 
-    /// Asks anew about these. Says whether an answer is another one than before.
-    pub fn look(&mut self, interfaces: &BTreeSet<u32>) -> bool {
+    /// Whether it was asked about.
+    pub fn knows(&self, ifindex: u32) -> bool {
+        self.sending.contains_key(&ifindex)
+    }
+
+    /// Asks anew about these.
+    pub fn look(&mut self, interfaces: &BTreeSet<u32>) {
         let Some(netdev) = &mut self.netdev else {
-            return false;
+            return;
         };
-        let is_deaf = |ifindex: &u32| {
+        let ask = |ifindex: &u32| {
             let features = netdev.features(*ifindex);
-            features.is_some_and(|features| features & SENDS_REDIRECTED == 0)
+            (*ifindex, features.is_none_or(|f| f & SENDS_REDIRECTED != 0))
         };
-        let deaf: BTreeSet<u32> = interfaces.iter().copied().filter(is_deaf).collect();
-        let changed = deaf != self.deaf;
-        self.deaf = deaf;
-        changed
+        let sending: BTreeMap<u32, bool> = interfaces.iter().map(ask).collect();
+        self.changed |= sending != self.sending;
+        self.sending = sending;
+    }
+
+    /// Whether an answer has changed since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// Those that do not send redirected frames.
     pub fn deaf(&self) -> impl Iterator<Item = u32> + '_ {
-        self.deaf.iter().copied()
+        let deaf = self.sending.iter().filter(|(_, sends)| !**sends);
+        deaf.map(|(ifindex, _)| *ifindex)
+    }
+}
+
+/// What an interface is called.
+pub fn name(ifindex: u32) -> String {
+    match nix::net::if_::if_indextoname(ifindex) {
+        Ok(name) => name.to_string_lossy().into_owned(),
+        Err(_) => format!("interface {ifindex}"),
     }
 }
 
