@@ -79,7 +79,8 @@ reasons! {
     SourceRate = 18, "source_rate", Drop;
     /// The service gets more new connections than it may.
     ServiceRate = 19, "service_rate", Drop;
-    /// The packet does not fit into the tunnel to its real server: the client is told the size.
+    /// The packet does not fit into the tunnel to its real server, or is larger than what the interface to it may
+    /// send: the client is told the size.
     TooBig = 20, "too_big", Answer;
     /// The driver gave no room to write a header.
     NoRoom = 21, "no_room", Drop;

@@ -34,7 +34,8 @@ pub struct Backend {
     /// Source MAC (of the outgoing interface) in bytes 0-5; VLAN id in bytes 6-7 as a number, with
     /// [`Self::TAGGED`], or 0 for an untagged frame.
     pub source: u64,
-    /// Interface that the frame leaves by.
+    /// Interface that the frame leaves by in bits 0-31. In 32-63 the largest IP packet that may be redirected to it,
+    /// in bytes; 0 where every one that comes in may.
     pub ifindex: u64,
     /// VLAN id of a second, inner tag with [`Self::TAGGED`], or 0.
     pub inner_vlan: u64,

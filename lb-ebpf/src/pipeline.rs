@@ -71,7 +71,11 @@ fn proceed<D: Datagram>(
     };
     let backend = forward::element(chosen)?;
     let forward = forward::way_to(packet, backend)?;
-    if matches!(forward, Forward::ToStack) || !rewrite::is_simple(link, backend) {
+    let length = ip.length();
+    if matches!(forward, Forward::ToStack)
+        || !rewrite::is_simple(link, backend)
+        || !rewrite::fits(packet, backend, length)
+    {
         return Ok(None);
     }
     trace.backend = chosen;
@@ -112,7 +116,7 @@ fn serve<D: Datagram>(
         stats::count_forward(chosen, ip.length());
         return Ok(forward);
     }
-    if rewrite::is_simple(link, backend) {
+    if rewrite::is_simple(link, backend) && rewrite::fits(packet, backend, ip.length()) {
         direct::rewrite(packet, link, ip, backend)?;
     } else {
         rewrite::uncommon(packet, link, ip, chosen.backend)?;

@@ -12,8 +12,8 @@ use lb_user::{
 };
 
 use crate::program::{
-    CLIENT, DIRECTOR_MAC, INGRESS, PASS, SMALL, TX, VIP, apply, direct, frame, in_namespace, load,
-    passed, server, server_mac, service, transport,
+    CLIENT, DIRECTOR_MAC, INGRESS, PASS, REDIRECT, SMALL, TX, VIP, apply, direct, frame,
+    in_namespace, load, passed, server, server_mac, service, transport,
 };
 
 /// A segment whose payload tells its place, so that a byte that moved shows.
@@ -107,5 +107,46 @@ fn longer_than_its_frame() {
             assert_eq!(verdict, expected, "{more} bytes too many");
         }
         assert_eq!(passed(&mut xdp, "truncated"), 1);
+    });
+}
+
+/// Frames of 9,000 bytes come in, and the interface to the real server takes 1,500: the client is told. What leaves
+/// by the interface that it came in by is forwarded as it is.
+#[test]
+fn a_smaller_way_out_is_told_of() {
+    in_namespace(|node| {
+        let other = node.ifindex().unwrap();
+        for (out_by, receive_mtu, fits) in [
+            (other, 9_000, false),
+            (other, 1_500, true),
+            (INGRESS, 9_000, true),
+        ] {
+            let mut xdp = load(SMALL);
+            xdp.set_receive_mtu(receive_mtu);
+            let mut planned = service(Tcp, 80, 1, &[]);
+            planned.backends = vec![PlannedBackend::new(Target::Host(server(1)), 1, Up)];
+            apply(&mut xdp, vec![planned]);
+            let mut hop = Hop::on_link(server_mac(1), out_by, DIRECTOR_MAC);
+            hop.mtu = 1_500;
+            xdp.set_neighbour(server(1), Some(Neighbour::Host(hop)));
+            let forwarded = if out_by == INGRESS { TX } else { REDIRECT };
+            // Opens a flow, continues it by the short way, and both again above the limit.
+            for (flags, length) in [("S", 1_500), ("A", 1_500), ("A", 1_501), ("S", 9_000 - 14)] {
+                let payload = vec![7; length - 40];
+                let frame = frame(CLIENT, VIP, 64, transport(5000, 80, flags), &payload);
+                let before = passed(&mut xdp, "too_big");
+                let (verdict, out) = xdp.run(&frame, 0).unwrap();
+                let told = passed(&mut xdp, "too_big") - before;
+                if fits || length <= 1_500 {
+                    assert_eq!((verdict, told), (forwarded, 0), "{flags} {length}");
+                    assert!(out == direct(&frame, 1), "{flags} {length}: bytes changed");
+                    continue;
+                }
+                assert_eq!((verdict, told), (TX, 1), "{flags} {length}");
+                // ICMP "fragmentation needed", with the limit as the next hop's MTU (RFC 1191).
+                assert_eq!((out[23], out[34], out[35]), (1, 3, 4));
+                assert_eq!(out[40..42], 1_500_u16.to_be_bytes());
+            }
+        }
     });
 }

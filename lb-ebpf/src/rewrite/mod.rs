@@ -37,6 +37,14 @@ pub fn is_simple(link: &Link, backend: &Backend) -> bool {
         && backend.flags() & (BackendFlags::TUNNEL | BackendFlags::RESET) == 0
 }
 
+/// Whether the packet is small enough for the interface that it leaves by. What leaves by the interface that it came
+/// in by always is.
+#[inline(always)]
+pub fn fits(packet: &Packet<'_>, backend: &Backend, length: u32) -> bool {
+    let limit = (backend.ifindex >> 32) as u32;
+    limit == 0 || length <= limit || backend.ifindex as u32 == packet.ingress_ifindex()
+}
+
 /// Changes the VLAN, or puts the packet into a tunnel.
 #[inline(always)]
 pub fn uncommon<D: Datagram>(
@@ -78,6 +86,9 @@ fn rewrite(packet: &Packet<'_>, job: &Job) -> Result<(), Reason> {
     let backend = forward::element(job.backend)?;
     if backend.flags() & BackendFlags::RESET != 0 {
         return Err(Reason::Reset);
+    }
+    if !fits(packet, backend, job.length) {
+        return Err(Reason::TooBig);
     }
     if backend.flags() & BackendFlags::TUNNEL != 0 {
         return tunnel::send(packet, job, backend);

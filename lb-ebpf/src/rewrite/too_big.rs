@@ -1,4 +1,4 @@
-//! The answer to a packet that does not fit into the tunnel to its backend: ICMP "fragmentation
+//! The answer to a packet that does not fit into the tunnel to its backend, or on the way out: ICMP "fragmentation
 //! needed" (RFC 792, RFC 1191) or ICMPv6 "packet too big" (RFC 4443 section 3.2).
 //!
 //! The VIP answers, as the real server's router would. The frame itself becomes the answer.

@@ -221,6 +221,11 @@ impl Daemon {
             self.interfaces.own_vlans(names),
         );
         self.data_plane.set_own_addresses(&macs, &vlans);
+        let named = names
+            .iter()
+            .filter_map(|name| self.interfaces.by_name(name));
+        let largest = named.map(|interface| interface.place.mtu).max();
+        self.data_plane.set_receive_mtu(largest.unwrap_or_default());
     }
 
     /// Netlink dropped events: what the kernel has now replaces what was known.

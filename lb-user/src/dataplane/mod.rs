@@ -53,6 +53,9 @@ pub trait DataPlane: Send {
     /// How health checks can ask for a VIP on one real server, if they can at present.
     fn probe_style(&self) -> Option<ProbeStyle>;
 
+    /// Follows the largest packet, in bytes, that comes in by any interface of the data plane.
+    fn set_receive_mtu(&mut self, mtu: u32);
+
     /// Makes these the paths of health checks that ask for a VIP on a real server, and no others. Answers
     /// come in on the named interfaces.
     fn set_probes(

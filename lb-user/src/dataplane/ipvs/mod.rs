@@ -484,6 +484,8 @@ impl DataPlane for Ipvs {
     }
 
     /// The kernel knows what is for it.
+    fn set_receive_mtu(&mut self, _mtu: u32) {}
+
     fn set_own_addresses(&mut self, _macs: &[(u32, [u8; 6])], _vlans: &[(u32, [u16; 2])]) {}
 
     /// IPVS is tied to no interface.

@@ -230,6 +230,10 @@ impl DataPlane for Planes {
             .for_each(|plane| plane.set_own_addresses(macs, vlans));
     }
 
+    fn set_receive_mtu(&mut self, mtu: u32) {
+        self.pair.all().for_each(|plane| plane.set_receive_mtu(mtu));
+    }
+
     fn probe_style(&self) -> Option<ProbeStyle> {
         self.pair.probing().probe_style()
     }

@@ -115,8 +115,14 @@ impl Xdp {
                 };
                 let flags = flags | BackendFlags::RESOLVED | tunnel | redirect;
                 let [outer, inner] = hop.vlans.map(tag);
+                let limit = match tunnelled {
+                    // The tunnel has one of its own.
+                    true => 0,
+                    false => self.limit_redirected(id, &hop),
+                };
                 Backend {
                     inner_vlan: u64::from(inner),
+                    ifindex: u64::from(hop.ifindex) | u64::from(limit) << 32,
                     ..Backend::new(hop.mac, hop.source_mac, outer, hop.ifindex, flags)
                 }
             }
@@ -162,6 +168,19 @@ impl Xdp {
             self.tunnels.store(usize::from(id), &tunnel);
         }
         true
+    }
+
+    /// The largest packet that may be redirected to a host, 0 for any; the program tells clients of it.
+    fn limit_redirected(&self, id: u16, hop: &Hop) -> u32 {
+        let limit = self.ways.limit(hop.ifindex, hop.mtu);
+        let told = Tunnel {
+            inner_mtu: limit,
+            ..Tunnel::default()
+        };
+        if self.tunnels.load(usize::from(id)) != told {
+            self.tunnels.store(usize::from(id), &told);
+        }
+        limit
     }
 
     /// Makes an interface known as a way out. Says whether that worked.

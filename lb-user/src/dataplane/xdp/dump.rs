@@ -258,7 +258,7 @@ fn backend_entry(xdp: &Xdp, id: u16) -> Value {
         "source_mac": resolved.then(|| mac(element.source_mac())),
         "vlan": vlan(element.vlan()),
         "inner_vlan": vlan(element.inner_vlan as u16),
-        "ifindex": resolved.then_some(element.ifindex),
+        "ifindex": resolved.then_some(element.ifindex as u32),
     })
 }
 

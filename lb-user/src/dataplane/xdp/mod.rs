@@ -318,6 +318,10 @@ impl DataPlane for Xdp {
         Ok(())
     }
 
+    fn set_receive_mtu(&mut self, mtu: u32) {
+        self.ways.follow_receive_mtu(mtu);
+    }
+
     fn set_own_addresses(&mut self, macs: &[(u32, [u8; 6])], vlans: &[(u32, [u16; 2])]) {
         self.entries = macs.iter().map(|(ifindex, _)| *ifindex).collect();
         self.control.follow_macs(macs);

@@ -25,8 +25,11 @@ const GET: u8 = 1;
 const IFINDEX: u16 = 1;
 /// NETDEV_A_DEV_XDP_FEATURES.
 const FEATURES: u16 = 3;
-/// NETDEV_XDP_ACT_NDO_XMIT.
+/// NETDEV_XDP_ACT_NDO_XMIT, and the same for frames in several buffers (NETDEV_XDP_ACT_NDO_XMIT_SG).
 const SENDS_REDIRECTED: u64 = 4;
+const SENDS_SEVERAL_BUFFERS: u64 = 64;
+/// Drivers put packets of this size into one buffer; larger ones perhaps not.
+const ONE_BUFFER: u32 = 1_500;
 /// The kernel answers within the request.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Room for an answer of a few attributes.
@@ -36,8 +39,10 @@ const DATAGRAM: usize = 8_192;
 #[derive(Default)]
 pub struct Ways {
     netdev: Option<Netdev>,
-    /// Whether the driver of each sends redirected frames.
-    sending: BTreeMap<u32, bool>,
+    /// Bits of NETDEV_XDP_ACT of each, all where the kernel cannot tell.
+    features: BTreeMap<u32, u64>,
+    /// The largest packet that comes in, in bytes.
+    receive_mtu: u32,
     /// An answer is another one than before.
     changed: bool,
 }
@@ -53,12 +58,13 @@ impl Ways {
 
     /// Whether redirected frames leave by an interface, as far as is known.
     pub fn sends(&self, ifindex: u32) -> bool {
-        self.sending.get(&ifindex).copied().unwrap_or(true)
+        let features = self.features.get(&ifindex);
+        features.is_none_or(|features| features & SENDS_REDIRECTED != 0)
     }
 
     /// Whether it was asked about.
     pub fn knows(&self, ifindex: u32) -> bool {
-        self.sending.contains_key(&ifindex)
+        self.features.contains_key(&ifindex)
     }
 
     /// Asks anew about these.
@@ -66,13 +72,26 @@ impl Ways {
         let Some(netdev) = &mut self.netdev else {
             return;
         };
-        let ask = |ifindex: &u32| {
-            let features = netdev.features(*ifindex);
-            (*ifindex, features.is_none_or(|f| f & SENDS_REDIRECTED != 0))
+        let ask = |ifindex: &u32| (*ifindex, netdev.features(*ifindex).unwrap_or(u64::MAX));
+        let features: BTreeMap<u32, u64> = interfaces.iter().map(ask).collect();
+        self.changed |= features != self.features;
+        self.features = features;
+    }
+
+    /// Follows the largest packet that comes in, in bytes.
+    pub fn follow_receive_mtu(&mut self, mtu: u32) {
+        self.changed |= self.receive_mtu != mtu;
+        self.receive_mtu = mtu;
+    }
+
+    /// The largest packet that may be redirected to an interface of this MTU; 0 where every one may.
+    pub fn limit(&self, ifindex: u32, mtu: u32) -> u32 {
+        let features = self.features.get(&ifindex).copied().unwrap_or(u64::MAX);
+        let limit = match features & SENDS_SEVERAL_BUFFERS {
+            0 => mtu.min(ONE_BUFFER),
+            _ => mtu,
         };
-        let sending: BTreeMap<u32, bool> = interfaces.iter().map(ask).collect();
-        self.changed |= sending != self.sending;
-        self.sending = sending;
+        if limit < self.receive_mtu { limit } else { 0 }
     }
 
     /// Whether an answer has changed since this was asked last.
@@ -82,8 +101,8 @@ impl Ways {
 
     /// Those that do not send redirected frames.
     pub fn deaf(&self) -> impl Iterator<Item = u32> + '_ {
-        let deaf = self.sending.iter().filter(|(_, sends)| !**sends);
-        deaf.map(|(ifindex, _)| *ifindex)
+        let interfaces = self.features.keys().copied();
+        interfaces.filter(|ifindex| !self.sends(*ifindex))
     }
 }
 
