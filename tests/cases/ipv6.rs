@@ -1,7 +1,7 @@
 //! Real IPv6 traffic, and path MTU discovery of both versions of IP through a router with a narrow
 //! link: the router's ICMP errors reach the real server that the VIP hides.
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use lab::{
     Director, Lab, Node,
@@ -12,6 +12,7 @@ use lab::{
 
 const VIP4: &str = "10.1.15.50";
 const VIP6: &str = "2001:db8::50";
+const UDP_PORT: u16 = 5353;
 /// The narrow link's largest packet: IPv6's smallest is 1,280.
 const NARROW: &str = "1300";
 
@@ -91,6 +92,9 @@ fn site() -> Site {
         "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n{}{}",
         service(VIP4, ["10.1.15.45", "10.1.15.46"]),
         service(&format!("[{VIP6}]"), ["2001:db8::45", "2001:db8::46"])
+    ) + &format!(
+        "[[service]]\naddress = \"[{VIP6}]:{UDP_PORT}\"\nprotocol = \"udp\"\n\
+         [[service.backend]]\naddress = \"2001:db8::45\"\n[[service.backend]]\naddress = \"2001:db8::46\"\n"
     );
     let mut lbd = Director::new(&lab, &director, &config).unwrap();
     lbd.start(&lab).unwrap();
@@ -149,6 +153,48 @@ fn ipv6_goes_through_xdp() {
         flows.contains("TCP [2001:db8::50]:80") && flows.contains("of 20 flows"),
         "{flows}"
     );
+}
+
+/// Answers every datagram to the VIP with the server's name.
+fn udp_server(node: &Node) {
+    let namespace = node.open().unwrap();
+    let name = node.name.clone();
+    let (ready, bound) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = UdpSocket::bind((VIP6, UDP_PORT)).unwrap();
+        ready.send(()).unwrap();
+        let mut word = [0; 16];
+        while let Ok((_, client)) = socket.recv_from(&mut word) {
+            socket.send_to(name.as_bytes(), client).unwrap();
+        }
+    });
+    bound.recv().unwrap();
+}
+
+#[test]
+fn udp_over_ipv6_goes_through_xdp() {
+    let site = site();
+    site.servers.iter().for_each(udp_server);
+    // Each from a port of its own. The same flow asks the same server again.
+    let ask = || {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        let limit = Duration::from_secs(5);
+        socket.set_read_timeout(Some(limit)).unwrap();
+        let mut name = [0; 16];
+        let (length, from) = (0..4).find_map(|_| {
+            socket.send_to(b"who?", (VIP6, UDP_PORT)).unwrap();
+            socket.recv_from(&mut name).ok()
+        })?;
+        assert_eq!(from.ip().to_string(), VIP6, "the answer comes from the VIP");
+        Some(String::from_utf8_lossy(&name[..length]).into_owned())
+    };
+    let names: Vec<Option<String>> = site
+        .client
+        .within(|| (0..20).map(|_| ask()).collect())
+        .unwrap();
+    let count = |name: &str| names.iter().flatten().filter(|n| *n == name).count();
+    assert_eq!((count("rs1"), count("rs2")), (10, 10), "{names:?}");
 }
 
 #[test]

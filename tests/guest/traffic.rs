@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Command,
     thread,
     time::Duration,
@@ -17,6 +17,7 @@ use lab::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 const SCTP_VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 15, 50);
+const SCTP_VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x60);
 const SCTP_PORT: u16 = 9000;
 /// The protocol's number (IPPROTO_SCTP).
 const SCTP: i32 = 132;
@@ -66,9 +67,21 @@ fn site() -> Site {
         vlan(server, "200", &format!("10.200.0.{last}"));
         accept_vip(server, &SCTP_VIP.to_string()).unwrap();
         accept_vip(server, VLAN_VIP).unwrap();
+        let own = format!("2001:db8::{last}/64");
+        let vip = format!("{SCTP_VIP6}/128");
+        for (address, device) in [(own, INTERFACE), (vip, "lo")] {
+            server
+                .ip(&["-6", "address", "add", &address, "dev", device, "nodad"])
+                .unwrap();
+        }
     }
     director
         .ip(&["address", "add", "10.1.15.50/32", "dev", INTERFACE])
+        .unwrap();
+    let vip = format!("{SCTP_VIP6}/128");
+    let deprecated = ["nodad", "preferred_lft", "0"];
+    director
+        .ip(&[&["address", "add", &vip, "dev", INTERFACE], &deprecated[..]].concat())
         .unwrap();
     tunnels(&lab, &client, &director, &router, &far);
     let mut pages = Vec::new();
@@ -193,6 +206,11 @@ fn config() -> String {
         &["10.1.15.45", "10.1.15.46"],
     );
     text += &service(
+        &format!("[{SCTP_VIP6}]:{SCTP_PORT}"),
+        "protocol = \"sctp\"\n",
+        &["2001:db8::45", "2001:db8::46"],
+    );
+    text += &service(
         &format!("{VLAN_VIP}:80"),
         "",
         &["10.200.0.45", "10.200.0.46"],
@@ -209,13 +227,13 @@ fn config() -> String {
 }
 
 /// Answers every message with the server's name.
-fn sctp_server(node: &Node) {
+fn sctp_server(node: &Node, vip: IpAddr) {
     let namespace = node.open().unwrap();
     let name = node.name.clone();
     thread::spawn(move || {
         nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(SCTP))).unwrap();
-        let address = SocketAddr::from((SCTP_VIP, SCTP_PORT));
+        let address = SocketAddr::from((vip, SCTP_PORT));
+        let listener = sctp_socket(address);
         listener.bind(&address.into()).unwrap();
         listener.listen(16).unwrap();
         loop {
@@ -228,15 +246,19 @@ fn sctp_server(node: &Node) {
     });
 }
 
+fn sctp_socket(address: SocketAddr) -> Socket {
+    let domain = Domain::for_address(address);
+    Socket::new(domain, Type::STREAM, Some(Protocol::from(SCTP))).unwrap()
+}
+
 /// Three messages over one association; the name of the server, which is the same each time.
-fn sctp_client() -> String {
-    let mut socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(SCTP))).unwrap();
+fn sctp_client(vip: IpAddr) -> String {
+    let address = SocketAddr::from((vip, SCTP_PORT));
+    let mut socket = sctp_socket(address);
     socket
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
-    socket
-        .connect(&SocketAddr::from((SCTP_VIP, SCTP_PORT)).into())
-        .unwrap();
+    socket.connect(&address.into()).unwrap();
     let mut names = Vec::new();
     for _ in 0..3 {
         socket.write_all(b"hello").unwrap();
@@ -325,15 +347,17 @@ fn vlans_tunnels_and_sctp() {
     // IPVS stands by.
     let _modules = crate::with_modules();
     let site = site();
-    for server in &site.servers {
-        sctp_server(server);
+    for vip in [SCTP_VIP.into(), SCTP_VIP6.into()] {
+        for server in &site.servers {
+            sctp_server(server, vip);
+        }
+        thread::sleep(Duration::from_millis(500));
+        let names: Vec<String> = site
+            .client
+            .within(|| (0..10).map(|_| sctp_client(vip)).collect())
+            .unwrap();
+        assert_eq!(shares(&names), [5, 5], "SCTP {vip}: {names:?}");
     }
-    thread::sleep(Duration::from_millis(500));
-    let names: Vec<String> = site
-        .client
-        .within(|| (0..10).map(|_| sctp_client()).collect())
-        .unwrap();
-    assert_eq!(shares(&names), [5, 5], "SCTP: {names:?}");
 
     let url = format!("http://{VLAN_VIP}/");
     let pages: Vec<String> = (0..10).map(|_| curl(&site.client, &[&url])).collect();
