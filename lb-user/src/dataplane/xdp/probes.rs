@@ -99,6 +99,8 @@ pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
     if by_filter {
         match tc::qdisc_add_clsact(interface) {
             Ok(()) | Err(TcError::AlreadyAttached) => {}
+            // It outlives a daemon.
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(format!("{interface}: no clsact: {}", chain(&error))),
         }
     }
