@@ -15,7 +15,9 @@ use std::{
 use crate::model::AnnounceTiming;
 
 /// Adverts of lower priority may come every 10 ms from one that does not yield. The answer to each is not
-/// refused, because it may be the one that sets clients right, but comes this long after the one before.
+/// refused, because it may be the one that sets clients right, but each but the first two comes this long after
+/// the one before. The second must not wait: when a partition heals, the first finds a second master and the next
+/// is its last word, after which nobody has the addresses until they are announced.
 const LOWER_PRIORITY_REST: Duration = Duration::from_millis(100);
 
 /// Why addresses are announced.
@@ -55,8 +57,10 @@ struct Master {
     /// The second batch.
     again: Option<(u32, Instant)>,
     refresh: Option<Instant>,
-    /// When it last began to answer an advert of lower priority.
+    /// When it last began to answer an advert of lower priority, or is going to.
     answered: Option<Instant>,
+    /// When as many answers as were given would have been given at one each [`LOWER_PRIORITY_REST`].
+    earned: Option<Instant>,
 }
 
 /// Frames of one interface and one family.
@@ -85,6 +89,7 @@ impl Announcing {
             rounds: None,
             again: None,
             answered: None,
+            earned: None,
         };
         self.masters.insert(instance.into(), master);
     }
@@ -128,12 +133,16 @@ impl Announcing {
         };
         if occasion == Occasion::LowerPriority {
             // An answer that still waits is the answer to this advert too.
-            at = match master.answered {
-                Some(last) if last > now => last,
-                Some(last) => now.max(last + LOWER_PRIORITY_REST),
-                None => now,
-            };
-            master.answered = Some(at);
+            if let Some(waits) = master.answered.filter(|last| *last > now) {
+                at = waits;
+            } else {
+                let earned = master.earned.unwrap_or(now);
+                if earned > now + LOWER_PRIORITY_REST {
+                    at = earned - LOWER_PRIORITY_REST;
+                }
+                master.answered = Some(at);
+                master.earned = Some(earned.max(at) + LOWER_PRIORITY_REST);
+            }
         }
         if rounds > 0 {
             master.rounds = Some((rounds, at));
@@ -344,6 +353,17 @@ mod tests {
         assert!((2..=4).contains(&all.len()), "{all:?}");
         assert_eq!(all[0], 0, "the first is answered at once");
         assert!(all.last().is_some_and(|at| *at >= 190), "{all:?}");
+    }
+
+    /// A second master speaks, is answered, and yields with a last word.
+    #[test]
+    fn a_last_word_is_answered_at_once() {
+        let (mut announcing, start) = started(timing(), &[VIP]);
+        for heard in [0, 4] {
+            let now = start + ms(heard);
+            announcing.begin("VI_1", Occasion::LowerPriority, now);
+            assert_eq!(announcing.due(now).len(), 1, "{heard} ms");
+        }
     }
 
     #[test]

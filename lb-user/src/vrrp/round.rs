@@ -88,8 +88,8 @@ pub(super) fn finish(outside: &impl Outside, runners: &mut [Runner], groups: &Gr
     }
 }
 
-/// Not more often than answers: what is told too soon waits for a later round, which comes with the
-/// next advert.
+/// Not more often than answers, but for one that may follow another at once: the last word of a master that yields.
+/// What is told too soon waits for a later round, which comes with the next advert.
 fn tell_to_announce(outside: &impl Outside, runner: &mut Runner) {
     if !runner.to_announce {
         return;
@@ -98,9 +98,9 @@ fn tell_to_announce(outside: &impl Outside, runner: &mut Runner) {
     let pause = runner.machine.settings().pause();
     if runner.machine.state() != VrrpState::Master {
         runner.to_announce = false;
-    } else if runner.told_at.is_none_or(|at| now >= at + pause) {
+    } else if runner.told.is_none_or(|earned| earned <= now + pause) {
         runner.to_announce = false;
-        runner.told_at = Some(now);
+        runner.told = Some(runner.told.map_or(now, |earned| earned.max(now)) + pause);
         outside.report(Report::Announce {
             instance: runner.instance.name.clone(),
             router: runner.instance.router(),

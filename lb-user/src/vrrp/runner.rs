@@ -100,8 +100,8 @@ pub(super) struct Runner {
     pub(super) announced: bool,
     /// The daemon must be told so.
     pub(super) to_announce: bool,
-    /// When it was told last.
-    pub(super) told_at: Option<Duration>,
+    /// When as many words as it was told would have been told at one each pause.
+    pub(super) told: Option<Duration>,
     /// What everything that it watches makes of it.
     pub(super) verdict: Verdict,
     /// An operator's priority, until reset.
@@ -143,7 +143,7 @@ impl Runner {
             wants_to_be_master: false,
             announced: false,
             to_announce: false,
-            told_at: None,
+            told: None,
             verdict: setup.verdict,
             manual: None,
             worst_lateness: Duration::ZERO,
