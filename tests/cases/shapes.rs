@@ -273,6 +273,21 @@ fn frames_of_other_vlans_pass() {
                 assert!(expected == TX || out == frame, "{ids:?}: changed");
             }
         }
+        // More than there is room for: all are taken for own. Then as many as fit, none of those before.
+        let many = |first: u32, count: u32| -> Vec<(u32, [u16; 2])> {
+            let place = |n| (first + n / 4_000, [(n % 4_000) as u16 + 1, 9]);
+            (0..count).map(place).collect()
+        };
+        let most = lb_common::limits::MAX_OWN_VLANS;
+        for (vlans, expected) in [
+            (many(1_000, most + 1), TX),
+            (many(2_000, most), PASS),
+            (many(3_000, most), PASS),
+        ] {
+            xdp.set_own_addresses(&[(INGRESS, DIRECTOR_MAC)], &vlans);
+            let frame = framed(&[tag(0, 101)], &packet);
+            assert_eq!(xdp.run(&frame, 0).unwrap().0, expected);
+        }
         // On another interface, none of them; above a bridge, all.
         let us = [(INGRESS, DIRECTOR_MAC)];
         for (vlans, expected) in [

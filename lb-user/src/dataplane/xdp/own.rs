@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, MapData, MapError};
 use lb_common::{
     control::{Features, VlanSet, mac_word, vlan_key},
     limits::VLAN_SETS,
@@ -63,30 +63,46 @@ impl OwnVlans {
     pub fn follow(&mut self, control: &ControlElement, vlans: &[(u32, [u16; 2])]) {
         let key = |(ifindex, [outer, inner]): &(u32, [u16; 2])| vlan_key(*ifindex, *outer, *inner);
         let wanted: HashSet<u64> = vlans.iter().map(key).collect();
-        let added: Vec<u64> = wanted.difference(&self.held).copied().collect();
-        for key in added {
-            if let Err(error) = self.map.insert(key, 1, 0) {
-                tracing::error!(
-                    %error,
-                    count = wanted.len(),
-                    "cannot write down this host's VLANs; frames of every VLAN are taken for own"
-                );
-                control.set_feature(Features::VLANS, false);
-                return;
-            }
-            self.held.insert(key);
+        let mut added = self.add(&wanted);
+        if added.is_err() {
+            // Old ones may be in the way: nobody asks until they are gone.
+            control.set_feature(Features::VLANS, false);
+            self.keep(&wanted);
+            added = self.add(&wanted);
         }
-        for key in self.held.difference(&wanted) {
-            // That it is gone already is fine.
-            let _ = self.map.remove(key);
+        self.keep(&wanted);
+        if let Err(error) = added {
+            tracing::error!(
+                %error,
+                count = wanted.len(),
+                "cannot write down this host's VLANs; frames of every VLAN are taken for own"
+            );
+            return;
         }
-        self.held = wanted;
         for (slot, set) in sets(vlans).iter().enumerate() {
             if self.sets.load(slot) != *set {
                 self.sets.store(slot, set);
             }
         }
         control.set_feature(Features::VLANS, true);
+    }
+
+    fn add(&mut self, wanted: &HashSet<u64>) -> Result<(), MapError> {
+        for key in wanted {
+            if !self.held.contains(key) {
+                self.map.insert(key, 1, 0)?;
+                self.held.insert(*key);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, wanted: &HashSet<u64>) {
+        for key in self.held.difference(wanted) {
+            // That it is gone already is fine.
+            let _ = self.map.remove(key);
+        }
+        self.held.retain(|key| wanted.contains(key));
     }
 
     /// What the map holds, for dumps: interface index, outer id, inner id.
