@@ -58,9 +58,22 @@ fn reset(packet: &Packet<'_>, job: &Job) -> Result<(), Reason> {
     let segment = packet.header::<SegmentHeader>(transport)?;
     // SAFETY: `header` checked the bounds; every bit pattern is a valid header.
     let segment = unsafe { &*segment };
-    let (client_port_be, vip_port_be) = (segment.ports.source_be, segment.ports.destination_be);
+    let ports_be = [segment.ports.source_be, segment.ports.destination_be];
     let headers = (transport - network) as u32 + u32::from(segment.offset >> 4) * 4;
     let words = words(segment, job.length.wrapping_sub(headers))?;
+    // What comes later finds the frame changed: it must not pass any more.
+    turn(packet, job, &words, ports_be).map_err(|_| Reason::NoRoom)
+}
+
+/// Writes the answer.
+#[inline(always)]
+fn turn(
+    packet: &Packet<'_>,
+    job: &Job,
+    words: &Words,
+    [client_port_be, vip_port_be]: [u16; 2],
+) -> Result<(), Reason> {
+    let network = job.place.network();
     let (header, addresses) = if job.place.is_v4() {
         (Ipv4Header::LENGTH, turn_v4(packet, network)?)
     } else {
