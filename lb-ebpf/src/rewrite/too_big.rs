@@ -4,11 +4,11 @@
 //! The VIP answers, as the real server's router would. The frame itself becomes the answer.
 
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_csum_diff, programs::XdpContext};
-use lb_common::Reason;
+use lb_common::{BackendFlags, Reason};
 
 use super::Job;
 use crate::{
-    answer,
+    answer, forward,
     maps::TUNNELS,
     packet::Packet,
     parse::{ethernet::Ethernet, icmp::IcmpHeader, ipv4::Ipv4Header, ipv6::Ipv6Header},
@@ -44,16 +44,23 @@ pub fn answer(packet: &Packet<'_>, place: u64, backend: u16, lengths: u64) -> Re
 extern "C" fn answer_too_big(ctx: *mut xdp_md, place: u64, backend: u32, lengths: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
     let packet = Packet::again(&ctx);
-    let Some(tunnel) = TUNNELS.get(backend) else {
-        return answer::encode(Err(Reason::NotReady));
-    };
     let job = Job::new(place, backend, lengths);
-    let result = if job.place.is_v4() {
-        answer_v4(&packet, &job, tunnel.inner_mtu)
-    } else {
-        answer_v6(&packet, &job, tunnel.inner_mtu)
-    };
+    let result = limit(&job).and_then(|mtu| match job.place.is_v4() {
+        true => answer_v4(&packet, &job, mtu),
+        false => answer_v6(&packet, &job, mtu),
+    });
     answer::encode(result.map(|()| 0))
+}
+
+/// The largest packet that the backend can be sent.
+#[inline(always)]
+fn limit(job: &Job) -> Result<u32, Reason> {
+    let backend = forward::element(job.backend)?;
+    if backend.flags() & BackendFlags::TUNNEL == 0 {
+        return Ok((backend.ifindex >> 32) as u32);
+    }
+    let tunnel = TUNNELS.get(u32::from(job.backend));
+    Ok(tunnel.ok_or(Reason::NotReady)?.inner_mtu)
 }
 
 #[inline(always)]

@@ -118,7 +118,7 @@ impl Xdp {
                 let limit = match tunnelled {
                     // The tunnel has one of its own.
                     true => 0,
-                    false => self.limit_redirected(id, &hop),
+                    false => self.ways.limit(hop.ifindex, hop.mtu),
                 };
                 Backend {
                     inner_vlan: u64::from(inner),
@@ -170,19 +170,6 @@ impl Xdp {
         true
     }
 
-    /// The largest packet that may be redirected to a host, 0 for any; the program tells clients of it.
-    fn limit_redirected(&self, id: u16, hop: &Hop) -> u32 {
-        let limit = self.ways.limit(hop.ifindex, hop.mtu);
-        let told = Tunnel {
-            inner_mtu: limit,
-            ..Tunnel::default()
-        };
-        if self.tunnels.load(usize::from(id)) != told {
-            self.tunnels.store(usize::from(id), &told);
-        }
-        limit
-    }
-
     /// Makes an interface known as a way out. Says whether that worked.
     fn register(&mut self, ifindex: u32) -> bool {
         if !self.ways.knows(ifindex) {
@@ -204,14 +191,14 @@ impl Xdp {
         // Frames of a bond come in by its ports.
         let native = !self.object.native().is_empty();
         let hops = self.neighbours.values();
-        let ways = hops
-            .filter_map(|neighbour| match neighbour {
-                Neighbour::Host(hop) => Some(hop.ifindex),
-                Neighbour::ThisHost => None,
-            })
-            .filter(|ifindex| native && !self.entries.iter().eq([ifindex]))
-            .collect();
-        self.ways.look(&ways);
+        let interfaces = hops.filter_map(|neighbour| match neighbour {
+            Neighbour::Host(hop) => Some(hop.ifindex),
+            Neighbour::ThisHost => None,
+        });
+        let entries = &self.entries;
+        self.ways.look(&interfaces.collect(), |ifindex| {
+            native && !entries.iter().eq([&ifindex])
+        });
     }
 
     /// Follows changes of that.

@@ -39,7 +39,7 @@ const DATAGRAM: usize = 8_192;
 #[derive(Default)]
 pub struct Ways {
     netdev: Option<Netdev>,
-    /// Bits of NETDEV_XDP_ACT of each, all where the kernel cannot tell.
+    /// Bits of NETDEV_XDP_ACT of each; all where the kernel cannot tell, or need not.
     features: BTreeMap<u32, u64>,
     /// The largest packet that comes in, in bytes.
     receive_mtu: u32,
@@ -67,12 +67,13 @@ impl Ways {
         self.features.contains_key(&ifindex)
     }
 
-    /// Asks anew about these.
-    pub fn look(&mut self, interfaces: &BTreeSet<u32>) {
-        let Some(netdev) = &mut self.netdev else {
-            return;
+    /// Asks anew about these, of which only some need it.
+    pub fn look(&mut self, interfaces: &BTreeSet<u32>, needs: impl Fn(u32) -> bool) {
+        let ask = |ifindex: &u32| {
+            let netdev = self.netdev.as_mut().filter(|_| needs(*ifindex));
+            let features = netdev.and_then(|netdev| netdev.features(*ifindex));
+            (*ifindex, features.unwrap_or(u64::MAX))
         };
-        let ask = |ifindex: &u32| (*ifindex, netdev.features(*ifindex).unwrap_or(u64::MAX));
         let features: BTreeMap<u32, u64> = interfaces.iter().map(ask).collect();
         self.changed |= features != self.features;
         self.features = features;
@@ -171,5 +172,40 @@ impl Netdev {
                 .get(HEADER + GENERIC_HEADER..length)
                 .map(<[u8]>::to_vec);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes in, what the way out takes, its driver's features, and what may be redirected (0: everything).
+    #[test]
+    fn limits_of_ways_out() {
+        for (receive_mtu, mtu, features, expected) in [
+            (1_500, 1_500, u64::MAX, 0),
+            (9_000, 9_000, u64::MAX, 0),
+            (9_000, 1_500, u64::MAX, 1_500),
+            (1_500, 9_000, u64::MAX, 0),
+            (1_500, 1_400, u64::MAX, 1_400),
+            // Not what lies in several buffers.
+            (9_000, 9_000, SENDS_REDIRECTED, ONE_BUFFER),
+            (9_000, 1_400, SENDS_REDIRECTED, 1_400),
+            (1_500, 1_500, SENDS_REDIRECTED, 0),
+        ] {
+            let mut ways = Ways::default();
+            ways.follow_receive_mtu(receive_mtu);
+            ways.features.insert(7, features);
+            let limit = ways.limit(7, mtu);
+            assert_eq!(limit, expected, "{receive_mtu} {mtu} {features:#x}");
+        }
+    }
+
+    #[test]
+    fn what_need_not_be_asked_is_known() {
+        let mut ways = Ways::default();
+        ways.look(&BTreeSet::from([3, 4]), |_| false);
+        assert!(ways.knows(3) && ways.sends(4) && !ways.knows(5));
+        assert!(ways.take_changed() && !ways.take_changed());
     }
 }
