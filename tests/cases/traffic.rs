@@ -1,7 +1,11 @@
 //! Real traffic in other shapes than the guide's: UDP, a second network, other sorry servers, a
 //! director that is a real server, a service that belongs to no instance.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::UdpSocket,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use lab::{
     Director, Guide, Lab, Node, Process,
@@ -87,16 +91,22 @@ fn udp_goes_through_xdp() {
     assert!(udp.backends.iter().map(|b| b.connections).sum::<u64>() >= 24);
 }
 
-/// Clients on one network, real servers on another: frames leave by the director's second interface.
-#[test]
-fn a_backend_behind_another_interface_is_reached_by_redirect() {
-    let lab = Lab::new().unwrap();
+/// A client, a director with two networks, and a real server on the other one.
+fn two_networks(lab: &Lab) -> [Node; 3] {
     let client = lab.node("client", [10, 1, 15, 1]).unwrap();
     let director = lab.node("node1", [10, 1, 15, 43]).unwrap();
     let server = lab.node("rs1", [10, 1, 15, 45]).unwrap();
     lab.second_network(&director, [172, 20, 0, 43], &server, [172, 20, 0, 45])
         .unwrap();
     accept_vip(&server, &VIP.to_string()).unwrap();
+    [client, director, server]
+}
+
+/// Clients on one network, real servers on another: frames leave by the director's second interface.
+#[test]
+fn a_backend_behind_another_interface_is_reached_by_redirect() {
+    let lab = Lab::new().unwrap();
+    let [client, director, server] = two_networks(&lab);
     let page = WebServer::start(&lab, &server, "rs1").unwrap();
     let config = format!(
         "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n{}",
@@ -122,14 +132,9 @@ fn a_backend_behind_another_interface_is_reached_by_redirect() {
 #[test]
 fn an_interface_that_cannot_send_redirected_frames_is_told_of() {
     let lab = Lab::new().unwrap();
-    let client = lab.node("client", [10, 1, 15, 1]).unwrap();
-    let director = lab.node("node1", [10, 1, 15, 43]).unwrap();
-    let server = lab.node("rs1", [10, 1, 15, 45]).unwrap();
-    lab.second_network(&director, [172, 20, 0, 43], &server, [172, 20, 0, 45])
-        .unwrap();
+    let [client, director, server] = two_networks(&lab);
     // A veth sends redirected frames only to an end that has a program.
     lab.without_pass(&server, "eth1").unwrap();
-    accept_vip(&server, &VIP.to_string()).unwrap();
     let _page = WebServer::start(&lab, &server, "rs1").unwrap();
     let config = format!(
         "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n[[service]]\naddress = \"{VIP}:80\"\n\
@@ -246,11 +251,10 @@ fn an_owner_keeps_its_address() {
     assert_eq!(node.addresses().unwrap(), before);
 }
 
-/// A real server gets another MAC address while datagrams flow; tcpdump at the real server sees when the
-/// first frame for the new one arrives.
+/// A real server gets another MAC address, five times, while datagrams flow; tcpdump at the real server sees when the
+/// first frame for each arrives.
 #[test]
 fn a_changed_mac_address_is_followed_under_traffic() {
-    const NEW: &str = "02:aa:bb:cc:dd:ee";
     let mut guide = Guide::prepare().unwrap();
     let service = format!(
         "[[service]]\naddress = \"{VIP}:5353\"\nprotocol = \"udp\"\n[[service.backend]]\naddress = \"10.1.15.45\"\n"
@@ -269,50 +273,98 @@ fn a_changed_mac_address_is_followed_under_traffic() {
         &arguments,
     )
     .unwrap();
+    let ended = AtomicBool::new(false);
     let send = || {
         let sent = guide.client.within(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            for _ in 0..1_000 {
+            while !ended.load(Ordering::Relaxed) {
                 socket.send_to(b"x", (VIP, 5353)).unwrap();
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
         sent.unwrap();
     };
-    let changed = std::thread::scope(|scope| {
-        let traffic = scope.spawn(send);
-        wait::until_true("datagrams arrive", Duration::from_secs(10), || {
-            Ok(dump.log().contains("5353"))
-        })
-        .unwrap();
-        let arguments = [
+    let follow = |new: &str| {
+        let replace = [
             "neigh",
             "replace",
             "10.1.15.45",
             "lladdr",
-            NEW,
+            new,
             "dev",
             INTERFACE,
         ];
-        guide.node1.node.ip(&arguments).unwrap();
-        let changed = std::time::SystemTime::now();
+        guide.node1.node.ip(&replace)?;
+        let changed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let first = || {
+            Ok(dump
+                .log()
+                .lines()
+                .find(|l| l.contains(new))
+                .map(str::to_owned))
+        };
+        let line = wait::until("tcpdump sees it", Duration::from_secs(5), first)?;
+        let seen: f64 = line.split_whitespace().next().unwrap_or_default().parse()?;
+        anyhow::Ok((seen - changed.as_secs_f64()) * 1000.0)
+    };
+    let took = std::thread::scope(|scope| {
+        let traffic = scope.spawn(send);
+        let arrives = || Ok(dump.log().contains("5353"));
+        let took =
+            wait::until_true("datagrams arrive", Duration::from_secs(10), arrives).and_then(|()| {
+                let addresses = (1..=5).map(|number| format!("02:aa:bb:cc:dd:0{number}"));
+                addresses
+                    .map(|new| follow(&new))
+                    .collect::<anyhow::Result<Vec<f64>>>()
+            });
+        ended.store(true, Ordering::Relaxed);
         traffic.join().unwrap();
-        changed
+        took
     });
-    wait::until_true("tcpdump saw it", Duration::from_secs(5), || {
-        Ok(dump.log().contains(NEW))
-    })
-    .unwrap();
-    let log = dump.log();
-    let first = log.lines().find(|line| line.contains(NEW)).unwrap();
-    let seen: f64 = first.split_whitespace().next().unwrap().parse().unwrap();
-    let changed = changed
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs_f64();
-    let took = (seen - changed) * 1000.0;
+    let mut took = took.unwrap();
+    took.sort_by(f64::total_cmp);
     println!(
-        "the first frame for the new address came {took:.1} ms after the kernel's entry changed"
+        "milliseconds from the kernel's entry to the first frame for the new address: {took:.1?}"
     );
-    assert!(took < 1_000.0, "{took} ms");
+    assert!(took[2] <= 50.0, "{took:?}");
+}
+
+/// The kernel forgets whom nobody asks for, and packets that XDP forwards ask nobody: the daemon has the kernel verify
+/// its real servers, and resolve one that was forgotten.
+#[test]
+fn neighbours_are_kept_fresh() {
+    let mut guide = Guide::prepare().unwrap();
+    let config = format!(
+        "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n[[service]]\naddress = \"{VIP}:80\"\n[[service.backend]]\naddress = \"10.1.15.45\"\n"
+    );
+    let node = guide.node1.node.clone();
+    node.ip(&["address", "add", &format!("{VIP}/32"), "dev", INTERFACE])
+        .unwrap();
+    guide.node1.configure(&config).unwrap();
+    guide.node1.start(&guide.lab).unwrap();
+    let entry = || node.ip(&["neigh", "show", "10.1.15.45", "dev", INTERFACE]);
+    let is_verified = || {
+        let is = || Ok(entry()?.contains("REACHABLE"));
+        wait::until_true("verified", Duration::from_secs(40), is).unwrap();
+    };
+    for _ in 0..2 {
+        is_verified();
+        let stale = [
+            "neigh",
+            "change",
+            "10.1.15.45",
+            "dev",
+            INTERFACE,
+            "nud",
+            "stale",
+        ];
+        node.ip(&stale).unwrap();
+        assert!(entry().unwrap().contains("STALE"));
+    }
+    is_verified();
+    assert_eq!(http::get_many(&guide.client, VIP, 5).unwrap(), ["rs1"; 5]);
+    node.ip(&["neigh", "delete", "10.1.15.45", "dev", INTERFACE])
+        .unwrap();
+    let serves = || Ok(http::get_many(&guide.client, VIP, 5)? == ["rs1"; 5]);
+    wait::until_true("found again", Duration::from_secs(10), serves).unwrap();
 }
