@@ -34,22 +34,9 @@ fn keepalived(lab: &Lab, node: &Node) -> Process {
             )
         })
         .concat();
+    let instance = peer::guide_instance(98);
     let rest = format!(
-        "vrrp_instance VI_1 {{
-  state BACKUP
-  interface {INTERFACE}
-  virtual_router_id 20
-  priority 98
-  advert_int 1
-  authentication {{
-    auth_type PASS
-    auth_pass 6b8a916c
-  }}
-  virtual_ipaddress {{
-    {VIP}/16
-  }}
-}}
-virtual_server {VIP} 80 {{
+        "{instance}virtual_server {VIP} 80 {{
   delay_loop 1
   lb_algo wrr
   lb_kind DR

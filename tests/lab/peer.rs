@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Lab, Node, Process, network::INTERFACE, wait};
+use crate::{Lab, Node, Process, guide::VIP, network::INTERFACE, wait};
 
 /// Lines in which keepalived finds fault with adverts.
 pub fn complaints(log: &str) -> Vec<String> {
@@ -31,6 +31,27 @@ pub fn complaints(log: &str) -> Vec<String> {
         .filter(|line| !line.contains("script"))
         .map(str::to_owned)
         .collect()
+}
+
+/// The guide's instance in keepalived's words.
+pub fn guide_instance(priority: u8) -> String {
+    format!(
+        "vrrp_instance VI_1 {{
+  state BACKUP
+  interface {INTERFACE}
+  virtual_router_id 20
+  priority {priority}
+  advert_int 1
+  authentication {{
+    auth_type PASS
+    auth_pass 6b8a916c
+  }}
+  virtual_ipaddress {{
+    {VIP}/16
+  }}
+}}
+"
+    )
 }
 
 /// Starts keepalived's VRRP. `global` goes into its `global_defs`, `instances` behind them.

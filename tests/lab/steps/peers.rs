@@ -9,7 +9,6 @@ use super::Seen;
 use crate::{
     Guide, Lab, Node, Process,
     guide::{self, Settings, VIP},
-    network::INTERFACE,
     peer::{self, complaints},
     wait,
 };
@@ -81,23 +80,7 @@ pub fn keepalived(guide: &mut Guide, seen: &mut Seen) -> Result<()> {
 
 /// Starts keepalived's VRRP with the guide's instance.
 pub fn start(lab: &Lab, node: &Node, priority: u8) -> Result<Process> {
-    let instance = format!(
-        "vrrp_instance VI_1 {{
-  state BACKUP
-  interface {INTERFACE}
-  virtual_router_id 20
-  priority {priority}
-  advert_int 1
-  authentication {{
-    auth_type PASS
-    auth_pass 6b8a916c
-  }}
-  virtual_ipaddress {{
-    {VIP}/16
-  }}
-}}
-"
-    );
+    let instance = peer::guide_instance(priority);
     peer::keepalived(lab, node, "  vrrp_mcast_group4 224.15.15.15", &instance)
 }
 
