@@ -147,18 +147,9 @@ impl Command {
             Command::NewDaemon(daemon) => {
                 out.nest(top::DAEMON, |inner| daemon.write(inner));
             }
-            Command::DeleteDaemon(state) => out.nest(top::DAEMON, |inner| {
-                let daemon = SyncDaemon {
-                    state: *state,
-                    interface: String::new(),
-                    id: 0,
-                    length: None,
-                    group: None,
-                    port: None,
-                    ttl: None,
-                };
-                daemon.write(inner);
-            }),
+            Command::DeleteDaemon(state) => {
+                out.nest(top::DAEMON, |inner| SyncDaemon::bare(*state).write(inner));
+            }
             Command::SetTimeouts(timeouts) => {
                 out.put_u32(top::TIMEOUT_TCP, timeouts.tcp);
                 out.put_u32(top::TIMEOUT_TCP_FIN, timeouts.tcp_fin);

@@ -130,13 +130,9 @@ impl Ipvs {
 
 fn own_daemon() -> SyncDaemon {
     SyncDaemon {
-        state: SyncState::Backup,
         interface: INTERFACE.to_owned(),
         id: u32::from(SYNC_ID),
-        length: None,
-        group: None,
-        port: None,
-        ttl: None,
+        ..SyncDaemon::bare(SyncState::Backup)
     }
 }
 

@@ -399,13 +399,10 @@ mod tests {
     #[test]
     fn one_sync_daemon_at_a_time() {
         let daemon = |state, port| SyncDaemon {
-            state,
             interface: "eth1".to_owned(),
             id: 7,
-            length: None,
-            group: None,
             port,
-            ttl: None,
+            ..SyncDaemon::bare(state)
         };
         use SyncState::{Backup, Master};
         let running = |state| daemon(state, Some(8848));

@@ -56,6 +56,19 @@ pub struct SyncDaemon {
 }
 
 impl SyncDaemon {
+    /// One of which nothing else is said.
+    pub const fn bare(state: SyncState) -> Self {
+        Self {
+            state,
+            interface: String::new(),
+            id: 0,
+            length: None,
+            group: None,
+            port: None,
+            ttl: None,
+        }
+    }
+
     /// Writes the attributes in ipvsadm's order.
     pub fn write(&self, out: &mut Writer) {
         out.put_u32(attr::STATE, self.state.number());
@@ -80,15 +93,7 @@ impl SyncDaemon {
     /// Reads the attributes of a daemon.
     pub fn read(bytes: &[u8]) -> Result<Self, CodecError> {
         let mut state = None;
-        let mut read = Self {
-            state: SyncState::Master,
-            interface: String::new(),
-            id: 0,
-            length: None,
-            group: None,
-            port: None,
-            ttl: None,
-        };
+        let mut read = Self::bare(SyncState::Master);
         for attribute in attributes(bytes) {
             let attribute = attribute?;
             match attribute.kind {

@@ -62,13 +62,9 @@ fn server(address: &str, port: u16, forward: Forward, weight: u32) -> Destinatio
 
 fn daemon(state: SyncState, interface: &str, id: u32) -> SyncDaemon {
     SyncDaemon {
-        state,
         interface: interface.to_owned(),
         id,
-        length: None,
-        group: None,
-        port: None,
-        ttl: None,
+        ..SyncDaemon::bare(state)
     }
 }
 
