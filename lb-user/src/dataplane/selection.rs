@@ -27,7 +27,8 @@ impl Attempt {
     }
 }
 
-/// Starts the first that works. What an earlier daemon left in the others is removed.
+/// Starts the first that works. What an earlier daemon left in the others is removed, in IPVS beside XDP only
+/// when its connections have come.
 pub fn start(config: &Config) -> Result<Planes, DataPlaneError> {
     let (attempts, because) = attempts(config)?;
     let mut refusals: Vec<String> = Vec::new();

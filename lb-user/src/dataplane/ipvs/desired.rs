@@ -191,6 +191,8 @@ mod tests {
             (BackendState::Inhibited, Some(0), Some(0)),
             // sh would refuse the clients of its places while the sorry server answers all others.
             (BackendState::Standby, Some(0), None),
+            // The program sends the resets; the kernel lets connections go.
+            (BackendState::Resetting, None, None),
             (BackendState::Down, None, None),
         ];
         for (state, wrr, sh) in rows {

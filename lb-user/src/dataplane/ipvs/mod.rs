@@ -362,8 +362,8 @@ pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
         }
     }
     let mut state = state;
-    sysctl::apply(Needs::default(), &mut state).map_err(state_error)?;
-    sysctl::accept_own(&[], &mut state).map_err(state_error)?;
+    sysctl::apply(Needs::default(), &mut state).map_err(sysctl_error)?;
+    sysctl::accept_own(&[], &mut state).map_err(sysctl_error)?;
     if let Some([tcp, tcp_fin, udp]) = state.timeouts() {
         let before = Timeouts { tcp, tcp_fin, udp };
         kernel.change(&Command::SetTimeouts(before))?;
@@ -483,9 +483,9 @@ impl DataPlane for Ipvs {
         self.follow();
     }
 
-    /// The kernel knows what is for it.
     fn set_receive_mtu(&mut self, _mtu: u32) {}
 
+    /// The kernel knows what is for it.
     fn set_own_addresses(&mut self, _macs: &[(u32, [u8; 6])], _vlans: &[(u32, [u16; 2])]) {}
 
     /// IPVS is tied to no interface.

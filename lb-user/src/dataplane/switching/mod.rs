@@ -2,7 +2,8 @@
 //!
 //! XDP that is lost while it forwards gives its connections to IPVS, and gets them back when it can forward
 //! again. `pace` says when that is tried. What the daemon tells goes to both, so that the one that stands
-//! ready can begin at once; plans go to the one that forwards only.
+//! ready can begin at once; plans go to the one that forwards only, and to both while connections are still
+//! coming from IPVS.
 //!
 //! The way to IPVS: the kernel learns the connections of XDP's flow tables, services appear, XDP is taken off
 //! what is left to it, and the kernel learns the rest; only then are segments scheduled that it still does
