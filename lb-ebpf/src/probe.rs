@@ -39,16 +39,24 @@ const TTL: u8 = 64;
 /// cost a second look at their checksum).
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// Why a packet is not what it should be.
+/// Why a packet is not what it should be. Only what asks for the steps decides which: a step cannot tell
+/// whether anything was changed before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Failure {
     /// Something could not be read, or nothing was to be done: it passes as it came.
     Untouched,
-    /// It was changed in part: nobody must see it.
+    /// It may have been changed in part: nobody must see it.
     Halfway,
 }
 
-type Attempt<T> = Result<T, Failure>;
+/// What a step comes to. One that fails has changed nothing, unless it was to change something.
+type Step<T> = Result<T, ()>;
+
+impl From<()> for Failure {
+    fn from((): ()) -> Self {
+        Failure::Untouched
+    }
+}
 
 /// Where things are in a packet of one version of IP, from the start of the frame.
 #[derive(Clone, Copy)]
@@ -94,25 +102,30 @@ pub fn probe_out(ctx: TcContext) -> i32 {
     let sent = match layout(&ctx) {
         Some(true) if is_probe => send(&ctx, mark, V4),
         Some(_) if is_probe => send(&ctx, mark, V6),
-        Some(true) => take_over(&ctx, V4),
-        Some(_) => take_over(&ctx, V6),
+        Some(true) => take_over(&ctx, V4).map_err(Failure::from),
+        Some(_) => take_over(&ctx, V6).map_err(Failure::from),
         None => Ok(()),
     };
-    match sent {
-        Err(Failure::Halfway) => TC_ACT_SHOT,
-        Ok(()) | Err(Failure::Untouched) => TC_ACT_UNSPEC,
-    }
+    action(sent)
 }
 
 /// Gives a probe's answers the address that its socket knows.
 #[classifier]
 pub fn probe_in(ctx: TcContext) -> i32 {
-    let _ = match layout(&ctx) {
+    let received = match layout(&ctx) {
         Some(true) => receive(&ctx, V4),
         Some(_) => receive(&ctx, V6),
         None => Ok(()),
     };
-    TC_ACT_UNSPEC
+    action(received)
+}
+
+#[inline(always)]
+fn action(done: Result<(), Failure>) -> i32 {
+    match done {
+        Err(Failure::Halfway) => TC_ACT_SHOT,
+        Ok(()) | Err(Failure::Untouched) => TC_ACT_UNSPEC,
+    }
 }
 
 /// Whether the frame has a whole IPv4 packet without options (`true`), or IPv6.
@@ -130,10 +143,8 @@ fn layout(ctx: &TcContext) -> Option<bool> {
 }
 
 #[inline(always)]
-fn send(ctx: &TcContext, mark: u32, at: Layout) -> Attempt<()> {
-    let target = PROBE_TARGETS
-        .get(mark & !MARK_MASK)
-        .ok_or(Failure::Untouched)?;
+fn send(ctx: &TcContext, mark: u32, at: Layout) -> Result<(), Failure> {
+    let target = PROBE_TARGETS.get(mark & !MARK_MASK).ok_or(())?;
     let protocol = load::<u8>(ctx, at.protocol)?;
     if (protocol != TCP && protocol != UDP) || address(ctx, at.destination, at)? != target.host {
         return Ok(());
@@ -146,28 +157,26 @@ fn send(ctx: &TcContext, mark: u32, at: Layout) -> Attempt<()> {
         host: target.host,
         until_ns,
     };
-    PROBE_FLOWS
-        .insert(flow, waiting, 0)
-        .map_err(|_| Failure::Untouched)?;
+    PROBE_FLOWS.insert(flow, waiting, 0).map_err(|_| ())?;
     let sum = transport_sum(at, protocol);
     exchange(ctx, at.destination, target.host, target.vip, at, Some(sum))
-        .map_err(|_| Failure::Halfway)?;
+        .map_err(|()| Failure::Halfway)?;
     if target.tunnel != 0 {
-        wrap(ctx, local, target.host, at).map_err(|_| Failure::Halfway)?;
+        wrap(ctx, local, target.host, at).map_err(|()| Failure::Halfway)?;
     }
     Ok(())
 }
 
 /// A packet of this host to a VIP that is no probe's: its port belongs to no probe any more.
 #[inline(always)]
-fn take_over(ctx: &TcContext, at: Layout) -> Attempt<()> {
+fn take_over(ctx: &TcContext, at: Layout) -> Step<()> {
     let protocol = load::<u8>(ctx, at.protocol)?;
     if protocol != TCP && protocol != UDP {
         return Ok(());
     }
     let vip = address(ctx, at.destination, at)?;
-    let control = maps::control().map_err(|_| Failure::Untouched)?;
-    service::vip_of(control, vip).map_err(|_| Failure::Untouched)?;
+    let control = maps::control().map_err(|_| ())?;
+    service::vip_of(control, vip).map_err(|_| ())?;
     let local = address(ctx, at.source, at)?;
     let ports = ports(ctx, at.transport)?;
     let flow = ProbeFlow::new(local, vip, ports[0], ports[1], protocol);
@@ -185,35 +194,29 @@ fn now_ns() -> u64 {
 }
 
 #[inline(always)]
-fn receive(ctx: &TcContext, at: Layout) -> Attempt<()> {
+fn receive(ctx: &TcContext, at: Layout) -> Result<(), Failure> {
     let protocol = load::<u8>(ctx, at.protocol)?;
     let is_error = protocol == at.icmp;
     if !is_error && protocol != TCP && protocol != UDP {
         return Ok(());
     }
     let vip = address(ctx, at.source, at)?;
-    let control = maps::control().map_err(|_| Failure::Untouched)?;
-    service::vip_of(control, vip).map_err(|_| Failure::Untouched)?;
+    let control = maps::control().map_err(|_| ())?;
+    service::vip_of(control, vip).map_err(|_| ())?;
     if is_error {
         return receive_error(ctx, vip, at);
     }
     let local = address(ctx, at.destination, at)?;
     let ports = ports(ctx, at.transport)?;
     let host = waiting(&ProbeFlow::new(local, vip, ports[1], ports[0], protocol))?;
-    exchange(
-        ctx,
-        at.source,
-        vip,
-        host,
-        at,
-        Some(transport_sum(at, protocol)),
-    )
+    let sum = transport_sum(at, protocol);
+    exchange(ctx, at.source, vip, host, at, Some(sum)).map_err(|()| Failure::Halfway)
 }
 
 /// An ICMP error of a real server about a probe: "port unreachable", in practice. What it quotes was
 /// sent by us, to the VIP.
 #[inline(always)]
-fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
+fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Result<(), Failure> {
     let kind = load::<u8>(ctx, at.transport)?;
     // RFC 792: unreachable, time exceeded, parameter problem. RFC 4443: errors are below 128.
     let is_quoting = if at.is_v4 {
@@ -233,16 +236,28 @@ fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
         return Ok(());
     }
     let host = waiting(&ProbeFlow::new(local, vip, ports[0], ports[1], protocol))?;
-    let sum = Sum {
-        offset: at.transport + 2,
-        flags: 0,
-    };
+    restore_error(ctx, quoted, vip, host, at).map_err(|()| Failure::Halfway)
+}
+
+/// Gives an ICMP error, and the packet that it quotes, the address that the socket knows.
+#[inline(always)]
+fn restore_error(
+    ctx: &TcContext,
+    quoted: usize,
+    vip: Address,
+    host: Address,
+    at: Layout,
+) -> Step<()> {
     if at.is_v4 {
         // The quoted header's checksum changes as its address does: ICMP's own sum stays the same.
         let header_sum = quoted + ethernet::LENGTH + HEADER_SUM;
         replace_v4(ctx, quoted + at.destination, vip, host, header_sum)?;
         exchange(ctx, at.source, vip, host, at, None)
     } else {
+        let sum = Sum {
+            offset: at.transport + 2,
+            flags: 0,
+        };
         exchange_plain(ctx, quoted + at.destination, vip, host, sum)?;
         let pseudo = Sum {
             flags: u64::from(BPF_F_PSEUDO_HDR),
@@ -254,13 +269,11 @@ fn receive_error(ctx: &TcContext, vip: Address, at: Layout) -> Attempt<()> {
 
 /// The address that the socket of a probe under way is connected to.
 #[inline(always)]
-fn waiting(flow: &ProbeFlow) -> Attempt<Address> {
+fn waiting(flow: &ProbeFlow) -> Step<Address> {
     // SAFETY: the value is copied at once; a concurrent update can only replace it whole.
-    let waiting = unsafe { PROBE_FLOWS.get(flow) }
-        .copied()
-        .ok_or(Failure::Untouched)?;
+    let waiting = unsafe { PROBE_FLOWS.get(flow) }.copied().ok_or(())?;
     if now_ns() > waiting.until_ns {
-        return Err(Failure::Untouched);
+        return Err(());
     }
     Ok(waiting.host)
 }
@@ -297,17 +310,14 @@ fn exchange(
     new: Address,
     at: Layout,
     sum: Option<Sum>,
-) -> Attempt<()> {
+) -> Step<()> {
     if !at.is_v4 {
         return match sum {
             Some(sum) => exchange_plain(ctx, offset, old, new, sum),
-            None => Err(Failure::Untouched),
+            None => Err(()),
         };
     }
-    let (old_be, new_be) = (
-        old.as_v4().ok_or(Failure::Untouched)?,
-        new.as_v4().ok_or(Failure::Untouched)?,
-    );
+    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
     if let Some(sum) = sum {
         let size = size_of::<u32>() as u64;
         ctx.l4_csum_replace(
@@ -316,7 +326,7 @@ fn exchange(
             u64::from(new_be),
             sum.flags | size,
         )
-        .map_err(|_| Failure::Untouched)?;
+        .map_err(|_| ())?;
     }
     replace_v4(ctx, offset, old, new, ethernet::LENGTH + HEADER_SUM)
 }
@@ -328,16 +338,12 @@ fn replace_v4(
     old: Address,
     new: Address,
     header_sum: usize,
-) -> Attempt<()> {
-    let (old_be, new_be) = (
-        old.as_v4().ok_or(Failure::Untouched)?,
-        new.as_v4().ok_or(Failure::Untouched)?,
-    );
+) -> Step<()> {
+    let (old_be, new_be) = (old.as_v4().ok_or(())?, new.as_v4().ok_or(())?);
     let size = size_of::<u32>() as u64;
     ctx.l3_csum_replace(header_sum, u64::from(old_be), u64::from(new_be), size)
-        .map_err(|_| Failure::Untouched)?;
-    ctx.store(offset, &new_be, 0)
-        .map_err(|_| Failure::Untouched)
+        .map_err(|_| ())?;
+    ctx.store(offset, &new_be, 0).map_err(|_| ())
 }
 
 /// Exchanges an IPv6 address.
@@ -348,7 +354,7 @@ fn exchange_plain(
     mut old: Address,
     mut new: Address,
     sum: Sum,
-) -> Attempt<()> {
+) -> Step<()> {
     let length = size_of::<Address>() as u32;
     // SAFETY: both are on the stack, of this length.
     let difference = unsafe {
@@ -365,22 +371,22 @@ fn exchange_plain(
     let flags = sum.flags | if is_pseudo { BPF_F_IPV6 } else { 0 };
     ctx.l4_csum_replace(sum.offset, 0, difference, flags)
         .or_else(|_| ctx.l4_csum_replace(sum.offset, 0, difference, sum.flags))
-        .map_err(|_| Failure::Untouched)?;
-    ctx.store(offset, &new, 0).map_err(|_| Failure::Untouched)
+        .map_err(|_| ())?;
+    ctx.store(offset, &new, 0).map_err(|_| ())
 }
 
 /// Puts the packet into another one for the real server, as `rewrite::tunnel` does for clients' packets.
 /// Headers are made of whole words: the compiler merges smaller stores, and the stack takes aligned
 /// ones only.
 #[inline(always)]
-fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<()> {
+fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Step<()> {
     let inner = ctx.len() as usize - ethernet::LENGTH;
     let mode = BPF_ADJ_ROOM_MAC;
     if at.is_v4 {
         const LENGTH: u32 = Ipv4Header::LENGTH as u32;
         let length = ((inner + Ipv4Header::LENGTH) as u16).to_be_bytes();
-        let source_be = source.as_v4().ok_or(Failure::Untouched)?;
-        let destination_be = host.as_v4().ok_or(Failure::Untouched)?;
+        let source_be = source.as_v4().ok_or(())?;
+        let destination_be = host.as_v4().ok_or(())?;
         // Version and length, class, total length, no identification, no fragment.
         let first = u64::from_ne_bytes([0x45, 0, length[0], length[1], 0, 0, 0, 0]);
         let second = |sum: u16| {
@@ -401,13 +407,11 @@ fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<
         header[1] = second(folded(sum as u64));
         let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
         ctx.adjust_room(LENGTH as i32, mode, flags)
-            .map_err(|_| Failure::Untouched)?;
+            .map_err(|_| ())?;
         let offset = ethernet::LENGTH;
         ctx.store(offset, &[header[0], header[1]], 0)
-            .map_err(|_| Failure::Untouched)?;
-        return ctx
-            .store(offset + 16, &destination_be, 0)
-            .map_err(|_| Failure::Untouched);
+            .map_err(|_| ())?;
+        return ctx.store(offset + 16, &destination_be, 0).map_err(|_| ());
     }
     let length = (inner as u16).to_be_bytes();
     let header = [
@@ -419,9 +423,8 @@ fn wrap(ctx: &TcContext, source: Address, host: Address, at: Layout) -> Attempt<
     ];
     let flags = u64::from(BPF_F_ADJ_ROOM_ENCAP_L3_IPV6);
     ctx.adjust_room(ipv6::LENGTH as i32, mode, flags)
-        .map_err(|_| Failure::Untouched)?;
-    ctx.store(ethernet::LENGTH, &header, 0)
-        .map_err(|_| Failure::Untouched)
+        .map_err(|_| ())?;
+    ctx.store(ethernet::LENGTH, &header, 0).map_err(|_| ())
 }
 
 /// The checksum of a sum of words as loaded, as it is stored.
@@ -433,7 +436,7 @@ fn folded(sum: u64) -> u16 {
 }
 
 #[inline(always)]
-fn address(ctx: &TcContext, offset: usize, at: Layout) -> Attempt<Address> {
+fn address(ctx: &TcContext, offset: usize, at: Layout) -> Step<Address> {
     if at.is_v4 {
         load::<u32>(ctx, offset).map(Address::v4)
     } else {
@@ -443,7 +446,7 @@ fn address(ctx: &TcContext, offset: usize, at: Layout) -> Attempt<Address> {
 
 /// Source and destination port, network byte order.
 #[inline(always)]
-fn ports(ctx: &TcContext, offset: usize) -> Attempt<[u16; 2]> {
+fn ports(ctx: &TcContext, offset: usize) -> Step<[u16; 2]> {
     let b = load::<u32>(ctx, offset)?.to_ne_bytes();
     Ok([
         u16::from_ne_bytes([b[0], b[1]]),
@@ -452,6 +455,6 @@ fn ports(ctx: &TcContext, offset: usize) -> Attempt<[u16; 2]> {
 }
 
 #[inline(always)]
-fn load<T>(ctx: &TcContext, offset: usize) -> Attempt<T> {
-    ctx.load::<T>(offset).map_err(|_| Failure::Untouched)
+fn load<T>(ctx: &TcContext, offset: usize) -> Step<T> {
+    ctx.load::<T>(offset).map_err(|_| ())
 }
