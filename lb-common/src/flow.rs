@@ -76,6 +76,26 @@ impl FlowTable {
         }
     }
 
+    /// The table of flows that showed a second packet.
+    pub const fn promoted(wide: bool, udp: bool) -> Self {
+        match (wide, udp) {
+            (false, false) => FlowTable::Tcp,
+            (false, true) => FlowTable::Udp,
+            (true, false) => FlowTable::WideTcp,
+            (true, true) => FlowTable::WideUdp,
+        }
+    }
+
+    /// The one of the same keys and protocol whose flows showed only one packet.
+    pub const fn half_open(self) -> Self {
+        match self {
+            FlowTable::Tcp | FlowTable::TcpHalfOpen => FlowTable::TcpHalfOpen,
+            FlowTable::Udp | FlowTable::UdpHalfOpen => FlowTable::UdpHalfOpen,
+            FlowTable::WideTcp | FlowTable::WideTcpHalfOpen => FlowTable::WideTcpHalfOpen,
+            FlowTable::WideUdp | FlowTable::WideUdpHalfOpen => FlowTable::WideUdpHalfOpen,
+        }
+    }
+
     /// Whether the keys are [wide](crate::wide).
     pub const fn is_wide(self) -> bool {
         self as u32 >= 4
@@ -222,6 +242,23 @@ pub const fn half_open_bucket(hash: u64) -> u32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn tables_are_found_by_what_they_hold() {
+        for (wide, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+            let promoted = FlowTable::promoted(wide, udp);
+            let half_open = promoted.half_open();
+            assert_eq!(half_open.half_open(), half_open);
+            for (table, is_half_open) in [(promoted, false), (half_open, true)] {
+                assert_eq!(
+                    (table.is_wide(), table.is_udp(), table.is_half_open()),
+                    (wide, udp, is_half_open),
+                    "{}",
+                    table.label()
+                );
+            }
+        }
+    }
 
     #[test]
     fn ticks_round_up() {

@@ -38,6 +38,19 @@ pub enum Phase {
     Sticks,
 }
 
+impl Phase {
+    /// As `lbctl flows` shows it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Phase::Opening => "half-open",
+            Phase::Established => "established",
+            Phase::Closing => "closing",
+            Phase::Datagrams => "udp",
+            Phase::Sticks => "sticks",
+        }
+    }
+}
+
 impl Carried {
     /// What the kernel counts: whole seconds, at least one.
     pub fn seconds_left(&self) -> u32 {

@@ -237,7 +237,7 @@ impl Xdp {
     /// Puts spilled flows back where there is room by now, after a table has grown or others have ended:
     /// where their bucket is not full any more, the program does not look for them in the spill table.
     pub(super) fn bring_spilled_home(&mut self) {
-        let now = self.clock.now();
+        let (secret, now) = (self.control.load().hash_secret, self.clock.now());
         let is_udp = |service: u16| {
             let id = self.identities.service(service);
             id.is_some_and(|id| id.protocol == Protocol::Udp)
@@ -248,16 +248,14 @@ impl Xdp {
         for (key, value) in narrow {
             let flow = Homeless::Narrow(FlowKey(key), FlowValue(value));
             let udp = is_udp(FlowKey(key).service());
-            if self.flows.bring_home(flow, udp, &self.control, now) {
+            if self.flows.bring_home(flow, udp, secret, now) {
                 home.push(flow);
             }
         }
         for (PodWideKey(key), value) in wide {
             let flow = Homeless::Wide(key, FlowValue(value));
-            if self
-                .flows
-                .bring_home(flow, is_udp(key.service()), &self.control, now)
-            {
+            let udp = is_udp(key.service());
+            if self.flows.bring_home(flow, udp, secret, now) {
                 home.push(flow);
             }
         }

@@ -20,7 +20,6 @@ use crate::{
     dataplane::{
         DataPlaneError,
         carried::{Carried, Phase},
-        plan::PlannedService,
     },
     model::{
         Protocol, ServiceId,
@@ -121,19 +120,13 @@ impl Xdp {
         if element.flags() & BackendFlags::ALIVE == 0 {
             return None;
         }
-        let phase = match flow.table {
-            table if table.is_udp() => Phase::Datagrams,
-            _ if flow.value.is_closing() => Phase::Closing,
-            table if table.is_half_open() => Phase::Opening,
-            _ => Phase::Established,
-        };
         Some(Carried {
             service,
             client: SocketAddr::new(flow.client, flow.client_port),
             vip_port: service.ports.single().unwrap_or(flow.vip_port),
             target,
             sorry,
-            phase,
+            phase: flow.phase(),
             left: self.left(flow.value, now),
         })
     }
@@ -180,8 +173,11 @@ impl Xdp {
     }
 
     /// Takes connections that somebody else forwarded so far. Those that the tables know already stay as
-    /// they are. Returns how many are known now.
+    /// they are; a client that sticks goes where it is said to, whatever was known. Returns how many are known
+    /// now.
     pub fn take_over(&mut self, connections: &[Carried]) -> Result<usize, DataPlaneError> {
+        let (secret, now) = (self.control.load().hash_secret, self.clock.now());
+        let networks = self.sticky_networks();
         let mut known = 0;
         for carried in connections {
             let key = (carried.service, carried.target, carried.sorry);
@@ -194,11 +190,12 @@ impl Xdp {
                 continue;
             };
             let left = ticks(carried.seconds_left(), self.clock.tick_ns());
-            let expires = self.clock.now().wrapping_add(left);
+            let expires = now.wrapping_add(left);
             let value = FlowValue::new(backend, expires, carried.phase == Phase::Closing);
-            match carried.phase {
-                Phase::Sticks => self.take_bond(carried, service, value)?,
-                _ => self.take_flow(carried, service, value)?,
+            match (carried.phase, networks.get(&carried.service)) {
+                (Phase::Sticks, Some(bits)) => self.take_bond(carried, service, *bits, value)?,
+                (Phase::Sticks, None) => {}
+                (_, _) => self.take_flow(carried, service, value, secret, now)?,
             }
             known += 1;
         }
@@ -210,6 +207,8 @@ impl Xdp {
         carried: &Carried,
         service: u16,
         value: FlowValue,
+        secret: [u64; 2],
+        now: u32,
     ) -> Result<(), DataPlaneError> {
         let client: Address = wire(carried.client.ip());
         let port_be = carried.client.port().to_be();
@@ -223,15 +222,12 @@ impl Xdp {
                 Homeless::Wide(key, value)
             }
         };
-        let table = match (carried.phase, flow) {
-            (Phase::Datagrams, Homeless::Narrow(..)) => FlowTable::Udp,
-            (Phase::Datagrams, Homeless::Wide(..)) => FlowTable::WideUdp,
-            (Phase::Opening, Homeless::Narrow(..)) => FlowTable::TcpHalfOpen,
-            (Phase::Opening, Homeless::Wide(..)) => FlowTable::WideTcpHalfOpen,
-            (_, Homeless::Narrow(..)) => FlowTable::Tcp,
-            (_, Homeless::Wide(..)) => FlowTable::WideTcp,
+        let promoted = FlowTable::promoted(flow.is_wide(), carried.phase == Phase::Datagrams);
+        let table = match carried.phase {
+            Phase::Opening => promoted.half_open(),
+            Phase::Established | Phase::Closing | Phase::Datagrams | Phase::Sticks => promoted,
         };
-        if self.flows.put(table, flow, &self.control, self.clock.now()) {
+        if self.flows.put(table, flow, secret, now) {
             return Ok(());
         }
         // As the program does with one that finds no room.
@@ -242,20 +238,26 @@ impl Xdp {
         .map_err(|e| map_error("take over a connection", &e))
     }
 
+    /// Bits of the network that sticks together, of each service with persistence.
+    fn sticky_networks(&self) -> HashMap<ServiceId, u8> {
+        let services = self.plan.services.iter();
+        services
+            .filter_map(|planned| {
+                let bits = super::image::sticky_bits(planned.id, planned.persistence?);
+                Some((planned.id, bits as u8))
+            })
+            .collect()
+    }
+
     fn take_bond(
         &mut self,
         carried: &Carried,
         service: u16,
+        bits: u8,
         value: FlowValue,
     ) -> Result<(), DataPlaneError> {
-        let of = |planned: &&PlannedService| planned.id == carried.service;
-        let persistence = self.plan.services.iter().find(of);
-        let Some(persistence) = persistence.and_then(|planned| planned.persistence) else {
-            return Ok(());
-        };
-        let bits = super::image::sticky_bits(carried.service, persistence);
         let key = StickyKey {
-            client: wire(carried.client.ip()).network(bits as u8),
+            client: wire(carried.client.ip()).network(bits),
             service: u64::from(service),
         };
         self.sticky

@@ -6,18 +6,20 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     Address, BackendFlags,
-    flow::{FlowKey, FlowTable, FlowValue},
+    flow::{FlowKey, FlowValue},
     wide::WideKey,
 };
 
 use super::{
     Xdp,
     dump::{host, service_name},
-    flows::Flow,
+    flows::{Flow, Homeless},
     maps::PodWideKey,
 };
 use crate::{
-    dataplane::{FlowEntry, FlowPage, FlowQuery, Why, WhyQuery, plan::PlannedService},
+    dataplane::{
+        FlowEntry, FlowPage, FlowQuery, Why, WhyQuery, carried::Phase, plan::PlannedService,
+    },
     model::{Protocol, SourceRule, address::wire},
 };
 
@@ -85,12 +87,10 @@ impl Xdp {
             let asked = query.backend.as_deref();
             asked.is_none_or(|name| name.eq_ignore_ascii_case(&host(self, id)))
         };
-        let mut flows = self.flows.list(now, |flow| {
-            client.wants(flow) && is_service(flow.service) && is_backend(flow.value.backend())
-        });
         let wanted = |flow: &Flow| {
             client.wants(flow) && is_service(flow.service) && is_backend(flow.value.backend())
         };
+        let mut flows = self.flows.list(now, wanted);
         let spilled = self.all_spilled(|id| self.identities.service(id));
         flows.extend(spilled.into_iter().filter(wanted));
         let mut keyed: Vec<&Flow> = flows.iter().collect();
@@ -109,21 +109,12 @@ impl Xdp {
     }
 
     fn flow_entry(&self, flow: &Flow, now: u32) -> FlowEntry {
-        let state = match flow.table {
-            FlowTable::Udp
-            | FlowTable::WideUdp
-            | FlowTable::UdpHalfOpen
-            | FlowTable::WideUdpHalfOpen => "udp",
-            _ if flow.value.is_closing() => "closing",
-            FlowTable::TcpHalfOpen | FlowTable::WideTcpHalfOpen => "half-open",
-            FlowTable::Tcp | FlowTable::WideTcp => "established",
-        };
         FlowEntry {
             client: SocketAddr::new(flow.client, flow.client_port).to_string(),
             service: service_name(self, flow.service).unwrap_or_default(),
             port: (flow.vip_port != 0).then_some(flow.vip_port),
             backend: host(self, flow.value.backend()),
-            state: state.to_owned(),
+            state: flow.phase().label().to_owned(),
             expires_in_s: self.clock.seconds(flow.value.expires().wrapping_sub(now)),
         }
     }
@@ -241,9 +232,9 @@ impl Xdp {
             element.flags() & BackendFlags::ALIVE != 0
         })?;
         let entry = self.flow_entry(flow, now);
-        let reopened = match entry.state.as_str() {
-            "closing" => "; a SYN would be a new connection",
-            _ => "",
+        let reopened = match flow.phase() {
+            Phase::Closing => "; a SYN would be a new connection",
+            Phase::Opening | Phase::Established | Phase::Datagrams | Phase::Sticks => "",
         };
         step(
             why,
@@ -258,38 +249,20 @@ impl Xdp {
     /// The client's flow, where it found no room in its bucket.
     fn spilled(&self, client: SocketAddr, vip: SocketAddr, service: u16, now: u32) -> Option<Flow> {
         let id = self.identities.service(service)?;
-        let is_udp = id.protocol == Protocol::Udp;
         let (port_be, vport_be) = (client.port().to_be(), vip.port().to_be());
-        let (table, value) = match (client.ip(), id.ports.single()) {
+        let flow = match (client.ip(), id.ports.single()) {
             (IpAddr::V4(address), Some(_)) => {
                 let key = FlowKey::new(u32::from_ne_bytes(address.octets()), port_be, service);
-                let table = if is_udp {
-                    FlowTable::Udp
-                } else {
-                    FlowTable::Tcp
-                };
-                (table, self.spill.get(&key.0, 0).ok()?)
+                Homeless::Narrow(key, FlowValue(self.spill.get(&key.0, 0).ok()?))
             }
             (address, _) => {
                 let key = WideKey::new(wire(address), port_be, vport_be, service);
-                let table = if is_udp {
-                    FlowTable::WideUdp
-                } else {
-                    FlowTable::WideTcp
-                };
-                (table, self.wide_spill.get(&PodWideKey(key), 0).ok()?)
+                let value = self.wide_spill.get(&PodWideKey(key), 0).ok()?;
+                Homeless::Wide(key, FlowValue(value))
             }
         };
-        let value = FlowValue(value);
-        let vip_port = if table.is_wide() { vip.port() } else { 0 };
-        (!value.is_free(now)).then_some(Flow {
-            table,
-            client: client.ip(),
-            client_port: client.port(),
-            vip_port,
-            service,
-            value,
-        })
+        let is_udp = id.protocol == Protocol::Udp;
+        (!flow.value().is_free(now)).then(|| Flow::spilled(flow, is_udp))
     }
 
     /// Whether packets can be sent to a backend now.

@@ -2,67 +2,33 @@
 
 use std::sync::atomic::Ordering;
 
-use lb_common::flow::{self, FlowKey, FlowTable};
+use lb_common::flow::FlowTable;
 
 use super::{Flow, Flows, Homeless, grow};
-use crate::dataplane::xdp::control::ControlElement;
+use crate::dataplane::carried::Phase;
 
 impl Flow {
     /// One that the spill table holds.
     pub fn spilled(flow: Homeless, is_udp: bool) -> Self {
+        let table = FlowTable::promoted(flow.is_wide(), is_udp);
         match flow {
-            Homeless::Narrow(key, value) => {
-                let table = if is_udp {
-                    FlowTable::Udp
-                } else {
-                    FlowTable::Tcp
-                };
-                Self::of_narrow(table, key, value)
-            }
-            Homeless::Wide(key, value) => {
-                let table = if is_udp {
-                    FlowTable::WideUdp
-                } else {
-                    FlowTable::WideTcp
-                };
-                Self::of_wide(table, key, value)
-            }
+            Homeless::Narrow(key, value) => Self::of_narrow(table, key, value),
+            Homeless::Wide(key, value) => Self::of_wide(table, key, value),
+        }
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        match self.table {
+            table if table.is_udp() => Phase::Datagrams,
+            _ if self.value.is_closing() => Phase::Closing,
+            table if table.is_half_open() => Phase::Opening,
+            _ => Phase::Established,
         }
     }
 }
 
 impl Flows {
-    /// Puts a flow into a table, unless it is there. Says whether it is there now: its bucket may be full.
-    pub fn put(
-        &self,
-        table: FlowTable,
-        flow: Homeless,
-        control: &ControlElement,
-        now: u32,
-    ) -> bool {
-        let secret = control.load().hash_secret;
-        let (key, hash, wide, value) = match flow {
-            Homeless::Narrow(key, value) => {
-                (key.0, flow::hash(secret, FlowKey(key.0)), None, value)
-            }
-            Homeless::Wide(key, value) => {
-                let print = key.fingerprint(secret);
-                (print, print, Some(key), value)
-            }
-        };
-        let place = &self.tables[table as usize];
-        let (chunk, bucket) = if table.is_half_open() {
-            (0, flow::half_open_bucket(hash))
-        } else {
-            (
-                place.word.chunk(hash) - place.word.0 as u32,
-                flow::bucket(hash),
-            )
-        };
-        let chunk = &place.chunks[chunk as usize];
-        grow::insert(chunk, bucket as usize, key, wide, value, now)
-    }
-
     /// Empties every table. No packet may be in the program.
     pub fn forget_all(&self) {
         let previous = self.growth.as_ref().and_then(grow::Growth::previous);

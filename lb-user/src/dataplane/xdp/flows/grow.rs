@@ -37,6 +37,20 @@ pub enum Homeless {
     Wide(WideKey, FlowValue),
 }
 
+impl Homeless {
+    /// Whether its key is [wide](lb_common::wide).
+    pub const fn is_wide(&self) -> bool {
+        matches!(self, Homeless::Wide(..))
+    }
+
+    /// Backend and expiry.
+    pub const fn value(&self) -> FlowValue {
+        match self {
+            Homeless::Narrow(_, value) | Homeless::Wide(_, value) => *value,
+        }
+    }
+}
+
 impl Growth {
     /// The table that flows are being carried over from.
     pub fn previous(&self) -> Option<&Table> {
@@ -146,31 +160,20 @@ impl Flows {
     }
 
     /// Puts a flow back that was spilled before its table grew. Says whether it found room.
-    pub fn bring_home(
-        &self,
-        flow: Homeless,
-        is_udp: bool,
-        control: &ControlElement,
-        now: u32,
-    ) -> bool {
-        let (table, key, wide, value) = match flow {
-            Homeless::Narrow(key, value) if is_udp => (FlowTable::Udp, key.0, None, value),
-            Homeless::Narrow(key, value) => (FlowTable::Tcp, key.0, None, value),
+    pub fn bring_home(&self, flow: Homeless, is_udp: bool, secret: [u64; 2], now: u32) -> bool {
+        let table = FlowTable::promoted(flow.is_wide(), is_udp);
+        flow.value().is_free(now) || self.put(table, flow, secret, now)
+    }
+
+    /// Puts a flow into a table, unless it is there. Says whether it is there now: its bucket may be full.
+    pub fn put(&self, table: FlowTable, flow: Homeless, secret: [u64; 2], now: u32) -> bool {
+        match flow {
+            Homeless::Narrow(key, value) => self.insert(table, secret, key.0, None, value, now),
             Homeless::Wide(key, value) => {
-                let table = if is_udp {
-                    FlowTable::WideUdp
-                } else {
-                    FlowTable::WideTcp
-                };
-                (
-                    table,
-                    key.fingerprint(control.load().hash_secret),
-                    Some(key),
-                    value,
-                )
+                let print = key.fingerprint(secret);
+                self.insert(table, secret, print, Some(key), value, now)
             }
-        };
-        value.is_free(now) || self.insert(table, control.load().hash_secret, key, wide, value, now)
+        }
     }
 
     /// Puts a flow into its bucket, unless it is there. Says whether it is there now.
@@ -183,14 +186,21 @@ impl Flows {
         value: FlowValue,
         now: u32,
     ) -> bool {
-        let table = &self.tables[table as usize];
+        let place = &self.tables[table as usize];
         let hash = match wide {
             Some(_) => key,
             None => flow::hash(secret, FlowKey(key)),
         };
-        let index = table.word.chunk(hash) - table.word.0 as u32;
-        let chunk = &table.chunks[index as usize];
-        insert(chunk, flow::bucket(hash) as usize, key, wide, value, now)
+        let (index, bucket) = match table.is_half_open() {
+            // All of it is one chunk.
+            true => (0, flow::half_open_bucket(hash)),
+            false => {
+                let index = place.word.chunk(hash) - place.word.0 as u32;
+                (index, flow::bucket(hash))
+            }
+        };
+        let chunk = &place.chunks[index as usize];
+        insert(chunk, bucket as usize, key, wide, value, now)
     }
 
     /// Moves every flow that the program has not moved itself.
@@ -238,7 +248,7 @@ fn is_whole(table: &Table) -> bool {
 }
 
 /// Puts a flow into a bucket as the program does, unless it is there. Says whether it is there now.
-pub(super) fn insert(
+fn insert(
     chunk: &Chunk,
     bucket: usize,
     key: u64,
