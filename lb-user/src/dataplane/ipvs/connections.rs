@@ -1,6 +1,7 @@
 //! The kernel's table of connections (/proc/net/ip_vs_conn), and answers to operators from it.
 
 use std::{
+    collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
@@ -8,6 +9,7 @@ use std::{
 use crate::{
     dataplane::{
         FlowEntry, FlowPage, FlowQuery, Plan, Why, WhyQuery,
+        carried::Phase,
         plan::{BackendState, PlannedService},
     },
     model::{Protocol, Target},
@@ -15,6 +17,23 @@ use crate::{
 
 /// Of the network namespace of the thread that asks.
 const FILE: &str = "/proc/thread-self/net/ip_vs_conn";
+
+/// The kernel's names of the states before a connection is established: `tcp_state_name_table` and
+/// `sctp_state_name_table` of net/netfilter/ipvs.
+const OPENING: [&str; 12] = [
+    "NONE",
+    "SYN_SENT",
+    "SYN_RECV",
+    "SYNACK",
+    "LISTEN",
+    "INIT",
+    "INIT1",
+    "COOKIE_SENT",
+    "COOKIE_REPLIED",
+    "COOKIE_WAIT",
+    "COOKIE",
+    "COOKIE_ECHOED",
+];
 
 /// A line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,24 +97,52 @@ fn address(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// The planned service that a connection belongs to: one of all ports stands behind those of one.
-pub(super) fn service_of<'p>(
-    plan: Option<&'p Plan>,
-    connection: &Connection,
-) -> Option<&'p PlannedService> {
-    find(plan, connection.protocol, connection.vip)
+/// The services of a plan, by what the kernel's entries say.
+pub(super) struct Services<'p> {
+    of_one_port: HashMap<(Protocol, SocketAddr), &'p PlannedService>,
+    /// In the order of the plan.
+    of_several: HashMap<(Protocol, IpAddr), Vec<&'p PlannedService>>,
 }
 
-fn find(plan: Option<&Plan>, protocol: Protocol, vip: SocketAddr) -> Option<&PlannedService> {
-    let of_vip = |service: &&PlannedService| {
-        let ports = service.id.ports;
-        service.id.protocol == protocol
-            && service.id.address == vip.ip()
-            && (ports.first..=ports.last).contains(&vip.port())
-    };
-    let services = || plan.into_iter().flat_map(|plan| &plan.services);
-    let exact = services().find(|service| of_vip(service) && service.id.ports.single().is_some());
-    exact.or_else(|| services().find(of_vip))
+impl<'p> Services<'p> {
+    pub fn of(plan: Option<&'p Plan>) -> Self {
+        let mut services = Self {
+            of_one_port: HashMap::new(),
+            of_several: HashMap::new(),
+        };
+        for service in plan.into_iter().flat_map(|plan| &plan.services) {
+            let (protocol, address) = (service.id.protocol, service.id.address);
+            match service.id.ports.single() {
+                Some(port) => {
+                    let vip = SocketAddr::new(address, port);
+                    let entry = services.of_one_port.entry((protocol, vip));
+                    entry.or_insert(service);
+                }
+                None => {
+                    let entry = services.of_several.entry((protocol, address));
+                    entry.or_default().push(service);
+                }
+            }
+        }
+        services
+    }
+
+    /// The service that a connection belongs to: one of all ports stands behind those of one.
+    pub fn of_connection(&self, connection: &Connection) -> Option<&'p PlannedService> {
+        self.find(connection.protocol, connection.vip)
+    }
+
+    fn find(&self, protocol: Protocol, vip: SocketAddr) -> Option<&'p PlannedService> {
+        if let Some(service) = self.of_one_port.get(&(protocol, vip)) {
+            return Some(service);
+        }
+        let has_port = |service: &&&PlannedService| {
+            let ports = service.id.ports;
+            (ports.first..=ports.last).contains(&vip.port())
+        };
+        let several = self.of_several.get(&(protocol, vip.ip()))?;
+        several.iter().find(has_port).copied()
+    }
 }
 
 /// As in the other data plane: the director's own stack is "local".
@@ -106,31 +153,28 @@ fn name_of(server: SocketAddr) -> String {
     }
 }
 
-/// The words of the other data plane.
-pub(super) fn state_of(connection: &Connection) -> &'static str {
-    match (connection.protocol, connection.state.as_str()) {
-        (Protocol::Udp, _) => "udp",
-        (_, "ESTABLISHED") => "established",
-        (
-            _,
-            "SYN_SENT" | "SYN_RECV" | "SYNACK" | "NONE" | "INIT" | "INIT1" | "COOKIE_SENT"
-            | "COOKIE_REPLIED" | "COOKIE_WAIT" | "COOKIE" | "COOKIE_ECHOED" | "LISTEN",
-        ) => "half-open",
-        (_, _) => "closing",
+/// How far a connection is.
+pub(super) fn phase_of(connection: &Connection) -> Phase {
+    let has_state = |names: &[&str]| names.contains(&connection.state.as_str());
+    match connection.protocol {
+        _ if connection.is_template() => Phase::Sticks,
+        Protocol::Udp => Phase::Datagrams,
+        Protocol::Tcp | Protocol::Sctp if has_state(&["ESTABLISHED"]) => Phase::Established,
+        Protocol::Tcp | Protocol::Sctp if has_state(&OPENING) => Phase::Opening,
+        Protocol::Tcp | Protocol::Sctp => Phase::Closing,
     }
 }
 
-fn entry(plan: Option<&Plan>, connection: &Connection) -> Option<FlowEntry> {
-    let service = service_of(plan, connection)?;
+fn entry(service: &PlannedService, connection: &Connection) -> FlowEntry {
     let single = service.id.ports.single().is_some();
-    Some(FlowEntry {
+    FlowEntry {
         client: connection.client.to_string(),
         service: service.id.to_string(),
         port: (!single).then_some(connection.vip.port()),
         backend: name_of(connection.server),
-        state: state_of(connection).to_owned(),
+        state: phase_of(connection).label().to_owned(),
         expires_in_s: connection.expires_in_s,
-    })
+    }
 }
 
 /// Who is asked for: an address, a network, or an address with a port.
@@ -203,13 +247,14 @@ fn page(
     let client = Client::parse(query.client.as_deref())?;
     connections.retain(|c| !c.is_template() && client.wants(c.client));
     connections.sort_by_key(|c| (c.client, c.vip));
+    let services = Services::of(plan);
     let wanted = |connection: &Connection| {
-        let service = service_of(plan, connection)?;
+        let service = services.of_connection(connection)?;
         let by_service = query.service.as_deref();
         let by_backend = query.backend.as_deref();
         (by_service.is_none_or(|name| service.id.is_called(name))
             && by_backend.is_none_or(|name| name.eq_ignore_ascii_case(&name_of(connection.server))))
-        .then(|| entry(plan, connection))?
+        .then(|| entry(service, connection))
     };
     let all: Vec<FlowEntry> = connections.iter().filter_map(wanted).collect();
     Ok(FlowPage {
@@ -242,7 +287,7 @@ fn answer(plan: Option<&Plan>, query: &WhyQuery, table: &[Connection]) -> Result
         other => return Err(format!("`{other}` is no protocol: tcp, udp or sctp")),
     };
     let mut steps = Vec::new();
-    let Some(service) = find(plan, protocol, vip) else {
+    let Some(service) = Services::of(plan).find(protocol, vip) else {
         steps.push(format!("no service has {protocol} {vip}"));
         return Ok(Why {
             service: None,

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::{Command as Program, Stdio},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use std::{
 use super::{
     Ipvs,
     codec::{Command, Forward, SyncDaemon, SyncState},
-    connections::{self, Connection as Entry},
+    connections::{self, Connection as Entry, Services},
     desired,
     feed::{self, Fed},
     state_error,
@@ -195,37 +195,41 @@ fn state_of(protocol: Protocol, phase: Phase) -> (u16, u32) {
 
 /// The kernel's entries that belong to services and real servers of the plan.
 fn from_kernel(plan: &Plan, table: &[Entry]) -> Vec<Carried> {
+    let (services, servers) = (Services::of(Some(plan)), by_server(plan));
     let one = |entry: &Entry| {
-        let service = connections::service_of(Some(plan), entry)?;
-        let is = |backend: &&PlannedBackend| {
-            let server = desired::server(service, backend);
-            server.address == entry.server.ip() && [0, entry.server.port()].contains(&server.port)
-        };
-        let backend = service.backends.iter().find(is)?;
-        let phase = match (entry.is_template(), connections::state_of(entry)) {
-            (true, _) => Phase::Sticks,
-            (_, "udp") => Phase::Datagrams,
-            (_, "established") => Phase::Established,
-            (_, "half-open") => Phase::Opening,
-            (_, _) => Phase::Closing,
-        };
+        let service = services.of_connection(entry)?;
+        // A real server without a port of its own has every one.
+        let of_port = |port| servers.get(&(service.id, entry.server.ip(), port));
+        let backend = of_port(entry.server.port()).or_else(|| of_port(0))?;
         Some(Carried {
             service: service.id,
             client: entry.client,
             vip_port: entry.vip.port(),
             target: backend.target,
             sorry: backend.sorry,
-            phase,
+            phase: connections::phase_of(entry),
             left: Duration::from_secs(entry.expires_in_s),
         })
     };
     table.iter().filter_map(one).collect()
 }
 
+/// The real servers of the plan by service, address and port, as the kernel names them.
+fn by_server(plan: &Plan) -> HashMap<(ServiceId, IpAddr, u16), &PlannedBackend> {
+    let mut servers = HashMap::new();
+    for service in &plan.services {
+        for backend in &service.backends {
+            let server = desired::server(service, backend);
+            servers
+                .entry((service.id, server.address, server.port))
+                .or_insert(backend);
+        }
+    }
+    servers
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::dataplane::plan::BackendState;
     use crate::model::{Forwarding, Persistence, Scheduler, Target};
