@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use lab::network::INTERFACE;
 use lb_user::{
     dataplane::{
+        DataPlane,
         carried::{Carried, Phase},
         plan::BackendState::Up,
         xdp::Xdp,
@@ -151,5 +153,18 @@ fn connections_leave_and_come_back() {
         xdp.set_handover(false);
         server_of(&mut xdp, &tcp(5000, 80, "A"));
         assert_eq!(passed(&mut xdp, "handover"), opened.len() as u64);
+    });
+}
+
+/// IPVS forwards where an interface refuses the program. One that is gone refuses nothing any more.
+#[test]
+fn a_refusal_goes_with_its_interface() {
+    in_namespace(|_| {
+        // What is loaded without pins is refused by every interface.
+        let mut xdp = load(SMALL);
+        xdp.follow_interfaces(&[(INTERFACE.to_owned(), INGRESS)]);
+        assert!(xdp.refusal().is_some());
+        xdp.follow_interfaces(&[]);
+        assert_eq!(xdp.refusal(), None);
     });
 }

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "lb-user/src/dataplane/xdp/ids.rs",
     "lb-user/src/dataplane/xdp/image",
     "lb-user/src/dataplane/xdp/placement.rs",
+    "lb-user/src/dataplane/xdp/refusals.rs",
     "lb-user/src/net/arp.rs",
     "lb-user/src/net/interfaces.rs",
     "lb-user/src/api/proto",

@@ -77,9 +77,9 @@ impl Planes {
     /// XDP may have been refused on an interface that is there: one that was made again cannot do it.
     pub(super) fn after_following(&mut self) {
         let Some(xdp) = self.pair.xdp() else { return };
-        match xdp.refused().first().cloned() {
+        match xdp.refusal().map(str::to_owned) {
             None => self.trouble = None,
-            Some((_, why)) if self.fallback().is_ok() => self.on_lost(&why),
+            Some(why) if self.fallback().is_ok() => self.on_lost(&why),
             Some(_) => {}
         }
     }
@@ -116,11 +116,10 @@ impl Planes {
         if is_late {
             xdp.follow_interfaces(&present);
         }
-        let refused = xdp.refused().to_vec();
-        let (text, is_bad) = match refused.first() {
+        let (text, is_bad) = match xdp.refusal() {
             _ if !is_late => (format!("{reason}; trying again within a second"), true),
             None => (format!("{reason}; it was attached again"), false),
-            Some((_, why)) => (format!("{reason}; attaching it again fails: {why}"), true),
+            Some(why) => (format!("{reason}; attaching it again fails: {why}"), true),
         };
         let text = format!("{text} (no fallback: {obstacle})");
         self.tell(text, is_bad);

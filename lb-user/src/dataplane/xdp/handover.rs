@@ -33,9 +33,9 @@ impl Xdp {
         self.object.take_lost()
     }
 
-    /// Interfaces where the last attempt to attach was refused, and why.
-    pub fn refused(&self) -> &[(String, String)] {
-        self.object.refused()
+    /// Why the last attempt to attach was refused on an interface that is there, if it was.
+    pub fn refusal(&self) -> Option<&str> {
+        self.object.refusal()
     }
 
     /// Stops forwarding. Program, maps and flows stay as they are, and no packet is in the program any

@@ -183,6 +183,8 @@ impl Object {
             attached.attachment.interface == *name && attached.ifindex == *ifindex
         };
         let is_gone = |attached: &mut Attached| !present.iter().any(|p| runs(attached, p));
+        self.refused
+            .keep(|interface| present.iter().any(|(name, _)| name == interface));
         for attached in self.links.extract_if(.., is_gone) {
             self.probed.retain(|ifindex| *ifindex != attached.ifindex);
             tracing::warn!(
@@ -202,15 +204,13 @@ impl Object {
             match self.attach_one(interface, hook) {
                 Ok(attached) => {
                     tracing::info!(interface, "the XDP program runs on the interface now");
-                    self.refused.retain(|(name, _)| name != interface);
+                    self.refused.clear(interface);
                     self.follow_probes(interface);
                     self.links.push(attached);
                 }
                 Err(error) => {
-                    let told = self.refused.iter().any(|(name, _)| name == interface);
-                    if !told {
+                    if self.refused.note(interface, error.to_string()) {
                         tracing::error!(%error, "trying again");
-                        self.refused.push((interface.clone(), error.to_string()));
                     }
                 }
             }
@@ -237,14 +237,14 @@ impl Object {
         names
     }
 
-    /// Interfaces where the last attempt to attach was refused, and why.
-    pub fn refused(&self) -> &[(String, String)] {
-        &self.refused
+    /// Why the last attempt to attach was refused on an interface that is there, if it was.
+    pub fn refusal(&self) -> Option<&str> {
+        self.refused.first()
     }
 
     /// Takes the program off every interface, and keeps it loaded with its maps.
     pub fn release(&mut self) -> io::Result<()> {
-        self.refused.clear();
+        self.refused.clear_all();
         let mut result = Ok(());
         for attached in self.links.drain(..) {
             // One that somebody detached before is off already.
@@ -270,7 +270,7 @@ impl Object {
             }
             self.follow_probes(interface);
         }
-        self.refused.clear();
+        self.refused.clear_all();
         Ok(())
     }
 

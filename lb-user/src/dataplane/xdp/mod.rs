@@ -25,6 +25,7 @@ mod placement;
 mod probes;
 mod protect;
 mod questions;
+mod refusals;
 mod snapshot;
 mod start;
 mod sweep;

@@ -13,6 +13,7 @@ use super::{
     maps::{map_data, shape},
     pins::Pins,
     probes,
+    refusals::Refusals,
 };
 use crate::dataplane::DataPlaneError;
 
@@ -59,8 +60,8 @@ pub struct Object {
     pub(super) ebpf: Ebpf,
     pub(super) pins: Option<Pins>,
     pub(super) links: Vec<Attached>,
-    /// Interfaces where attaching failed, and why; that is told once.
-    pub(super) refused: Vec<(String, String)>,
+    /// Interfaces where attaching failed, and why.
+    pub(super) refused: Refusals,
     /// Where the program runs on interfaces that come later.
     pub(super) hook: Hook,
     /// Which of the two programs runs: the one for frames in several buffers where the kernel has it.
@@ -87,7 +88,7 @@ impl Object {
                 ebpf,
                 pins,
                 links: Vec::new(),
-                refused: Vec::new(),
+                refused: Refusals::default(),
                 hook: Hook::Native,
                 program,
                 no_probes,
