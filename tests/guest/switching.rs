@@ -270,10 +270,25 @@ fn where_xdp_cannot_be(site: &mut Site) {
         );
     };
     retries(site);
-    let refused = site.lbd.lbctl(&["dataplane", "xdp"]).unwrap();
-    let words = String::from_utf8_lossy(&refused.stderr);
-    assert!(words.contains("another XDP program is attached"), "{words}");
+    let xdp_is_refused = |site: &Site| {
+        let refused = site.lbd.lbctl(&["dataplane", "xdp"]).unwrap();
+        let words = String::from_utf8_lossy(&refused.stderr);
+        assert!(words.contains("another XDP program is attached"), "{words}");
+    };
+    xdp_is_refused(site);
+    retries(site);
     assert_eq!(site.servers().len(), CLIENTS.len());
+
+    // An order that is refused leaves the one before in force: nobody tries again by himself.
+    site.lbd.ctl(&["dataplane", "ipvs"]).unwrap();
+    xdp_is_refused(site);
+    let switching = site.lbd.status().unwrap().data_plane.switching;
+    assert_eq!(
+        (switching.ordered.as_deref(), switching.retry_in_ms),
+        (Some("ipvs"), None)
+    );
+    site.lbd.ctl(&["dataplane", "auto"]).unwrap();
+    retries(site);
     node.ip(&["link", "set", "dev", INTERFACE, "xdp", "off"])
         .unwrap();
     site.wait_for("xdp");

@@ -32,7 +32,7 @@ impl Planes {
                 }
             }
             Kind::Ipvs => {
-                if self.pace.is_due(self.now()) {
+                if self.retry_in().is_some_and(|left| left.is_zero()) {
                     // An attempt that is refused leads to the next.
                     let _ = self.turn_to_xdp("XDP can forward again");
                 }
@@ -54,9 +54,7 @@ impl Planes {
             (Order::Only(Kind::Ipvs), Kind::Xdp) => {
                 self.turn_to_ipvs("an operator wants IPVS")
                     .map_err(|error| error.to_string())?;
-                self.pace.rest();
             }
-            (Order::Only(Kind::Ipvs), Kind::Ipvs) => self.pace.rest(),
             (Order::Only(Kind::Xdp), Kind::Ipvs) => {
                 self.turn_to_xdp("an operator wants XDP")
                     .map_err(|error| error.to_string())?;
@@ -64,7 +62,8 @@ impl Planes {
             (Order::Auto, Kind::Ipvs) => {
                 let _ = self.turn_to_xdp("XDP can forward again");
             }
-            (Order::Auto | Order::Only(Kind::Xdp), _) => {}
+            (Order::Only(Kind::Ipvs), Kind::Ipvs)
+            | (Order::Auto | Order::Only(Kind::Xdp), Kind::Xdp) => {}
         }
         self.order = order;
         let wanted = match order {
@@ -72,6 +71,14 @@ impl Planes {
             Order::Only(kind) => format!("{} until a reload or a restart", kind.label()),
         };
         Ok(format!("{wanted}; {} forwards", self.forwarding().label()))
+    }
+
+    /// How long until XDP is tried again, if it will be: what an operator ordered stays.
+    pub(super) fn retry_in(&self) -> Option<Duration> {
+        match self.order {
+            Order::Auto => self.pace.left(self.now()),
+            Order::Only(_) => None,
+        }
     }
 
     /// XDP may have been refused on an interface that is there: one that was made again cannot do it.

@@ -42,17 +42,7 @@ impl Pace {
         self.due = None;
     }
 
-    /// No attempt is made until XDP is lost again.
-    pub fn rest(&mut self) {
-        self.due = None;
-    }
-
-    /// Whether it is time for an attempt.
-    pub fn is_due(&self, now: Duration) -> bool {
-        self.due.is_some_and(|due| due <= now)
-    }
-
-    /// How long until the next attempt, if there will be one.
+    /// How long until the next attempt, if one is to come.
     pub fn left(&self, now: Duration) -> Option<Duration> {
         self.due.map(|due| due.saturating_sub(now))
     }
@@ -69,15 +59,17 @@ mod tests {
     #[test]
     fn refusals_come_ever_more_seldom() {
         let mut pace = Pace::default();
-        assert!(!pace.is_due(s(1_000)));
+        assert_eq!(pace.left(s(1_000)), None);
         pace.lost(s(100));
         let mut now = s(100);
         let waits: Vec<u64> = (0..6)
             .map(|_| {
                 let wait = pace.left(now).unwrap();
-                assert!(!pace.is_due(now + wait - Duration::from_millis(1)));
+                let last = Duration::from_millis(1);
+                assert_eq!(pace.left(now + wait - last), Some(last));
                 now += wait;
-                assert!(pace.is_due(now));
+                assert_eq!(pace.left(now), Some(Duration::ZERO));
+                assert_eq!(pace.left(now + last), Some(Duration::ZERO));
                 pace.refused(now);
                 wait.as_secs()
             })

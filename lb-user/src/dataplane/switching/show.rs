@@ -50,7 +50,7 @@ impl Planes {
     pub(super) fn show(&self) -> Switching {
         let obstacle = self.fallback().err();
         let is_xdp = self.forwarding() == Kind::Xdp;
-        let retry = self.pace.left(self.now());
+        let retry = self.retry_in();
         Switching {
             ordered: match self.order {
                 Order::Auto => None,
