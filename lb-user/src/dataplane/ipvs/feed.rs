@@ -32,15 +32,11 @@ pub struct Fed {
     pub trouble: Option<String>,
 }
 
-/// Sends messages to a daemon that listens on this host. What goes wrong is told; the rest has arrived.
-pub fn all(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> Fed {
-    let result = send(daemon, messages);
-    Fed {
-        connections: 0,
-        trouble: result
-            .err()
-            .map(|error| format!("the kernel could not be told of all connections: {error}")),
-    }
+/// Sends messages to a daemon that listens on this host. What goes wrong is returned; the rest has arrived.
+pub fn all(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> Option<String> {
+    send(daemon, messages)
+        .err()
+        .map(|error| format!("the kernel could not be told of all connections: {error}"))
 }
 
 fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     dataplane::{
-        DataPlane, DataPlaneError, Plan,
+        DataPlaneError, Plan,
         carried::{Carried, Phase},
         plan::{PlannedBackend, PlannedService},
     },
@@ -71,7 +71,7 @@ impl Ipvs {
     /// are not scheduled yet.
     pub fn prepare(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
         self.learning = true;
-        self.apply(&Plan::of(plan.services.clone())).map(drop)
+        self.put(&Plan::of(plan.services.clone())).map(drop)
     }
 
     /// Makes the kernel know connections. It forwards them whether or not it holds their service; to make it
@@ -95,7 +95,7 @@ impl Ipvs {
             // What is longer it cuts off.
             (false, length) => length.map_or(SHORT, usize::from).min(SHORT),
         };
-        let fed = feed::all(&daemon, &Message::encode_all(id, &told, longest));
+        let trouble = feed::all(&daemon, &Message::encode_all(id, &told, longest));
         if is_ours {
             // Returns when it has dealt with the message that it is at.
             self.kernel.change(&Command::DeleteDaemon(daemon.state))?;
@@ -103,15 +103,15 @@ impl Ipvs {
         }
         Ok(Fed {
             connections: told.len(),
-            ..fed
+            trouble,
         })
     }
 
-    /// Forwards from now on. What nobody told of is scheduled by its next packet.
-    pub fn serve(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
+    /// Forwards from now on, and returns the plan's number. What nobody told of is scheduled by its next packet.
+    pub fn serve(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         self.learning = false;
         self.expect_strangers();
-        self.apply(plan).map(drop)
+        self.put(plan)
     }
 
     /// Goes on with what an earlier daemon left in the kernel, for as long as its connections go elsewhere.

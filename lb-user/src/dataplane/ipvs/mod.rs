@@ -307,6 +307,32 @@ impl Ipvs {
             .map_or(0, |time| time.as_secs());
     }
 
+    /// Makes the kernel hold another plan, and returns its number.
+    fn put(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
+        let lack = |service| Some((service, PlannedService::ipvs_lacks(service)?));
+        if let Some((service, what)) = plan.services.iter().find_map(lack) {
+            return Err(DataPlaneError::Lacks {
+                plane: "IPVS",
+                service: service.id.to_string(),
+                what,
+            });
+        }
+        let done = match self.bring_about(plan) {
+            Ok(done) => done,
+            Err(error) => {
+                // All of a plan or nothing of it.
+                self.follow();
+                return Err(error);
+            }
+        };
+        if !done.what.is_empty() || self.plan.is_none() {
+            tracing::debug!(changes = done.what.join("; "), "IPVS");
+            self.generation += 1;
+        }
+        self.plan = Some(plan.clone());
+        Ok(self.generation)
+    }
+
     /// Follows a change that we made ourselves.
     fn follow(&mut self) {
         if let Some(plan) = self.plan.take() {
@@ -409,28 +435,7 @@ fn is_own(address: IpAddr) -> bool {
 
 impl DataPlane for Ipvs {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
-        let lack = |service| Some((service, PlannedService::ipvs_lacks(service)?));
-        if let Some((service, what)) = plan.services.iter().find_map(lack) {
-            return Err(DataPlaneError::Lacks {
-                plane: "IPVS",
-                service: service.id.to_string(),
-                what,
-            });
-        }
-        let done = match self.bring_about(plan) {
-            Ok(done) => done,
-            Err(error) => {
-                // All of a plan or nothing of it.
-                self.follow();
-                return Err(error);
-            }
-        };
-        if !done.what.is_empty() || self.plan.is_none() {
-            tracing::debug!(changes = done.what.join("; "), "IPVS");
-            self.generation += 1;
-        }
-        self.plan = Some(plan.clone());
-        Ok(self.generation)
+        self.put(plan)
     }
 
     fn probe_style(&self) -> Option<ProbeStyle> {

@@ -141,8 +141,8 @@ impl Planes {
             return Err(DataPlaneError::NoneWorks(self.alone.clone()));
         };
         xdp.set_handover(false);
-        let fed = match move_to_ipvs(xdp, ipvs, &plan) {
-            Ok(fed) => fed,
+        let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan) {
+            Ok(moved) => moved,
             Err(error) => {
                 let _ = ipvs.detach();
                 xdp.follow_interfaces(&present);
@@ -154,7 +154,7 @@ impl Planes {
         }
         let now = self.now();
         self.pace.lost(now);
-        self.turned(Kind::Ipvs, reason, begin, fed.connections);
+        self.turned(Kind::Ipvs, inner, reason, begin, fed.connections);
         Ok(())
     }
 
@@ -166,11 +166,11 @@ impl Planes {
             return Err(DataPlaneError::NoneWorks(self.alone.clone()));
         };
         match move_to_xdp(xdp, ipvs, &plan, &present) {
-            Ok(connections) => {
+            Ok((connections, inner)) => {
                 self.settling = Some(Instant::now() + SETTLE);
                 let now = self.now();
                 self.pace.returned(now);
-                self.turned(Kind::Xdp, reason, begin, connections);
+                self.turned(Kind::Xdp, inner, reason, begin, connections);
                 Ok(())
             }
             Err(error) => {
@@ -221,7 +221,8 @@ impl Planes {
         }
     }
 
-    fn turned(&mut self, to: Kind, reason: &str, begin: Instant, connections: usize) {
+    /// `inner` is that one's own number of what it forwards.
+    fn turned(&mut self, to: Kind, inner: u64, reason: &str, begin: Instant, connections: usize) {
         self.pair.turn_to(to);
         self.trouble = None;
         self.refusal = None;
@@ -230,7 +231,7 @@ impl Planes {
         self.turns[to as usize] += 1;
         // Another plane, another generation.
         self.generation += 1;
-        self.inner = self.pair.active_mut().apply(&self.plan).unwrap_or_default();
+        self.inner = inner;
         self.last = Some(Turn {
             to,
             reason: reason.to_owned(),
@@ -269,7 +270,8 @@ fn lack_of_ipvs(plan: &Plan) -> Option<String> {
     })
 }
 
-fn move_to_ipvs(xdp: &mut Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<Fed, DataPlaneError> {
+/// What the kernel was told, and IPVS's number of the plan.
+fn move_to_ipvs(xdp: &mut Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<(Fed, u64), DataPlaneError> {
     // Before its services appear: from then on it would schedule datagrams of connections that it does not
     // know.
     let known = ipvs.learn(plan, &xdp.connections())?;
@@ -277,25 +279,27 @@ fn move_to_ipvs(xdp: &mut Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<Fed, Data
     xdp.release();
     // What has changed since; and those told before now belong to real servers of the services.
     let fed = ipvs.learn(plan, &xdp.connections())?;
-    ipvs.serve(plan)?;
-    Ok(Fed {
+    let inner = ipvs.serve(plan)?;
+    let fed = Fed {
         trouble: fed.trouble.or(known.trouble),
         ..fed
-    })
+    };
+    Ok((fed, inner))
 }
 
+/// How many connections came, and XDP's number of the plan.
 fn move_to_xdp(
     xdp: &mut Xdp,
     ipvs: &Ipvs,
     plan: &Plan,
     present: &[(String, u32)],
-) -> Result<usize, DataPlaneError> {
-    xdp.apply(plan)?;
+) -> Result<(usize, u64), DataPlaneError> {
+    let inner = xdp.apply(plan)?;
     xdp.forget_connections();
     xdp.set_handover(true);
     xdp.attach_again(present)?;
     match take_connections(xdp, ipvs) {
-        Ok(taken) => Ok(taken),
+        Ok(taken) => Ok((taken, inner)),
         Err(error) => {
             // Without them every connection would break.
             xdp.release();
