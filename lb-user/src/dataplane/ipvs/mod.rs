@@ -272,7 +272,8 @@ impl Ipvs {
         Ok(())
     }
 
-    /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else.
+    /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else. Comes before
+    /// another plan, which would put that right without a word.
     fn repair(&mut self) {
         let Some(plan) = self.plan.take() else { return };
         let result = self.bring_about(&plan);
@@ -435,6 +436,7 @@ fn is_own(address: IpAddr) -> bool {
 
 impl DataPlane for Ipvs {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
+        self.repair();
         self.put(plan)
     }
 
@@ -449,6 +451,7 @@ impl DataPlane for Ipvs {
         paths: &[ProbePath],
         interfaces: &[String],
     ) -> Result<(), DataPlaneError> {
+        self.repair();
         let Some(plan) = self.plan.take() else {
             return Err(DataPlaneError::NoProbes("there is no plan yet".to_owned()));
         };
@@ -484,6 +487,7 @@ impl DataPlane for Ipvs {
     fn set_neighbour(&mut self, _address: IpAddr, _neighbour: Option<Neighbour>) {}
 
     fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
+        self.repair();
         self.timeouts = seconds(timeouts);
         self.follow();
     }
