@@ -1,7 +1,11 @@
 //! Connections that leave the flow tables for another data plane and come back from it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use crate::program::{
+    CLIENT, INGRESS, PASS, SMALL, VIP, apply, frame, in_namespace, load, passed, resolve, server,
+    server_of, service, tcp, transport, udp,
+};
 use lab::network::INTERFACE;
 use lb_user::{
     dataplane::{
@@ -13,13 +17,8 @@ use lb_user::{
     model::{
         Persistence, Ports,
         Protocol::{Tcp, Udp},
-        ServiceId,
+        ServiceId, Target,
     },
-};
-
-use crate::program::{
-    INGRESS, PASS, SMALL, VIP, apply, in_namespace, load, passed, resolve, server_of, service, tcp,
-    udp,
 };
 
 /// Ports of clients, and what each showed: the flags of its packets.
@@ -30,6 +29,9 @@ const SHOWN: [(u16, &[&str], Phase); 3] = [
 ];
 /// The service of all ports, at another address: its flows have wide keys, and its clients stick.
 const OTHER: [u8; 4] = [10, 0, 0, 101];
+
+/// Another client.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 10);
 
 fn ready() -> Xdp {
     let mut xdp = load(SMALL);
@@ -77,6 +79,9 @@ fn open(xdp: &mut Xdp) -> Vec<(Vec<u8>, u8)> {
         server_of(xdp, &udp(2000, 53));
     }
     opened.push((udp(2000, 53), server_of(xdp, &udp(2000, 53))));
+    // Somebody else comes before the client that sticks: it does not get what it would get by itself.
+    let elsewhere = frame(ELSEWHERE, VIP, 64, transport(3000, 8080, "S"), b"");
+    server_of(xdp, &to_other(elsewhere));
     for flags in ["S", "A"] {
         server_of(xdp, &to_other(tcp(3000, 8080, flags)));
     }
@@ -85,9 +90,11 @@ fn open(xdp: &mut Xdp) -> Vec<(Vec<u8>, u8)> {
     opened
 }
 
+/// Those of `CLIENT`.
 fn by_phase(list: &[Carried]) -> BTreeMap<(String, u16, u16), Phase> {
     let key = |c: &Carried| (c.service.to_string(), c.client.port(), c.vip_port);
-    list.iter().map(|c| (key(c), c.phase)).collect()
+    let list = list.iter().filter(|c| c.client.ip() == CLIENT);
+    list.map(|c| (key(c), c.phase)).collect()
 }
 
 #[test]
@@ -153,6 +160,82 @@ fn connections_leave_and_come_back() {
         xdp.set_handover(false);
         server_of(&mut xdp, &tcp(5000, 80, "A"));
         assert_eq!(passed(&mut xdp, "handover"), opened.len() as u64);
+    });
+}
+
+/// A daemon that begins with empty tables learns which real server a client sticks to.
+#[test]
+fn clients_that_stick_are_brought_back() {
+    in_namespace(|_| {
+        let mut xdp = ready();
+        let (_, bond) = open(&mut xdp).pop().unwrap();
+        let list = xdp.connections();
+        drop(xdp);
+        // Without its bond it would go elsewhere.
+        let newcomer = to_other(tcp(3001, 8081, "S"));
+        assert_ne!(server_of(&mut ready(), &newcomer), bond);
+        let mut xdp = ready();
+        assert_eq!(xdp.take_over(&list).unwrap(), list.len());
+        assert_eq!(server_of(&mut xdp, &newcomer), bond);
+
+        // What is said of one that is known already is what counts from then on.
+        let mut moved = list.clone();
+        moved.retain(|c| c.phase == Phase::Sticks && c.client.ip() == CLIENT);
+        let other = list.iter().find(|c| c.target != moved[0].target).unwrap();
+        moved[0].target = other.target;
+        assert_eq!(xdp.take_over(&moved).unwrap(), 1);
+        let target = Target::Host(server(server_of(&mut xdp, &to_other(tcp(3002, 8082, "S")))));
+        assert_eq!(target, other.target);
+    });
+}
+
+/// More come than their table has room for, with keys of both kinds: those that find their bucket full live
+/// in the spill tables.
+#[test]
+fn those_without_room_are_taken_too() {
+    /// More than the slots of each table: those of UDP and of wide keys have no less than one chunk.
+    const FLOWS: u32 = SMALL + 1_000;
+    in_namespace(|_| {
+        let mut xdp = ready();
+        let known = open(&mut xdp);
+        let list = xdp.connections();
+        xdp.forget_connections();
+        let of = |port: u16| *list.iter().find(|c| c.client.port() == port).unwrap();
+        let client = |number| Ipv4Addr::from(0x1000_0000 + number);
+        // An established connection of a service of one port, and one of the service of all ports.
+        let all: Vec<Carried> = [of(1001), of(3000)]
+            .into_iter()
+            .flat_map(|like| {
+                (0..FLOWS).map(move |number| Carried {
+                    client: (client(number), like.client.port()).into(),
+                    ..like
+                })
+            })
+            .collect();
+        assert_eq!(xdp.take_over(&all).unwrap(), all.len());
+        for table in ["spill", "wide_spill"] {
+            let spilled = xdp.dump(table).unwrap().len();
+            assert!(spilled >= 1_000, "{spilled} in {table}");
+        }
+        let kept: Vec<Carried> = xdp.connections();
+        let kept = kept.iter().filter(|c| c.phase == Phase::Established);
+        assert_eq!(kept.count(), all.len());
+        let home = |port: u16| {
+            let mut known = known.iter();
+            let is = |(frame, _): &&(Vec<u8>, u8)| frame[34..36] == port.to_be_bytes();
+            known.find(is).unwrap().1
+        };
+        let (narrow, wide) = (home(1001), home(3000));
+        for number in 0..FLOWS {
+            let to_web = frame(client(number), VIP, 64, transport(1001, 80, "A"), b"");
+            assert_eq!(server_of(&mut xdp, &to_web), narrow, "client {number}");
+            let to_all = frame(client(number), VIP, 64, transport(3000, 8080, "A"), b"");
+            assert_eq!(
+                server_of(&mut xdp, &to_other(to_all)),
+                wide,
+                "client {number}"
+            );
+        }
     });
 }
 
