@@ -138,7 +138,7 @@ fn schedulers() -> Vec<Row> {
     ]
 }
 
-/// Hashing schedulers: with flags, a drained real server, one that is removed, and one that returns.
+/// Hashing schedulers: with flags, a real server that is drained, one that is removed, and one that returns.
 fn hashed() -> Vec<Row> {
     let mut rows = Vec::new();
     for scheduler in [Scheduler::Sh, Scheduler::Mh] {
@@ -165,6 +165,8 @@ fn hashed() -> Vec<Row> {
                 agree: Agree::Exactly,
                 steps: [
                     connects(0..200),
+                    vec![but(&planned, |b| b[2].state = Draining)],
+                    connects(500..700),
                     vec![but(&planned, |b| b[1].state = Down)],
                     connects(1_000..1_200),
                     vec![Apply(planned.clone())],
