@@ -83,12 +83,21 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Member {
     up: bool,
-    /// When it went down, if it ever was up.
-    failed: Option<Duration>,
+    /// Its going down, where that may be part of a panic.
+    failed: Option<Failure>,
     /// The guard keeps it.
     held: bool,
     /// When its weight began to grow, while it does.
     ramp: Option<Duration>,
+}
+
+/// A real server's going down, as the pool saw it.
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    /// When it was seen.
+    at: Duration,
+    /// How long ago it was by then: an earlier daemon may have seen it.
+    age: Duration,
 }
 
 impl Pool {
@@ -98,9 +107,9 @@ impl Pool {
             self.since = now;
         }
         self.follow(rules, servers, now);
-        self.begun = true;
         let mut turns = Vec::new();
         turns.extend(self.guard(rules, now));
+        self.begun = true;
         turns.extend(self.weigh(rules, servers, now));
         turns
     }
@@ -166,9 +175,11 @@ impl Pool {
             let is_new = !self.members.contains_key(&server.address);
             let member = self.members.entry(server.address).or_default();
             if is_new {
-                member.failed = (!self.begun && together(server)).then_some(now);
+                let age = server.down_for.filter(|_| !self.begun && together(server));
+                member.failed = age.map(|age| Failure { at: now, age });
             } else if member.up && !server.up {
-                member.failed = Some(now);
+                let age = Duration::ZERO;
+                member.failed = Some(Failure { at: now, age });
                 member.ramp = None;
             } else if !member.up && server.up {
                 member.failed = None;
@@ -190,11 +201,13 @@ impl Pool {
     /// Begins and ends a panic.
     fn guard(&mut self, rules: &PoolRules, now: Duration) -> Option<Turn> {
         let all = self.members.len();
-        let panic = self.panic;
+        let (panic, begins) = (self.panic, !self.begun);
         let together = |member: &Member| {
-            let fresh = |failed: Duration| match panic {
-                Some(since) => failed >= since,
-                None => now.saturating_sub(failed) <= rules.panic_window,
+            let fresh = |failed: Failure| match panic {
+                Some(since) => failed.at >= since,
+                // `follow` has compared them with one another: all of it may be long ago.
+                None if begins => true,
+                None => failed.age + now.saturating_sub(failed.at) <= rules.panic_window,
             };
             !member.up && (member.held || member.failed.is_some_and(fresh))
         };

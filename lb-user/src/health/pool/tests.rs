@@ -196,33 +196,53 @@ fn the_panic_guard() {
     }
 }
 
-/// For how many seconds each server has been down when the daemon begins, and who is in use then.
+/// For how many seconds each server has been down when the daemon begins, and who is in use then; who is down
+/// besides after 30 s, within the window, and who is in use then.
 #[test]
 fn a_panic_outlives_the_daemon() {
-    type Row<'a> = (&'a [Option<u64>], &'a [usize]);
+    type Row<'a> = (&'a [Option<u64>], &'a [usize], usize, &'a [usize]);
     let rows: &[Row<'_>] = &[
-        (&[Some(500), Some(490), Some(470), None], &[0, 1, 2, 3]),
-        (&[Some(500), Some(490), None, None], &[2, 3]),
+        (
+            &[Some(500), Some(490), Some(470), None],
+            &[0, 1, 2, 3],
+            3,
+            &[0, 1, 2, 3],
+        ),
+        // Old failures are not made fresh by the new daemon.
+        (&[Some(500), Some(490), None, None], &[2, 3], 2, &[3]),
+        // Fresh ones stay fresh.
+        (&[Some(5), Some(3), None, None], &[2, 3], 2, &[0, 1, 2, 3]),
         // One was dead long before.
-        (&[Some(9_000), Some(490), Some(470), None], &[3]),
-        (&[Some(9_000), Some(490), Some(470), Some(470)], &[1, 2, 3]),
+        (&[Some(9_000), Some(490), Some(470), None], &[3], 3, &[]),
+        (
+            &[Some(9_000), Some(490), Some(470), Some(470)],
+            &[1, 2, 3],
+            3,
+            &[1, 2, 3],
+        ),
     ];
     let rules = PoolRules {
         panic_threshold: Some(50),
         ..PoolRules::default()
     };
-    for (down_for, in_use) in rows {
+    for (down_for, in_use, next, in_use_then) in rows {
         let mut servers = servers(&[1; 4], &[]);
         for (server, seconds) in servers.iter_mut().zip(*down_for) {
             server.up = seconds.is_none();
             server.down_for = seconds.map(at);
         }
         let mut pool = Pool::default();
+        let seen = |pool: &Pool| -> Vec<usize> {
+            (0..4)
+                .filter(|index| pool.is_in_use(address(*index)) == Some(true))
+                .collect()
+        };
         pool.look(&rules, &servers, at(0));
-        let seen: Vec<usize> = (0..4)
-            .filter(|index| pool.is_in_use(address(*index)) == Some(true))
-            .collect();
-        assert_eq!(seen, *in_use, "{down_for:?}");
+        assert_eq!(seen(&pool), *in_use, "{down_for:?}");
+        servers[*next].up = false;
+        servers[*next].down_for = Some(at(0));
+        pool.look(&rules, &servers, at(30));
+        assert_eq!(seen(&pool), *in_use_then, "{down_for:?}, then {next}");
     }
 }
 
