@@ -51,6 +51,8 @@ pub struct Record {
     pub since: Duration,
     /// Why it is down: of the check that failed first.
     pub cause: Option<String>,
+    /// It began down, and its checks have not passed since.
+    never_up: bool,
     checks: Vec<CheckRecord>,
 }
 
@@ -125,11 +127,13 @@ impl Board {
                 health: begins,
                 since: before.map_or(now, |record| record.since),
                 cause: before.and_then(|record| record.cause.clone()),
+                never_up: before.is_some_and(|record| record.never_up),
                 checks: Vec::new(),
             });
             // What begins down does not go down.
             if before.is_none() && health == Health::Down {
                 record.health = Health::Down;
+                record.never_up = true;
                 record.cause.clone_from(&cause);
             }
             record.checks.push(CheckRecord {
@@ -207,6 +211,7 @@ impl Board {
                 health: server.health,
                 since: Duration::from_millis(server.since_ms),
                 cause: server.cause.clone(),
+                never_up: server.never_up,
                 checks: Vec::new(),
             });
             if let Some(known) = server.by(job) {
@@ -228,6 +233,7 @@ impl Board {
             let since = u64::try_from(record.since.as_millis()).unwrap_or(u64::MAX);
             let mut server = Remembered::new(*service, *address, record.health, since);
             server.cause.clone_from(&record.cause);
+            server.never_up = record.never_up;
             for check in &record.checks {
                 server.add(&check.job, check.health, check.cause.clone(), check.advice);
             }
@@ -255,7 +261,7 @@ impl Record {
 
     /// How long it has been down at `now`; nothing of one that is up or never was.
     pub fn down_for(&self, now: Duration) -> Option<Duration> {
-        let failed = self.health == Health::Down && self.cause.as_deref() != Some(NOT_YET);
+        let failed = self.health == Health::Down && !self.never_up;
         failed.then(|| now.saturating_sub(self.since))
     }
 
@@ -279,6 +285,7 @@ impl Record {
         let lasted = now.saturating_sub(self.since);
         self.health = health;
         self.since = now;
+        self.never_up = false;
         self.cause.clone_from(&cause);
         Some(Turn {
             health,
@@ -384,6 +391,32 @@ mod tests {
         // Once is enough.
         assert!(board.follow(&all, at(4)).is_empty());
         assert_eq!(board.get(&one.subject).unwrap().health, Health::Up);
+    }
+
+    #[test]
+    fn who_was_never_up_has_not_failed_whatever_the_cause() {
+        let one = job(1, 5);
+        let jobs = std::slice::from_ref(&one);
+        let mut board = Board::default();
+        board.presume_down(HashSet::from([one.subject.0]));
+        board.follow(jobs, at(1));
+        let down_for = |board: &Board| board.get(&one.subject).unwrap().down_for(at(9));
+        assert_eq!(down_for(&board), None);
+        assert_eq!(board.take(&says(&one, Some("refused")), at(2)), None);
+        let record = board.get(&one.subject).unwrap();
+        assert_eq!(record.cause.as_deref(), Some("refused"));
+        assert_eq!(down_for(&board), None);
+        // Neither a reload nor a later daemon changes that.
+        board.follow(jobs, at(3));
+        assert_eq!(down_for(&board), None);
+        let mut later = Board::default();
+        later.recall(&board.memory(), jobs);
+        later.follow(jobs, at(4));
+        assert_eq!(down_for(&later), None);
+        // Once is enough.
+        assert!(later.take(&says(&one, None), at(5)).is_some());
+        assert!(later.take(&says(&one, Some("refused")), at(7)).is_some());
+        assert_eq!(down_for(&later), Some(at(2)));
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct Remembered {
     pub since_ms: u64,
     /// Why it was down.
     pub cause: Option<String>,
+    /// It had never been up. Files of earlier programs do not say.
+    #[serde(default)]
+    pub never_up: bool,
     checks: Vec<RememberedCheck>,
 }
 
@@ -101,6 +104,7 @@ impl Remembered {
             health,
             since_ms,
             cause: None,
+            never_up: false,
             checks: Vec::new(),
         }
     }
