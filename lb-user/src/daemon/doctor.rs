@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 use super::Daemon;
 use crate::{
     api::proto::{Diagnosis, Finding},
-    model::Target,
     net::arping::{self, Asker},
 };
 
@@ -117,12 +116,7 @@ impl Daemon {
     fn real_servers(&self) -> Vec<(IpAddr, [u8; 6])> {
         let mut all = Vec::new();
         for service in &self.config.services {
-            let backends = service.backends.iter().map(|backend| backend.address);
-            let sorry = service.sorry.iter().filter_map(|sorry| match sorry {
-                Target::Host(address) => Some(*address),
-                Target::Local => None,
-            });
-            for address in backends.chain(sorry) {
+            for address in service.hosts() {
                 if let Some(mac) = self.neighbours.mac_of(address)
                     && !all.contains(&(address, mac))
                 {

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -20,7 +21,7 @@ use crate::{
         probe::Asked,
         state::Health,
     },
-    model::{Advised, Config, Target, VirtualService},
+    model::{Advised, Config, VirtualService},
 };
 
 /// Changes of health that are followed by one change of the data plane.
@@ -163,23 +164,20 @@ impl Daemon {
     /// Whether a checked host is a sorry server.
     fn is_sorry(&self, (id, address): &Subject) -> bool {
         let service = self.config.services.iter().find(|s| s.id == *id);
-        service.is_some_and(|s| s.sorry.contains(&Target::Host(*address)))
+        service.is_some_and(|s| s.sorry_hosts().any(|host| host == *address))
             && service.is_some_and(|s| !s.backends.iter().any(|b| b.address == *address))
     }
 
     /// Sorry servers of a service that are down, in words.
     pub(super) fn dead_sorry(&self, service: &VirtualService) -> Vec<String> {
-        let down = |target: &Target| {
-            let Target::Host(address) = target else {
-                return None;
-            };
-            let subject = (service.id, *address);
+        let down = |address: IpAddr| {
+            let subject = (service.id, address);
             let record = self.health.get(&subject)?;
             let cause = record.cause.as_deref().unwrap_or("no reason recorded");
             (record.health == Health::Down && self.is_sorry(&subject))
                 .then(|| format!("{}: sorry server {address} is down: {cause}", service.id))
         };
-        service.sorry.iter().filter_map(down).collect()
+        service.sorry_hosts().filter_map(down).collect()
     }
 
     /// Checks that say nothing at present, in words.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     dataplane::DataPlane,
-    model::{Config, Forwarding, Hop, Neighbour, Target, VirtualService},
+    model::{Config, Forwarding, Hop, Neighbour, VirtualService},
     net::{
         interfaces::{Interfaces, NetEvent},
         netlink::{Exit, Netlink, Path},
@@ -169,10 +169,7 @@ fn next_hop(host: IpAddr, path: &Path) -> Option<(u32, IpAddr)> {
 
 /// Whether every service that sends packets to a host can do so by its way of forwarding.
 fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
-    let sends = |service: &&VirtualService| {
-        service.sorry.contains(&Target::Host(host))
-            || service.backends.iter().any(|b| b.address == host)
-    };
+    let sends = |service: &&VirtualService| service.hosts().any(|other| other == host);
     let routed = config
         .services
         .iter()
@@ -186,17 +183,6 @@ fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
 }
 
 fn hosts(config: &Config) -> BTreeSet<IpAddr> {
-    let of = |service: &crate::model::VirtualService| {
-        let sorry = service.sorry.iter().filter_map(|target| match target {
-            Target::Host(address) => Some(*address),
-            Target::Local => None,
-        });
-        service
-            .backends
-            .iter()
-            .map(|b| b.address)
-            .chain(sorry)
-            .collect::<Vec<_>>()
-    };
-    config.services.iter().flat_map(of).collect()
+    let services = config.services.iter();
+    services.flat_map(VirtualService::hosts).collect()
 }

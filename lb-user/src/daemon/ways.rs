@@ -6,11 +6,7 @@ use std::{
 };
 
 use super::Daemon;
-use crate::{
-    dataplane::DataPlane,
-    health::plan::Job,
-    model::{ProbeStyle, Target},
-};
+use crate::{dataplane::DataPlane, health::plan::Job, model::ProbeStyle};
 
 /// How a check would come to the VIP on a real server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,12 +74,7 @@ impl Daemon {
         let services = self.config.services.iter();
         let pairs = services.flat_map(|service| {
             let vip = service.id.address;
-            let sorry = service.sorry.iter().filter_map(|target| match target {
-                Target::Host(address) => Some(*address),
-                Target::Local => None,
-            });
-            let hosts = service.backends.iter().map(|b| b.address).chain(sorry);
-            hosts.map(move |host| (vip, host))
+            service.hosts().map(move |host| (vip, host))
         });
         pairs
             .map(|(vip, host)| ((vip, host), way(vip, host)))

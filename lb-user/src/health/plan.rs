@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Check, Config, Ports, ServiceId, Target};
+use crate::model::{Check, Config, Ports, ServiceId};
 
 /// What identifies a checked real server.
 pub type Subject = (ServiceId, IpAddr);
@@ -45,10 +45,8 @@ pub fn jobs(config: &Config) -> Vec<Job> {
     for service in &config.services {
         let backends = service.backends.iter();
         let backends = backends.map(|backend| (backend.address, backend.port, &backend.checks));
-        let sorry = service.sorry.iter().filter_map(|target| match target {
-            Target::Host(address) => Some((*address, None, &service.sorry_checks)),
-            Target::Local => None,
-        });
+        let sorry = service.sorry_hosts();
+        let sorry = sorry.map(|address| (address, None, &service.sorry_checks));
         for (server, server_port, checks) in backends.chain(sorry) {
             let begin = jobs.len();
             for check in checks {

@@ -330,6 +330,22 @@ pub struct VirtualService {
     pub backends: Vec<RealServer>,
 }
 
+impl VirtualService {
+    /// Sorry servers on other hosts, in file order.
+    pub fn sorry_hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.sorry.iter().filter_map(|target| match target {
+            Target::Host(address) => Some(*address),
+            Target::Local => None,
+        })
+    }
+
+    /// All hosts that it may send packets to: real servers, then sorry servers.
+    pub fn hosts(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let backends = self.backends.iter().map(|backend| backend.address);
+        backends.chain(self.sorry_hosts())
+    }
+}
+
 /// How new connections are spread over real servers, with IPVS's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -10,6 +10,7 @@ mod notify;
 mod plane;
 mod pool;
 mod service;
+mod sorry;
 mod track;
 mod traffic;
 mod values;

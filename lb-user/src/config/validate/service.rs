@@ -20,15 +20,13 @@ use crate::{
     },
     model::{
         Check, Forwarding, Instance, MemberRules, Ports, Protocol, RealServer, Scheduler,
-        ServiceId, Target, VirtualService,
+        ServiceId, VirtualService,
     },
     schedule::ring,
 };
 
 /// As in IPVS, whose weights keepalived limits to 16 bits.
 const MAX_WEIGHT: i64 = 65_535;
-/// They show one page and apologise; more would be a pool of their own.
-const MAX_SORRY: usize = 16;
 /// Each is a task; nobody needs so many.
 const MAX_CHECKS: usize = 16;
 
@@ -239,40 +237,6 @@ impl Validator<'_> {
         service
     }
 
-    /// Whom `sorry_check` asks.
-    fn checked_sorry(
-        &mut self,
-        service: &VirtualService,
-        checks: &[(Check, Range<usize>)],
-        place: &Range<usize>,
-    ) {
-        let hosts: Vec<IpAddr> = service
-            .sorry
-            .iter()
-            .filter_map(|target| match target {
-                Target::Host(address) => Some(*address),
-                Target::Local => None,
-            })
-            .collect();
-        if hosts.is_empty() {
-            let message = "`sorry_check` without a sorry server on another host";
-            let help = "name one in `sorry_server`, or leave the check out: \"local\" is not asked";
-            self.error(place, message, help);
-        }
-        for host in hosts {
-            if service
-                .backends
-                .iter()
-                .any(|backend| backend.address == host)
-            {
-                let message = format!("`sorry_check`: {host} is a real server of the service too");
-                let help = "its own checks say how it is: leave one of the two out";
-                self.error(place, message, help);
-            }
-            self.checks_of(host, checks);
-        }
-    }
-
     fn instance_of(
         &mut self,
         raw: Option<At<String>>,
@@ -391,7 +355,11 @@ impl Validator<'_> {
     }
 
     /// The checks of the real server at `address`.
-    fn checks_of(&mut self, address: IpAddr, checks: &[(Check, Range<usize>)]) -> Vec<Check> {
+    pub(super) fn checks_of(
+        &mut self,
+        address: IpAddr,
+        checks: &[(Check, Range<usize>)],
+    ) -> Vec<Check> {
         for (check, span) in checks {
             let asked = check.address.unwrap_or(address);
             if let Some(source) = check.source
@@ -411,7 +379,7 @@ impl Validator<'_> {
     }
 
     /// An address, and a port that is not the service's: only translation changes ports.
-    fn host(
+    pub(super) fn host(
         &mut self,
         at: &At<String>,
         service: ServiceId,
@@ -435,67 +403,5 @@ impl Validator<'_> {
             self.unicast_ip(address, &at.span);
         }
         (address, other)
-    }
-
-    fn sorry_servers(
-        &mut self,
-        raw: Option<At<Vec<At<String>>>>,
-        service: ServiceId,
-        forwarding: Forwarding,
-    ) -> Vec<Target> {
-        let mut all = Vec::new();
-        for at in raw.into_iter().flat_map(|list| list.value) {
-            if all.len() == MAX_SORRY {
-                let message = format!("more than {MAX_SORRY} sorry servers");
-                self.error(&at.span, message, "");
-                break;
-            }
-            let Some(target) = self.sorry(&at, service, forwarding) else {
-                continue;
-            };
-            if all.contains(&target) {
-                self.error(&at.span, format!("duplicate sorry server {}", at.value), "");
-            }
-            all.push(target);
-        }
-        all
-    }
-
-    fn sorry(
-        &mut self,
-        at: &At<String>,
-        service: ServiceId,
-        forwarding: Forwarding,
-    ) -> Option<Target> {
-        match at.value.as_str() {
-            "local" => return Some(Target::Local),
-            text => {
-                if text
-                    .parse::<IpAddr>()
-                    .is_ok_and(|address| address.is_loopback())
-                {
-                    return Some(Target::Local);
-                }
-                if let Ok(address) = text.parse::<SocketAddr>()
-                    && address.ip().is_loopback()
-                {
-                    if service.ports.single() != Some(address.port()) {
-                        let message = format!(
-                            "port {} differs from the service's port {}",
-                            address.port(),
-                            service.ports
-                        );
-                        self.error(&at.span, message, "packets reach the director's own stack unchanged; let the sorry server listen on the service's port");
-                    }
-                    return Some(Target::Local);
-                }
-            }
-        }
-        let (address, other) = self.host(at, service, forwarding);
-        if let Some(port) = other.filter(|_| forwarding == Forwarding::Nat) {
-            let message = format!("port {port} of the sorry server differs from the service's");
-            self.error(&at.span, message, "let it listen on the service's port");
-        }
-        Some(Target::Host(address))
     }
 }
