@@ -7,7 +7,7 @@ use super::{
     switching::{Pair, Planes},
     xdp::{self, Hook, Xdp},
 };
-use crate::model::{Config, Mode, ipvs_lacks, xdp_lacks};
+use crate::model::{Config, Mode, VirtualService};
 
 /// Something to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,17 +131,15 @@ fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
 
 /// What to try in which order, and why.
 fn attempts(config: &Config) -> Result<(Vec<Attempt>, String), DataPlaneError> {
-    let lacks = |plane, find: &dyn Fn(&crate::model::VirtualService) -> Option<String>| {
+    let lacks = |plane, find: &dyn Fn(&VirtualService) -> Option<String>| {
         let first = config
             .services
             .iter()
             .find_map(|service| Some((service.id.to_string(), find(service)?)));
         first.map(|(service, what)| (plane, service, what))
     };
-    let in_xdp = lacks("XDP", &|s| {
-        xdp_lacks(s.scheduler, s.forwarding, s.one_packet, s.fwmark)
-    });
-    let in_ipvs = lacks("IPVS", &|s| ipvs_lacks(&s.id, s.persistence, s.fwmark));
+    let in_xdp = lacks("XDP", &VirtualService::xdp_lacks);
+    let in_ipvs = lacks("IPVS", &VirtualService::ipvs_lacks);
     order(
         config.dataplane.mode,
         config.dataplane.allow_generic,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId};
+use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId, VirtualService};
 
 /// Which data plane forwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +67,19 @@ impl Scheduler {
             | Scheduler::Nq
             | Scheduler::Twos => false,
         }
+    }
+}
+
+impl VirtualService {
+    /// What of it the XDP program cannot do.
+    pub fn xdp_lacks(&self) -> Option<String> {
+        let (scheduler, forwarding) = (self.scheduler, self.forwarding);
+        xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark)
+    }
+
+    /// What of it IPVS cannot do.
+    pub fn ipvs_lacks(&self) -> Option<String> {
+        ipvs_lacks(&self.id, self.persistence, self.fwmark)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
         raw::{RawDataplane, RawSyncDaemon},
         reader::At,
     },
-    model::{Instance, Mode, Protocol, SyncDaemonConfig, VirtualService, ipvs_lacks, xdp_lacks},
+    model::{Instance, Mode, Protocol, SyncDaemonConfig, VirtualService},
 };
 
 impl Validator<'_> {
@@ -82,13 +82,7 @@ impl Validator<'_> {
 
     /// Whether some data plane that is permitted can do what a service wants.
     pub(super) fn possible(&mut self, service: &VirtualService, span: &Range<usize>) {
-        let in_xdp = xdp_lacks(
-            service.scheduler,
-            service.forwarding,
-            service.one_packet,
-            service.fwmark,
-        );
-        let in_ipvs = ipvs_lacks(&service.id, service.persistence, service.fwmark);
+        let (in_xdp, in_ipvs) = (service.xdp_lacks(), service.ipvs_lacks());
         if service.one_packet && service.id.protocol != Protocol::Udp {
             let help = "packets of one TCP or SCTP connection must reach one real server";
             self.error(span, "`one_packet` is for protocol \"udp\"", help);
@@ -222,6 +216,11 @@ mod tests {
             message.contains("service TCP 10.1.15.51:80 has `fwmark` 7 already"),
             "{message}"
         );
+        // A mark that is none is nobody else's.
+        let twice = marked("10.1.15.51", "0") + &web("fwmark = 1");
+        let message = errors("ipvs", &twice);
+        assert!(message.contains("`fwmark` is 0"), "{message}");
+        assert!(!message.contains("already"), "{message}");
         // One mark may stand for packets of both versions of IP.
         let both = marked("[2001:db8::51]", "7") + &web("fwmark = 7");
         assert_eq!(errors("ipvs", &both), "");

@@ -143,8 +143,9 @@ impl Validator<'_> {
     fn mark(&mut self, raw: Option<At<i64>>) -> Option<u32> {
         let given = raw?;
         let place = given.span.clone();
-        let mark = self.number(Some(given), "fwmark", 1..=i64::from(u32::MAX), 1, |_, _| {});
-        let mark = u32::try_from(mark).ok()?;
+        // 0 is no mark, and what an error leaves.
+        let mark = self.number(Some(given), "fwmark", 1..=i64::from(u32::MAX), 0, |_, _| {});
+        let mark = u32::try_from(mark).ok().filter(|mark| *mark != 0)?;
         if mark & probe::MARK_MASK == probe::MARK {
             let message = format!("`fwmark` {mark} is one of those that health checks have");
             let (first, last) = (probe::MARK, probe::MARK | u32::from(u16::MAX));
