@@ -133,14 +133,14 @@ impl Daemon {
         };
         let rules = &service.pool;
         let (quorum, hysteresis) = (rules.quorum, rules.hysteresis);
+        // Who begins well is no news.
+        let is_news = !matches!(turn, Turn::QuorumGained { lasted, .. } if lasted.is_zero());
         let text = match turn {
-            // Who begins well is no news.
-            Turn::QuorumGained { lasted, .. } if lasted.is_zero() => None,
-            Turn::QuorumGained { live, lasted } => Some(format!(
+            Turn::QuorumGained { live, lasted } => format!(
                 "quorum gained after {} s: live weight {live}, {} needed",
                 lasted.as_secs(),
                 quorum + hysteresis
-            )),
+            ),
             Turn::QuorumLost { live, lasted } => {
                 let sorry = match service.sorry.len() {
                     0 => "",
@@ -149,21 +149,19 @@ impl Daemon {
                 };
                 let needed = quorum.saturating_sub(hysteresis).max(1);
                 let lasted = lasted.as_secs();
-                Some(format!(
-                    "quorum lost after {lasted} s: live weight {live}, {needed} needed{sorry}"
-                ))
+                format!("quorum lost after {lasted} s: live weight {live}, {needed} needed{sorry}")
             }
-            Turn::Panic { failed, all } => Some(format!(
+            Turn::Panic { failed, all } => format!(
                 "panic: {failed} of {all} real servers failed at once, more than {} %: they stay in use, \
                  because their checks are more likely to be broken than they",
                 rules.panic_threshold.unwrap_or_default()
-            )),
-            Turn::Calm { failed, lasted } => Some(format!(
+            ),
+            Turn::Calm { failed, lasted } => format!(
                 "panic over after {} s: {failed} real servers still fail, and are taken out",
                 lasted.as_secs()
-            )),
+            ),
         };
-        if let Some(text) = text {
+        if is_news {
             match turn {
                 Turn::QuorumGained { .. } => tracing::info!("{id}: {text}"),
                 _ => tracing::warn!("{id}: {text}"),
@@ -171,10 +169,8 @@ impl Daemon {
             self.event(Kind::Health, &id.to_string(), text);
         }
         match turn {
-            Turn::QuorumGained { live, lasted } => {
-                self.tell_of_quorum(&service, true, live, !lasted.is_zero());
-            }
-            Turn::QuorumLost { live, .. } => self.tell_of_quorum(&service, false, live, true),
+            Turn::QuorumGained { live, .. } => self.tell_of_quorum(&service, true, live, is_news),
+            Turn::QuorumLost { live, .. } => self.tell_of_quorum(&service, false, live, is_news),
             Turn::Panic { .. } | Turn::Calm { .. } => {}
         }
     }
