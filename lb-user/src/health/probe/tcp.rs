@@ -91,8 +91,9 @@ pub(super) async fn connect(place: &Place) -> Result<TcpStream, ConnectError> {
     Ok(stream)
 }
 
-/// Takes an address, and one of these ports where it matters which: each in its turn, so that the last one's
-/// connection is long over when it comes again.
+/// Takes an address, and one of these ports where it matters which: the next one of a turn that all paths share, so
+/// that checks of a path that run together hardly ever take the same one. How soon one comes again depends on how
+/// many other checks run; its last connection has been reset by then.
 fn bind(socket: &TcpSocket, address: IpAddr, ports: Option<Ports>) -> io::Result<()> {
     static TURN: AtomicU16 = AtomicU16::new(0);
     let Some(ports) = ports else {
