@@ -220,7 +220,8 @@ impl Daemon {
     /// Logs what became of a real server, and says it in words.
     fn tell(&mut self, news: &News) -> String {
         let (service, address) = news.subject;
-        let kind = match self.is_sorry(&news.subject) {
+        let is_sorry = self.is_sorry(&news.subject);
+        let kind = match is_sorry {
             true => "sorry server",
             false => "real server",
         };
@@ -247,15 +248,17 @@ impl Daemon {
             Some(_) | None => tracing::info!("{reason}"),
         }
         self.event(Kind::Health, &service.to_string(), text);
+        // Readers of the FIFO and of mails count real servers.
+        let turn = news.turn.as_ref().filter(|_| !is_sorry);
         let found = self.config.services.iter().find(|s| s.id == service);
-        if let (Some(notifier), Some(found), Some(turn)) = (&self.notifier, found, &news.turn) {
+        if let (Some(notifier), Some(found), Some(turn)) = (&self.notifier, found, turn) {
             let cause = match turn.health {
                 Health::Up => None,
                 Health::Down => Some(turn.cause.clone().unwrap_or_default()),
             };
             notifier.real_server(found, address, cause);
         }
-        if let Some(turn) = &news.turn {
+        if let Some(turn) = turn {
             self.run_member_commands(service, address, turn.health == Health::Up);
         }
         reason
