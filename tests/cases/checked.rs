@@ -16,6 +16,9 @@ pub const SERVER: &str = "10.1.15.45";
 /// Its IPv6 address.
 pub const SERVER_V6: &str = "2001:db8::45";
 
+/// What checks that are made often have in common, and do not try again.
+pub const TIMING: &str = "interval = \"200ms\"\nretries = 0\nwarmup = \"100ms\"\n";
+
 /// What must become of a check.
 #[derive(Clone, Copy, Debug)]
 pub enum Expect {

@@ -1,39 +1,36 @@
 //! Servers that are slow, silent, endless or insane: every one is told from a good one in time, and none
 //! costs the director more than it should.
 
-use std::{
-    io::{Read, Write},
-    net::{TcpStream, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::sleep,
-    time::{Duration, Instant},
+use std::{io::Write, net::TcpStream, thread::sleep, time::Duration};
+
+use lab::{
+    servers::{Serve, drip, flood, flood_datagrams, heard, reset, say, silent},
+    wait,
 };
 
-use lab::wait;
-
-use crate::checked::{Checked, Expect, Servers};
+use crate::checked::{Checked, Expect, Servers, TIMING};
 use Expect::{Down, Up};
 
-const TIMING: &str = "interval = \"200ms\"\nretries = 0\nwarmup = \"100ms\"\n";
-/// No server of ours talks for longer: the test ends some time.
-const LONGEST: Duration = Duration::from_secs(5);
-
-type Serve = fn(&mut TcpStream);
-
-/// Ports, and what is done to who connects there.
+/// Ports, and what is done to who connects there. Those of HTTP listen first: what a client hears before it has asked
+/// is an error to it if it comes in time, so that only 1007, which says nothing of use in any case, speaks at once.
 const SERVERS: [(u16, Serve); 19] = [
     (1001, silent),
-    (1002, |stream| drop(reset(stream))),
+    (1002, reset),
     (1003, |_| ()),
-    (1004, |stream| drip(stream, b"HTTP/1.1 200 OK\r\nX: ", b"x")),
+    (1004, |stream| {
+        if heard(stream) {
+            drip(stream, b"HTTP/1.1 200 OK\r\nX: ", b"x");
+        }
+    }),
     (1005, |stream| {
-        flood(stream, b"HTTP/1.1 200 OK\r\n", b"X-Header: 0123456789\r\n");
+        if heard(stream) {
+            flood(stream, b"HTTP/1.1 200 OK\r\n", b"X-Header: 0123456789\r\n");
+        }
     }),
     (1006, |stream| {
-        flood(stream, b"HTTP/1.1 200 OK\r\n\r\n", &[b'b'; 1024]);
+        if heard(stream) {
+            flood(stream, b"HTTP/1.1 200 OK\r\n\r\n", &[b'b'; 1024]);
+        }
     }),
     (1007, |stream| {
         flood(stream, b"", b"\x00\xff\x16\x03garbage\r\n");
@@ -43,13 +40,17 @@ const SERVERS: [(u16, Serve); 19] = [
     }),
     (1009, |stream| answer_after(stream, Duration::from_secs(2))),
     (1010, |stream| {
-        drip(stream, b"HTTP/1.1 200 OK\r\n\r\n", b"b");
+        if heard(stream) {
+            drip(stream, b"HTTP/1.1 200 OK\r\n\r\n", b"b");
+        }
     }),
     (1011, |stream| {
-        say(
-            stream,
-            b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
-        );
+        if heard(stream) {
+            say(
+                stream,
+                b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+            );
+        }
     }),
     // SMTP.
     (1021, |stream| say(stream, b"421 too busy\r\n")),
@@ -76,7 +77,7 @@ fn nobody_fools_a_check_or_keeps_it() {
         servers.tcp(port, serve).unwrap();
     }
     servers
-        .spawn(|ended| drop(flooding_datagrams(1053, &ended)))
+        .spawn(|ended| drop(flood_datagrams(1053, &ended)))
         .unwrap();
     let rows: &[(&str, Expect)] = &[
         // A connection is all that is asked for.
@@ -116,6 +117,7 @@ fn nobody_fools_a_check_or_keeps_it() {
             "type = \"http\"\nport = 1006\nbody_sha256 = \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"",
             Down("is longer than"),
         ),
+        // An answer, of a kind, to what nobody has asked.
         ("type = \"http\"\nport = 1007", Down("no HTTP answer")),
         ("type = \"http\"\nport = 1008", Up),
         (
@@ -274,68 +276,12 @@ fn nobody_fools_a_check_or_keeps_it() {
     assert!(kib < 300 << 10, "{kib} KiB at the most");
 }
 
-fn silent(stream: &mut TcpStream) {
-    let end = Instant::now() + LONGEST;
-    let mut buffer = [0; 1024];
-    while Instant::now() < end {
-        match stream.read(&mut buffer) {
-            // The other side is gone.
-            Ok(0) => return,
-            _ => sleep(Duration::from_millis(10)),
-        }
-    }
-}
-
-fn reset(stream: &TcpStream) -> std::io::Result<()> {
-    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))
-}
-
-/// Says something and ends the connection in order.
-fn say(stream: &mut TcpStream, words: &[u8]) {
-    if stream.write_all(words).is_ok() && stream.shutdown(std::net::Shutdown::Write).is_ok() {
-        silent(stream);
-    }
-}
-
-/// A beginning, and then a little more every 50 ms.
-fn drip(stream: &mut TcpStream, begin: &[u8], more: &[u8]) {
-    let end = Instant::now() + LONGEST;
-    let mut next = stream.write_all(begin);
-    while next.is_ok() && Instant::now() < end {
-        sleep(Duration::from_millis(50));
-        next = stream.write_all(more);
-    }
-}
-
-/// A beginning, and then more without an end, as fast as it is taken.
-fn flood(stream: &mut TcpStream, begin: &[u8], more: &[u8]) {
-    let end = Instant::now() + LONGEST;
-    let chunk = more.repeat(4096 / more.len());
-    let mut next = stream.write_all(begin);
-    while next.is_ok() && Instant::now() < end {
-        next = stream.write_all(&chunk);
-    }
-}
-
+/// The right answer to a request, some time after it.
 fn answer_after(stream: &mut TcpStream, delay: Duration) {
-    sleep(delay);
-    say(stream, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-}
-
-/// Answers every datagram with a hundred of garbage.
-fn flooding_datagrams(port: u16, ended: &Arc<AtomicBool>) -> std::io::Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", port))?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let mut buffer = [0; 512];
-    while !ended.load(Ordering::Relaxed) {
-        let Ok((_, from)) = socket.recv_from(&mut buffer) else {
-            continue;
-        };
-        for _ in 0..100 {
-            let _ = socket.send_to(b"garbage", from);
-        }
+    if heard(stream) {
+        sleep(delay);
+        say(stream, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     }
-    Ok(())
 }
 
 /// Nothing of hundreds of checks is left when they end: no descriptor, no process.

@@ -2,8 +2,6 @@
 //! descriptors and children as before.
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -11,7 +9,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::{Director, Lab, network::INTERFACE, servers::Servers, wait};
+use crate::{
+    Director, Lab,
+    network::INTERFACE,
+    servers::{Serve, Servers, drip, flood, heard, silent},
+    wait,
+};
 
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
@@ -32,33 +35,24 @@ pub struct Seen {
 
 /// Each check stands this often in the configuration.
 const COPIES: usize = 10;
-/// No server talks for longer.
-const LONGEST: Duration = Duration::from_secs(2);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long what is under way may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a server does with a connection.
-type Serve = fn(&mut TcpStream) -> std::io::Result<()>;
-
 const SERVERS: [(u16, Serve); 5] = [
-    (1001, |stream| stream.read_to_end(&mut Vec::new()).map(drop)),
-    (1002, |_| Ok(())),
+    (1001, silent),
+    (1002, |_| ()),
     (1003, |stream| {
-        stream.write_all(b"HTTP/1.1 200 OK\r\nX: ")?;
-        pour(stream, b"x", Duration::from_millis(20))
+        drip(stream, b"HTTP/1.1 200 OK\r\nX: ", b"x");
     }),
     (1004, |stream| {
-        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
-        pour(stream, &[b'b'; 4_096], Duration::from_millis(2))
+        if heard(stream) {
+            flood(stream, b"HTTP/1.1 200 OK\r\n\r\n", b"b");
+        }
     }),
     (1005, |stream| {
-        pour(
-            stream,
-            b"\x00\xff\x16\x03garbage\r\n",
-            Duration::from_millis(2),
-        )
+        flood(stream, b"", b"\x00\xff\x16\x03garbage\r\n");
     }),
 ];
 
@@ -94,8 +88,7 @@ pub fn run(time: Duration, mut told: impl FnMut(Duration, usize)) -> Result<Seen
     let server = lab.node("rs1", [10, 1, 15, 45])?;
     let mut servers = Servers::new(&server);
     for (port, serve) in SERVERS {
-        // A client that goes is what they wait for.
-        servers.tcp(port, move |stream| drop(serve(stream)))?;
+        servers.tcp(port, serve)?;
     }
     let mut director = Director::new(&lab, &node, &config(false))?;
     director.start(&lab)?;
@@ -155,16 +148,6 @@ fn config(checked: bool) -> String {
         )
     });
     head + &services.collect::<String>()
-}
-
-/// Sends the same until the other side goes or has had enough.
-fn pour(stream: &mut TcpStream, bytes: &[u8], pause: Duration) -> std::io::Result<()> {
-    let end = Instant::now() + LONGEST;
-    while Instant::now() < end {
-        stream.write_all(bytes)?;
-        sleep(pause);
-    }
-    Ok(())
 }
 
 /// The descriptors of a director that has nothing to do: who asks it something has one for a moment.

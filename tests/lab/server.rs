@@ -1,6 +1,10 @@
 //! nginx from Debian, as a real server and as the sorry server.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -23,15 +27,13 @@ impl WebServer {
     /// `/upload` are stored as files.
     pub fn start(lab: &Lab, node: &Node, page: &str) -> Result<Self> {
         let directory = lab.directory().join(format!("{}-nginx", node.name));
-        for folder in ["www", "uploads", "tmp"] {
+        for folder in ["www", "uploads"] {
             fs::create_dir_all(directory.join(folder))?;
         }
         // nginx's workers are another account.
         run_chmod(lab.directory(), 0o755)?;
         run_chmod(&directory.join("uploads"), 0o777)?;
-        run_chmod(&directory.join("tmp"), 0o777)?;
         fs::write(directory.join("www/index.html"), format!("{page}\n"))?;
-        fs::write(directory.join("nginx.conf"), config(&directory))?;
         let mut server = Self {
             node: node.clone(),
             directory,
@@ -48,17 +50,8 @@ impl WebServer {
 
     /// Starts it again after [`WebServer::stop`].
     pub fn resume(&mut self, lab: &Lab) -> Result<()> {
-        let conf = self.directory.join("nginx.conf");
-        let prefix = self.directory.to_string_lossy().into_owned();
-        let arguments = ["-p", &prefix, "-c", &conf.to_string_lossy(), "-e", "stderr"];
-        self.process = Some(Process::start(
-            lab,
-            &self.node,
-            "nginx",
-            "/usr/sbin/nginx".as_ref(),
-            &arguments,
-        )?);
-        let node = &self.node;
+        let (node, directory) = (&self.node, &self.directory);
+        self.process = Some(start_nginx(lab, node, directory, &servers(directory))?);
         wait::until_true("nginx answers", Duration::from_secs(10), || {
             node.within(|| crate::http::get([127, 0, 0, 1].into(), Duration::from_secs(1)).is_ok())
         })
@@ -91,24 +84,42 @@ impl WebServer {
     }
 }
 
-fn run_chmod(path: &std::path::Path, mode: u32) -> Result<()> {
+fn run_chmod(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
 }
 
-fn config(directory: &std::path::Path) -> String {
-    let d = directory.display();
-    format!(
-        "daemon off; master_process on; worker_processes 1; pid {d}/nginx.pid;
-error_log stderr warn;
+/// Starts nginx with these servers, blocks of its language; all else that it needs is in `directory`.
+pub fn start_nginx(lab: &Lab, node: &Node, directory: &Path, servers: &str) -> Result<Process> {
+    fs::create_dir_all(directory.join("tmp"))?;
+    // Its workers are another account.
+    run_chmod(&directory.join("tmp"), 0o777)?;
+    let d = directory.display().to_string();
+    let config = format!(
+        "daemon off; worker_processes 1; pid {d}/nginx.pid; error_log stderr warn;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; default_type text/plain; sendfile on;
-  client_max_body_size 64m;
-  client_body_temp_path {d}/uploads; proxy_temp_path {d}/tmp;
+  client_body_temp_path {d}/tmp; proxy_temp_path {d}/tmp;
   fastcgi_temp_path {d}/tmp; uwsgi_temp_path {d}/tmp; scgi_temp_path {d}/tmp;
-  server {{
+{servers}
+}}
+"
+    );
+    let file = directory.join("nginx.conf");
+    fs::write(&file, config)?;
+    let arguments = ["-p", &d, "-c", &file.to_string_lossy(), "-e", "stderr"];
+    let program = "/usr/sbin/nginx".as_ref();
+    Process::start(lab, node, "nginx", program, &arguments)
+}
+
+/// The page and its files, and the upload's backend.
+fn servers(directory: &Path) -> String {
+    let d = directory.display();
+    format!(
+        "  server {{
     listen 80; listen [::]:80; root {d}/www;
+    client_max_body_size 64m; client_body_temp_path {d}/uploads;
     location /slow {{ limit_rate {SLOW}; }}
     location /upload {{
       client_body_in_file_only on;
@@ -116,9 +127,7 @@ http {{
       proxy_pass http://127.0.0.1:{SINK};
     }}
   }}
-  server {{ listen 127.0.0.1:{SINK}; location / {{ return 200 stored; }} }}
-}}
-"
+  server {{ listen 127.0.0.1:{SINK}; location / {{ return 200 stored; }} }}"
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::{Process, wait};
+use lab::{Process, servers, wait};
 
 use crate::checked::{
     Checked,
@@ -17,14 +17,7 @@ fn dns() {
     let mut checked = Checked::prepare().unwrap();
     let part = "x".repeat(250);
     let long = format!("--txt-record=long.example.com,{part},{part},{part},{part}");
-    let arguments = [
-        "--keep-in-foreground",
-        "--log-facility=-",
-        "--no-resolv",
-        "--no-hosts",
-        "--user=root",
-        "--pid-file",
-        "--conf-file=/dev/null",
+    let records = [
         "--local=/example.com/",
         "--host-record=www.example.com,192.0.2.1,2001:db8::1",
         "--host-record=www.example.com,192.0.2.2",
@@ -37,15 +30,7 @@ fn dns() {
         "--naptr-record=example.com,100,10,u,E2U+sip,!^.*$!sip:a@example.com!",
         &long,
     ];
-    let program = "/usr/sbin/dnsmasq".as_ref();
-    let _dnsmasq = Process::start(
-        &checked.lab,
-        &checked.server,
-        "dnsmasq",
-        program,
-        &arguments,
-    )
-    .unwrap();
+    let _dnsmasq = servers::dnsmasq(&checked.lab, &checked.server, &records).unwrap();
     wait_for_port(&checked, 53).unwrap();
     let rows: &[(&str, Expect)] = &[
         ("name = \"www.example.com\"", Up),
@@ -119,17 +104,12 @@ fn dns() {
 #[test]
 fn udp_and_icmp() {
     let mut checked = Checked::prepare().unwrap();
-    let socat = |name: &str, arguments: &[&str]| {
-        let program = "/usr/bin/socat".as_ref();
-        Process::start(&checked.lab, &checked.server, name, program, arguments).unwrap()
-    };
+    let (lab, server) = (&checked.lab, &checked.server);
+    let silent = ["-u", "UDP4-RECV:9", "OPEN:/dev/null"];
     let _servers = [
-        socat("echo", &["-T2", "UDP4-RECVFROM:7,fork", "EXEC:/bin/cat"]),
-        socat(
-            "echo6",
-            &["-T2", "UDP6-RECVFROM:7,ipv6only=1,fork", "EXEC:/bin/cat"],
-        ),
-        socat("silent", &["-u", "UDP4-RECV:9", "OPEN:/dev/null"]),
+        servers::echo(lab, server, "echo", "UDP4-RECVFROM:7,fork").unwrap(),
+        servers::echo(lab, server, "echo6", "UDP6-RECVFROM:7,ipv6only=1,fork").unwrap(),
+        Process::start(lab, server, "silent", "/usr/bin/socat".as_ref(), &silent).unwrap(),
     ];
     wait::until_true("socat listens", Duration::from_secs(10), || {
         let sockets = checked.server.run("ss", &["-Hlun"])?;

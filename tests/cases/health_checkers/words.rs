@@ -7,9 +7,10 @@ use lab::{Process, wait};
 use crate::checked::{
     Checked,
     Expect::{self, Down, Up},
+    TIMING,
 };
 
-use super::{TIMING, run, wait_for_port};
+use super::{run, wait_for_port};
 
 #[test]
 fn commands() {

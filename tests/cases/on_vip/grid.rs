@@ -4,7 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::{Director, Lab, Node, Process, network::INTERFACE, server::accept_vip, wait};
+use lab::{
+    Director, Lab, Node, Process,
+    network::INTERFACE,
+    server::{self, accept_vip},
+    servers, wait,
+};
 use lb_user::{api::proto::CheckStatus, model::VrrpState};
 
 use crate::certificates::make_certificates;
@@ -81,7 +86,8 @@ impl Grid {
             servers.push(start_echo(&lab, &server, index, vip)?);
         }
         if dns {
-            servers.push(start_dnsmasq(&lab, &server)?);
+            let records = ["--host-record=www.example.com,192.0.2.1"];
+            servers.push(servers::dnsmasq(&lab, &server, &records)?);
         }
         let directory = lab.directory().display().to_string();
         let config = |priority: u8| {
@@ -216,27 +222,15 @@ fn services(index: usize, more: &str, dns: bool, directory: &str) -> String {
 }
 
 fn start_nginx(lab: &Lab, server: &Node) -> Result<Process> {
-    let d = lab.directory().display().to_string();
-    let config = format!(
-        "daemon off; worker_processes 1; pid {d}/nginx.pid; error_log stderr warn;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; default_type text/plain;
-  client_body_temp_path {d}/t1; proxy_temp_path {d}/t2; fastcgi_temp_path {d}/t3;
-  uwsgi_temp_path {d}/t4; scgi_temp_path {d}/t5;
-  server {{
+    let d = lab.directory().display();
+    let servers = format!(
+        "  server {{
     listen 80; listen [::]:80; listen 443 ssl; listen [::]:443 ssl;
     ssl_certificate {d}/good.pem; ssl_certificate_key {d}/good.key;
     location / {{ return 200 \"all is well\\n\"; }}
-  }}
-}}
-"
+  }}"
     );
-    let file = lab.directory().join("nginx.conf");
-    std::fs::write(&file, config)?;
-    let file = file.to_string_lossy().into_owned();
-    let arguments = ["-p", &d, "-c", &file, "-e", "stderr"];
-    Process::start(lab, server, "nginx", "/usr/sbin/nginx".as_ref(), &arguments)
+    server::start_nginx(lab, server, &lab.directory().join("nginx"), &servers)
 }
 
 /// Bound to the VIP: socat answers from the address that it is bound to.
@@ -245,27 +239,5 @@ fn start_echo(lab: &Lab, server: &Node, index: usize, vip: &str) -> Result<Proce
         0 => format!("UDP4-RECVFROM:7,bind={vip},fork"),
         _ => format!("UDP6-RECVFROM:7,bind=[{vip}],ipv6only=1,fork"),
     };
-    let arguments = ["-T2", &listen, "EXEC:/bin/cat"];
-    let name = format!("echo{index}");
-    Process::start(lab, server, &name, "/usr/bin/socat".as_ref(), &arguments)
-}
-
-fn start_dnsmasq(lab: &Lab, server: &Node) -> Result<Process> {
-    let arguments = [
-        "--keep-in-foreground",
-        "--log-facility=-",
-        "--no-resolv",
-        "--no-hosts",
-        "--user=root",
-        "--pid-file",
-        "--conf-file=/dev/null",
-        "--host-record=www.example.com,192.0.2.1",
-    ];
-    Process::start(
-        lab,
-        server,
-        "dnsmasq",
-        "/usr/sbin/dnsmasq".as_ref(),
-        &arguments,
-    )
+    servers::echo(lab, server, &format!("echo{index}"), &listen)
 }
