@@ -27,7 +27,10 @@ impl Download {
         // Into a file: a pipe that nobody reads would hold the transfer up.
         let file = guide.lab.directory().join("slow");
         let mut curl = guide.client.command("curl");
-        curl.args(["--silent", "--show-error", "--fail", "--output"]);
+        curl.args(["--silent", "--show-error", "--fail"]);
+        // Who only receives waits for ever when a connection is lost without a word.
+        curl.args(["--speed-limit", "1", "--speed-time", "30"]);
+        curl.args(["--max-time", "300", "--output"]);
         curl.arg(&file).arg(format!("http://{VIP}/slow"));
         Ok(Self {
             curl: curl.stderr(Stdio::piped()).spawn()?,

@@ -83,7 +83,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
             filter,
             &["--test-threads=3"],
         )?;
-        tally.again(|tally, names| {
+        tally.again(ACCIDENTS, |tally, names| {
             let harness = [&["--exact", "--test-threads=1"], names].concat();
             tally.tests("what failed, once more and alone", &system, None, &harness)
         })?;
@@ -141,14 +141,19 @@ fn guest_tests(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let failed = tally.failed;
+    let mut most = ACCIDENTS;
     if let Err(error) = guest::tests(filter, |line| tally.count(line)) {
         eprintln!("{error:#}");
+        if error.is::<guest::Died>() {
+            // One accident, whatever it had not done yet.
+            most = usize::MAX;
+        }
         if tally.failed == failed {
-            // It did not boot, or died without a verdict.
+            // It has no name.
             tally.failed += 1;
         }
     }
-    tally.again(|tally, names| {
+    tally.again(most, |tally, names| {
         let filter = names.join(" ");
         guest::tests(Some(&filter), |line| tally.count(line))
     })
@@ -202,9 +207,14 @@ impl Tally {
 
     /// Runs what failed in this stage once more, alone: tests of systems have time-outs, and a busy machine
     /// can make one miss its own. What passes then is named in the closing line.
-    fn again(&mut self, run: impl FnOnce(&mut Self, &[&str]) -> Result<()>) -> Result<()> {
+    /// More than `most` are no accident.
+    fn again(
+        &mut self,
+        most: usize,
+        run: impl FnOnce(&mut Self, &[&str]) -> Result<()>,
+    ) -> Result<()> {
         let failing = std::mem::take(&mut self.failing);
-        if failing.is_empty() || failing.len() > ACCIDENTS {
+        if failing.is_empty() || failing.len() > most {
             return Ok(());
         }
         let names: Vec<&str> = failing.iter().map(String::as_str).collect();
@@ -308,7 +318,7 @@ mod tests {
                 alone.count(second);
                 Ok(())
             };
-            tally.again(run).unwrap();
+            tally.again(ACCIDENTS, run).unwrap();
             assert_eq!((tally.passed, tally.failed), (passed, failed), "{second}");
             assert_eq!(tally.unsteady.is_empty(), failed > 0);
         }

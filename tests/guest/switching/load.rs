@@ -215,8 +215,11 @@ pub fn server_of(node: &Node, from: Ipv4Addr, to: SocketAddr) -> String {
         runtime().block_on(async move {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
             socket.bind((from, 0).into()).unwrap();
-            let mut stream = socket.connect(to).await?;
-            ask(&mut stream).await
+            let asked = async {
+                let mut stream = socket.connect(to).await?;
+                ask(&mut stream).await
+            };
+            tokio::time::timeout(Duration::from_secs(30), asked).await?
         })
     });
     let name = asked.unwrap().unwrap();

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::END;
+use super::machine::END;
 use crate::run;
 
 /// Programs that the tests start.
@@ -91,17 +91,16 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Whether a program of tests has one whose name contains `filter`.
-    pub fn has_test(&self, program: &str, filter: &str) -> bool {
+    /// The tests of a program whose name contains one of the words of `filter`, all of them if it has none.
+    pub fn tests(&self, program: &str, filter: &str) -> Vec<String> {
         let found = self.programs.iter().find(|(name, _)| name == program);
         let list = found.and_then(|(_, path)| {
-            run::output(
-                Command::new(path)
-                    .arg("--list")
-                    .args(filter.split_whitespace()),
-            )
+            let words = filter.split_whitespace();
+            run::output(Command::new(path).arg("--list").args(words))
         });
-        list.is_some_and(|list| list.lines().any(|line| line.ends_with(": test")))
+        let list = list.unwrap_or_default();
+        let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        names.map(str::to_owned).collect()
     }
 }
 
@@ -273,6 +272,32 @@ fn test_programs() -> Result<Vec<(String, PathBuf)>> {
     Ok(programs)
 }
 
+/// Runs a program, at most so many seconds; one that takes longer is shown with all that runs, and ended.
+const LIMITED: &str = r#"
+limited() {
+    limit=$1; shift
+    "$@" &
+    program=$!
+    (
+        left=$limit
+        while [ $left -gt 0 ]; do
+            sleep 5
+            [ -d /proc/$program ] || exit
+            left=$((left - 5))
+        done
+        echo "$1 takes longer than $limit s; what runs and waits:"
+        for process in /proc/[0-9]*; do
+            [ -n "$(tr -d '\0' < $process/cmdline)" ] || continue
+            echo "${process#/proc/}: $(tr '\0' ' ' < $process/cmdline | cut -c1-200)"
+            for task in $process/task/*; do
+                echo "    $(cat $task/comm): $(head -n 4 $task/stack | cut -d' ' -f2 | tr '\n' ' ')"
+            done
+        done 2>/dev/null
+        kill -9 $program
+    ) &
+    wait $program
+}"#;
+
 fn init() -> String {
     format!(
         "#!/bin/busybox sh
@@ -286,6 +311,7 @@ mkdir -p /run/netns /dev/shm
 mount -t bpf bpf /sys/fs/bpf
 ip link set lo up
 cd /opt/lbd
+{LIMITED}
 . /opt/lbd/script
 echo '{END}' $status
 sync

@@ -5,15 +5,17 @@
 //! Ubuntu's) user space.
 
 mod image;
+mod machine;
+mod progress;
 
-use std::{
-    io::{BufRead, BufReader},
-    path::PathBuf,
-    process::{Command, Stdio},
+use anyhow::{Context, Result};
+
+pub use self::machine::Died;
+use self::{
+    image::Payload,
+    machine::{ALIVE, ALIVE_S, COUNTING, TWO_PROCESSORS, boot},
+    progress::{BEGIN, Progress, Suite},
 };
-
-use anyhow::{Context, Result, bail};
-
 use crate::{apt, run};
 
 /// Programs that only the guest needs, and their packages.
@@ -27,20 +29,6 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 /// The package that depends on the newest kernel.
 const KERNEL: &str = "linux-image-cloud-amd64";
-/// Seconds after which a guest is ended. A full run takes a few minutes under emulation.
-const LIMIT_S: u32 = 1500;
-/// As fast as emulation goes.
-const TWO_PROCESSORS: [&str; 4] = ["-smp", "2", "-accel", "tcg,thread=multi"];
-/// One nanosecond of the guest's clock is one instruction: what it measures does not depend on this
-/// machine.
-const COUNTING: [&str; 6] = [
-    "-smp",
-    "1",
-    "-accel",
-    "tcg,thread=single",
-    "-icount",
-    "shift=0,sleep=off",
-];
 /// What the program that measures prints before its figures.
 const RESULT: &str = "RESULT ";
 /// That program. IPVS gets the largest table of connections that it can have.
@@ -48,42 +36,40 @@ const MEASURING: &str = "instructions";
 const MEASURING_SCRIPT: &str = "modprobe veth; modprobe dummy numdummies=0\n\
     modprobe ip_vs conn_tab_bits=20; modprobe ip_vs_wrr\n\
     status=0; /opt/lbd/instructions --nocapture --test-threads=1 || status=1\n";
-/// What a guest prints last, with its status.
-const END: &str = "the guest ends with status";
-
-/// One test program and the tests of it that run in the guest.
-struct Suite {
-    program: &'static str,
-    filters: &'static [&'static str],
-    /// Runs after all others, because it sets the machine's clock.
-    sets_the_clock: bool,
-}
-
-/// Everything under `tests/guest`, and those of `tests/cases` that ask the verifier and the
-/// program of the guest's kernel.
-const SUITES: [Suite; 3] = [
-    Suite {
+/// A test program and what of it runs in the guest, several at once.
+const SUITES: [Plan; 3] = [
+    // Everything under `tests/guest`.
+    Plan {
         program: "guest",
-        filters: &[],
+        filters: "",
         sets_the_clock: false,
+        limit_s: 900,
     },
-    Suite {
+    // Those of `tests/cases` that ask the verifier and the program of the guest's kernel.
+    Plan {
         program: "cases",
-        filters: &[
-            "packets::",
-            "shapes::every_packet",
-            "tunnels::all_four",
-            "choosing::weighted",
-            "choosing::maglev",
-        ],
+        filters: "packets:: shapes::every_packet tunnels::all_four choosing::weighted choosing::maglev",
         sets_the_clock: false,
+        limit_s: 300,
     },
-    Suite {
+    // Nothing else runs beside those that set the clock.
+    Plan {
         program: "guest",
-        filters: &["clock::"],
+        filters: "",
         sets_the_clock: true,
+        limit_s: 300,
     },
 ];
+
+/// See [`SUITES`].
+struct Plan {
+    program: &'static str,
+    /// Names of tests, or parts of them.
+    filters: &'static str,
+    sets_the_clock: bool,
+    /// Seconds after which it is ended, three times what it takes.
+    limit_s: u32,
+}
 
 /// Why no guest can run here, or `None`.
 pub fn obstacle() -> Option<String> {
@@ -107,28 +93,58 @@ pub fn obstacle() -> Option<String> {
     None
 }
 
-/// Boots the guest and runs the tests whose name contains `filter` (all of them without one), those
-/// that count instructions in a guest of their own. `line` gets every line that the guests print.
+/// Boots the guest and runs the tests whose name contains one of the words of `filter` (all of them without
+/// one), those that count instructions in a guest of their own. `line` gets every line that the guests print, and what
+/// a suite that did not come to its end did not print. An error is [`Died`] if a guest had no verdict.
 pub fn tests(filter: Option<&str>, mut line: impl FnMut(&str)) -> Result<()> {
     prepare()?;
     let payload = run::stage("building the guest's programs", image::tests)?;
+    let suites: Vec<(Suite, u32)> = SUITES
+        .iter()
+        .map(|plan| (suite(plan, filter, &payload), plan.limit_s))
+        .filter(|(suite, _)| !suite.tests.is_empty())
+        .collect();
     let mut first = None;
-    if filter.is_none_or(|filter| SUITES.iter().any(|s| payload.has_test(s.program, filter))) {
-        let overlay = image::build(&script(filter), &payload)?;
+    if !suites.is_empty() {
+        let overlay = image::build(&script(&suites), &payload)?;
+        let suites: Vec<Suite> = suites.into_iter().map(|(suite, _)| suite).collect();
+        let mut progress = Progress::new(&suites);
         let ran = run::stage("running the guest", || {
-            boot(&overlay, &TWO_PROCESSORS, &mut line)
+            boot(&overlay, &TWO_PROCESSORS, &mut |text: &str| {
+                progress.take(text);
+                line(text);
+            })
         });
+        for text in progress.missing() {
+            println!("{text}");
+            line(&text);
+        }
         first = Some(ran);
     }
-    if filter.is_none_or(|filter| payload.has_test(MEASURING, filter)) {
+    if filter.is_none_or(|filter| !payload.tests(MEASURING, filter).is_empty()) {
         let overlay = image::build(MEASURING_SCRIPT, &payload)?;
-        run::stage("counting instructions in the guest", || {
+        let ran = run::stage("counting instructions in the guest", || {
             boot(&overlay, &COUNTING, &mut line)
-        })?;
+        });
+        // The first guest's death is worth more words than the second's.
+        first = match first {
+            Some(Err(error)) => Some(Err(error)),
+            _ => Some(ran),
+        };
     } else if first.is_none() {
         println!("no test of the guest is called that");
     }
     first.unwrap_or(Ok(()))
+}
+
+/// The tests of a suite, all of it or what a filter names.
+fn suite(plan: &Plan, filter: Option<&str>, payload: &Payload) -> Suite {
+    let mut tests = payload.tests(plan.program, filter.unwrap_or(plan.filters));
+    tests.retain(|name| name.starts_with("clock::") == plan.sets_the_clock);
+    Suite {
+        program: plan.program,
+        tests,
+    }
 }
 
 /// Measures what a packet costs in XDP and in IPVS. `take` gets the figures as JSON, also those over
@@ -171,86 +187,16 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// The guest's commands. A filter with `::` names a module, as the test programs print it; one of several
-/// words names what any of them does.
-fn script(filter: Option<&str>) -> String {
-    let mut text = String::from("status=0\n");
-    for suite in &SUITES {
-        let chosen: Vec<String> = match filter {
-            None => suite.filters.iter().map(|&f| f.to_owned()).collect(),
-            // Nothing else runs beside those that set the clock.
-            Some(filter) => words(filter)
-                .filter(|word| !suite.sets_the_clock || word.contains("clock"))
-                .map(|word| word.replace('\'', ""))
-                .collect(),
-        };
-        if suite.sets_the_clock && chosen.is_empty() {
-            continue;
-        }
-        let quoted: String = chosen.iter().map(|f| format!(" '{f}'")).collect();
-        let skipped = match suite.sets_the_clock {
-            true => "",
-            false => " --skip clock::",
-        };
-        let program = suite.program;
+/// The guest's commands.
+fn script(suites: &[(Suite, u32)]) -> String {
+    let mut text = format!("while sleep {ALIVE_S}; do echo '{ALIVE}'; done &\nstatus=0\n");
+    for (number, (suite, limit_s)) in suites.iter().enumerate() {
+        let Suite { program, tests } = suite;
+        let tests = tests.join(" ");
         text += &format!(
-            "/opt/lbd/{program} --test-threads=2 --show-output{quoted}{skipped} || status=1\n"
+            "echo '{BEGIN}{number}'\nlimited {limit_s} /opt/lbd/{program} --test-threads=2 --show-output --exact {tests} \
+             || status=1\n"
         );
     }
     text
-}
-
-fn words(filter: &str) -> impl Iterator<Item = &str> {
-    filter.split_whitespace()
-}
-
-/// Boots, prints what the guest prints, and returns its verdict.
-fn boot(overlay: &[PathBuf], machine: &[&str], line: &mut impl FnMut(&str)) -> Result<()> {
-    let kernel = image::kernel().context("no kernel")?;
-    let initrd = image::join(overlay)?;
-    let mut command = Command::new("timeout");
-    command
-        .arg(LIMIT_S.to_string())
-        .arg("qemu-system-x86_64")
-        .args(["-m", "3072", "-cpu", "max", "-nographic"])
-        .args(["-no-reboot", "-nodefaults", "-serial", "stdio"])
-        // Emulation everywhere: a machine that offers KVM to its guests may still not boot one.
-        .args(machine)
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initrd)
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 mitigations=off loglevel=3",
-        ]);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("qemu-system-x86_64")?;
-    let stdout = child.stdout.take().context("no output")?;
-    let mut verdict = None;
-    for text in BufReader::new(stdout).split(b'\n') {
-        let text = text?;
-        let text = String::from_utf8_lossy(&text);
-        let text = text.trim_end_matches('\r');
-        if let Some(status) = text.strip_prefix(END) {
-            verdict = Some(status.trim() == "0");
-        } else {
-            println!("{text}");
-            line(text);
-        }
-    }
-    let output = child.wait_with_output()?;
-    match verdict {
-        Some(true) => Ok(()),
-        Some(false) => bail!("tests failed in the guest"),
-        None => bail!(
-            "the guest died or took longer than {LIMIT_S} s ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        ),
-    }
 }
