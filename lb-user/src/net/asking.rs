@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use super::netlink::NetlinkError;
 
-/// The kernel answers within milliseconds, and with the next message of a list too, however long that is. It
-/// can be kept waiting by others that change the network; after this time the answer is lost.
+/// The kernel answers within milliseconds, and with the next message of a list too, however long that is. Others
+/// that change the network can keep it from that for longer: then the request is given up and carried out all the
+/// same, later. The daemon's task waits meanwhile, so who has many requests ends with the first that is given up.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Receive buffer of subscriptions, in bytes: some thousand events, as many as a change of a large network
 /// may bring at once. The default holds some hundred.
@@ -83,11 +84,29 @@ pub(super) async fn ask<T>(
     what: &str,
     request: impl Future<Output = Result<T, rtnetlink::Error>>,
 ) -> Result<T, NetlinkError> {
-    let refused = |source| NetlinkError::Request {
-        what: what.to_owned(),
-        source,
-    };
-    answer(what, request).await?.map_err(refused)
+    answer(what, request)
+        .await?
+        .map_err(|source| refused(what, source))
+}
+
+/// Makes a request to remove something: that there is nothing to remove is fine.
+pub(super) async fn gone(
+    what: &str,
+    request: impl Future<Output = Result<(), rtnetlink::Error>>,
+) -> Result<(), NetlinkError> {
+    let absent = [libc::EADDRNOTAVAIL, libc::ENODEV, libc::ESRCH, libc::ENOENT];
+    match answer(what, request).await? {
+        Err(rtnetlink::Error::NetlinkError(error)) if absent.contains(&error.raw_code().abs()) => {
+            Ok(())
+        }
+        other => other.map_err(|source| refused(what, source)),
+    }
+}
+
+/// The error of a request that was answered so.
+pub(super) fn refused(what: &str, source: rtnetlink::Error) -> NetlinkError {
+    let what = what.to_owned();
+    NetlinkError::Request { what, source }
 }
 
 /// Reads a list; keeps of each message what `keep` makes of it.

@@ -4,7 +4,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage,
 use rtnetlink::{LinkMacVlan, LinkMessageBuilder, LinkUnspec};
 
 use super::{
-    asking::{answer, ask, list},
+    asking::{ask, gone, list},
     netlink::{Netlink, NetlinkError},
     placing::MARK,
 };
@@ -67,19 +67,8 @@ impl Netlink {
 
     /// Removes an interface; that it is gone is fine.
     pub async fn delete_link(&self, ifindex: u32) -> Result<(), NetlinkError> {
-        let what = "remove an interface";
         let request = self.handle.link().del(ifindex).execute();
-        match answer(what, request).await? {
-            Err(rtnetlink::Error::NetlinkError(error))
-                if error.raw_code().abs() == libc::ENODEV =>
-            {
-                Ok(())
-            }
-            other => other.map_err(|source| NetlinkError::Request {
-                what: what.to_owned(),
-                source,
-            }),
-        }
+        gone("remove an interface", request).await
     }
 
     async fn change(

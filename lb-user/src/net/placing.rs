@@ -18,7 +18,7 @@ use netlink_packet_route::{
 use rtnetlink::IpVersion;
 
 use super::{
-    asking::{answer, list},
+    asking::{answer, gone, list, refused},
     netlink::{Netlink, NetlinkError},
 };
 use crate::model::{
@@ -74,7 +74,7 @@ impl Netlink {
             .add(ifindex, prefix.address, prefix.length);
         let message = request.message_mut().clone();
         let request = self.handle.address().del(message).execute();
-        gone(request, &format!("remove address {prefix}")).await
+        gone(&format!("remove address {prefix}"), request).await
     }
 
     /// Addresses that are there because of us, with the index of their interface.
@@ -100,7 +100,7 @@ impl Netlink {
     pub async fn delete_route(&self, key: &RouteKey) -> Result<(), NetlinkError> {
         let message = key_message(key);
         let request = self.handle.route().del(message).execute();
-        gone(request, &format!("remove route {}", key.to)).await
+        gone(&format!("remove route {}", key.to), request).await
     }
 
     /// Adds a rule, unless it is there already.
@@ -113,7 +113,7 @@ impl Netlink {
     /// Removes a rule of ours.
     pub async fn delete_rule(&self, rule: &Rule) -> Result<(), NetlinkError> {
         let request = self.handle.rule().del(rule_message(rule)).execute();
-        gone(request, &format!("remove rule {rule}")).await
+        gone(&format!("remove rule {rule}"), request).await
     }
 
     /// Everything with our mark.
@@ -159,25 +159,6 @@ async fn placed(
         }
         Err(source) => Err(refused(what, source)),
     }
-}
-
-/// What a request to remove led to: that there is nothing to remove is fine.
-async fn gone(
-    request: impl Future<Output = Result<(), rtnetlink::Error>>,
-    what: &str,
-) -> Result<(), NetlinkError> {
-    let absent = [libc::EADDRNOTAVAIL, libc::ENODEV, libc::ESRCH, libc::ENOENT];
-    match answer(what, request).await? {
-        Err(rtnetlink::Error::NetlinkError(error)) if absent.contains(&error.raw_code().abs()) => {
-            Ok(())
-        }
-        other => other.map_err(|source| refused(what, source)),
-    }
-}
-
-fn refused(what: &str, source: rtnetlink::Error) -> NetlinkError {
-    let what = what.to_owned();
-    NetlinkError::Request { what, source }
 }
 
 /// Adds to an address message what the kernel shall know besides the address.
