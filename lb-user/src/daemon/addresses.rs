@@ -166,9 +166,7 @@ impl Addresses {
         for name in names {
             self.release(&name, interfaces).await;
         }
-        self.placed.take(&Owner::Host, interfaces).await;
-        // There is no other time.
-        self.placed.retry(interfaces).await;
+        self.placed.take_everything(interfaces).await;
         self.virtual_macs.remove_all().await;
     }
 

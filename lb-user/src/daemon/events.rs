@@ -4,12 +4,15 @@ use std::net::IpAddr;
 
 use tokio::sync::mpsc::Receiver;
 
-use super::{Daemon, placing::EVERYTHING};
+use super::{
+    Daemon,
+    placing::{EVERYTHING, PATHS},
+};
 use crate::{
     dataplane::DataPlane,
     events::Kind,
     model::{Instance, VrrpState},
-    net::{announcing::Occasion, interfaces::NetEvent},
+    net::{announcing::Occasion, interfaces::NetEvent, netlink::NetlinkError},
     vrrp::{driver::Report, fsm::Reason},
 };
 
@@ -259,12 +262,24 @@ impl Daemon {
 
     /// Looks for every real server and tells the data plane.
     pub(super) async fn find_neighbours(&mut self) {
-        self.neighbours
+        let found = self
+            .neighbours
             .find_paths(&self.config, &self.netlink)
             .await;
+        if self.note_paths(&found) {
+            self.neighbours.refresh(&self.netlink).await;
+        }
+    }
+
+    /// Tells the data plane where real servers are. Says whether the kernel told the way to all.
+    pub(super) fn note_paths(&mut self, found: &Result<(), NetlinkError>) -> bool {
+        match found {
+            Ok(()) => drop(self.untold.remove(PATHS)),
+            Err(error) => self.not_told(PATHS, error),
+        }
         self.neighbours
             .publish(&self.interfaces, &mut self.data_plane);
-        self.neighbours.refresh(&self.netlink).await;
+        found.is_ok()
     }
 
     pub(super) async fn on_tick(&mut self, reports: &mut Receiver<Report>) {

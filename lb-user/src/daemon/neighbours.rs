@@ -12,7 +12,7 @@ use crate::{
     model::{Config, Forwarding, Hop, Neighbour, VirtualService},
     net::{
         interfaces::{Interfaces, NetEvent},
-        netlink::{Exit, Netlink, Path},
+        netlink::{Exit, Netlink, NetlinkError, Path},
     },
 };
 
@@ -28,6 +28,18 @@ pub struct Neighbours {
     paths: HashMap<IpAddr, Path>,
     warned: HashSet<IpAddr>,
     verified: Option<Instant>,
+}
+
+/// Who knows where packets would be sent: the kernel, or what a test has instead.
+pub trait Ways {
+    /// Where a packet for an address would be sent. An error is that there was no answer.
+    async fn path_to(&self, address: IpAddr) -> Result<Path, NetlinkError>;
+}
+
+impl Ways for Netlink {
+    async fn path_to(&self, address: IpAddr) -> Result<Path, NetlinkError> {
+        self.path_to(address).await
+    }
 }
 
 impl Neighbours {
@@ -54,13 +66,19 @@ impl Neighbours {
         self.paths.iter().filter_map(by).collect()
     }
 
-    /// Asks the kernel for the path to every host of the configuration.
-    pub async fn find_paths(&mut self, config: &Config, netlink: &Netlink) {
+    /// Asks for the path to every host of the configuration. Without an answer those that were not
+    /// asked for stay what they were, and it is time to look again.
+    pub async fn find_paths(
+        &mut self,
+        config: &Config,
+        kernel: &impl Ways,
+    ) -> Result<(), NetlinkError> {
+        let verified = self.verified.take();
         let hosts = hosts(config);
         self.paths.retain(|address, _| hosts.contains(address));
         self.warned.retain(|address| hosts.contains(address));
         for address in hosts {
-            let path = netlink.path_to(address).await;
+            let path = kernel.path_to(address).await?;
             if !is_reachable(config, address, &path) {
                 if self.warned.insert(address) {
                     tracing::warn!(%address, "no connected network leads to this host, so direct return cannot reach it; its packets pass to the kernel (forward = \"tunnel\" reaches hosts behind routers)");
@@ -70,6 +88,8 @@ impl Neighbours {
             }
             self.paths.insert(address, path);
         }
+        self.verified = verified;
+        Ok(())
     }
 
     /// Tells the data plane where every host is.
@@ -152,6 +172,9 @@ impl Neighbours {
         for (ifindex, address) in wanted {
             if let Err(error) = netlink.use_neighbour(ifindex, address).await {
                 tracing::debug!(error = super::with_sources(&error), "neighbour");
+                if error.is_no_answer() {
+                    break;
+                }
             }
         }
     }
@@ -185,4 +208,57 @@ fn is_reachable(config: &Config, host: IpAddr, path: &Path) -> bool {
 fn hosts(config: &Config) -> BTreeSet<IpAddr> {
     let services = config.services.iter();
     services.flat_map(VirtualService::hosts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::config;
+
+    struct Fake {
+        answer: Option<Path>,
+        asked: Cell<u32>,
+    }
+
+    impl Ways for Fake {
+        async fn path_to(&self, _: IpAddr) -> Result<Path, NetlinkError> {
+            self.asked.set(self.asked.get() + 1);
+            let (what, after) = ("look up a route".to_owned(), Duration::from_secs(2));
+            self.answer.ok_or(NetlinkError::NoAnswer { what, after })
+        }
+    }
+
+    /// A kernel that is kept waiting says nothing of any host, which is not that there is no way to it.
+    #[tokio::test]
+    async fn paths_stay_while_the_kernel_does_not_answer() {
+        let text = "[dataplane]\ninterfaces = [\"eth0\"]\n[[service]]\naddress = \"10.1.15.60:80\"\n\
+                    [[service.backend]]\naddress = \"10.1.15.71\"\n[[service.backend]]\naddress = \"10.1.15.72\"\n";
+        let config = config::parse("lbd.toml", text, "host").unwrap();
+        let hosts = [71, 72].map(|last| IpAddr::from([10, 1, 15, last]));
+        let exit = Exit {
+            ifindex: 2,
+            gateway: None,
+            source: None,
+            mtu: None,
+        };
+        let mut kernel = Fake {
+            answer: Some(Path::Out(exit)),
+            asked: Cell::new(0),
+        };
+        let mut neighbours = Neighbours::default();
+        neighbours.find_paths(&config, &kernel).await.unwrap();
+        assert_eq!(kernel.asked.take(), 2);
+        neighbours.verified = Some(Instant::now());
+        assert!(!neighbours.is_due());
+
+        kernel.answer = None;
+        assert!(neighbours.find_paths(&config, &kernel).await.is_err());
+        assert_eq!(kernel.asked.get(), 1, "each keeps the daemon waiting");
+        assert!(neighbours.is_due());
+        for host in hosts {
+            assert_eq!(neighbours.paths[&host], Path::Out(exit));
+        }
+    }
 }

@@ -2,13 +2,14 @@
 //! masters, and of the host. What was there before, even if it is the same, stays as it was.
 //!
 //! What the kernel refuses, to add or to remove, is tried again by [`Placed::retry`] until it is done, and is
-//! among the [problems](Placed::problems) meanwhile.
+//! among the [problems](Placed::problems) meanwhile. What it does not answer may have been carried out all the
+//! same: the mark tells, when the kernel answers again.
 
 mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use self::kernel::{Kernel, Key};
+use self::kernel::{Answered, Kernel, Key};
 use super::{succession::Succession, with_sources};
 use crate::{
     model::network::{Item, PlacedAddress},
@@ -49,12 +50,25 @@ struct Entry {
     refused: Option<String>,
 }
 
+/// What nobody wants and may still be there.
+#[derive(Debug)]
+struct Stuck {
+    key: Key,
+    /// Whether it is there because of us; if that is not known, the mark has to tell.
+    is_ours: bool,
+    /// Why it was not removed at the last attempt.
+    error: String,
+}
+
 /// Everything that is in place.
 pub struct Placed<K = Netlink> {
     kernel: K,
     owners: BTreeMap<Owner, Vec<Entry>>,
-    /// What nobody wants and the kernel did not remove, with the reason. No longer than what was in place.
-    stuck: Vec<(Key, String)>,
+    /// No longer than what was in place.
+    stuck: Vec<Stuck>,
+    /// The kernel left a request unanswered: nothing more is asked of it but noted as failed, because every request
+    /// would keep the daemon waiting as long. This says when it answers again; [`Placed::retry`] asks in any case.
+    silence: Option<Answered>,
 }
 
 impl<K: Kernel> Placed<K> {
@@ -64,6 +78,7 @@ impl<K: Kernel> Placed<K> {
             kernel,
             owners: BTreeMap::new(),
             stuck: Vec::new(),
+            silence: None,
         }
     }
 
@@ -110,7 +125,7 @@ impl<K: Kernel> Placed<K> {
                     |at| before.remove(at),
                 );
                 if entry.status == Status::Missing {
-                    self.place(&mut entry, interfaces).await;
+                    self.look_after(&mut entry, interfaces).await;
                 }
                 entries.push(entry);
             }
@@ -118,7 +133,9 @@ impl<K: Kernel> Placed<K> {
                 self.owners.insert(owner, entries);
             }
         }
-        self.take(&Owner::Former, interfaces).await;
+        if let Some(former) = self.owners.remove(&Owner::Former) {
+            self.take_all_away(former, interfaces).await;
+        }
     }
 
     /// Whether an owner wants this by now.
@@ -131,6 +148,18 @@ impl<K: Kernel> Placed<K> {
     pub async fn take(&mut self, owner: &Owner, interfaces: &Interfaces) {
         if let Some(entries) = self.owners.remove(owner) {
             self.take_all_away(entries, interfaces).await;
+        }
+    }
+
+    /// Takes everything away. There is no other time: all of it is asked for, whether the kernel answers or not.
+    pub async fn take_everything(&mut self, interfaces: &Interfaces) {
+        while let Some((_, entries)) = self.owners.pop_last() {
+            self.silence = None;
+            self.take_all_away(entries, interfaces).await;
+        }
+        for key in self.stuck_keys() {
+            self.silence = None;
+            self.free(key, interfaces).await;
         }
     }
 
@@ -161,13 +190,13 @@ impl<K: Kernel> Placed<K> {
 
     /// Tries again what has failed. Returns the instances that have an address now.
     pub async fn retry(&mut self, interfaces: &Interfaces) -> BTreeSet<String> {
-        let stuck = self.stuck.iter().map(|(key, _)| key.clone());
-        for key in stuck.collect::<Vec<_>>() {
-            self.take_away(key, interfaces).await;
+        self.silence = None;
+        for key in self.stuck_keys() {
+            self.free(key, interfaces).await;
         }
         let owners = &self.owners;
         let is_wanted = |key: &Key| owners.values().flatten().any(|e| Key::of(&e.item) == *key);
-        self.stuck.retain(|(key, _)| !is_wanted(key));
+        self.stuck.retain(|stuck| !is_wanted(&stuck.key));
         let failed = |entry: &Entry| entry.status == Status::Missing || entry.refused.is_some();
         self.mend(failed, interfaces).await
     }
@@ -183,7 +212,7 @@ impl<K: Kernel> Placed<K> {
             )),
             (None, Status::Ours | Status::Theirs) => None,
         });
-        let stuck = self.stuck.iter().map(|(_, error)| error.clone());
+        let stuck = self.stuck.iter().map(|stuck| stuck.error.clone());
         missing.chain(stuck).collect()
     }
 
@@ -205,7 +234,7 @@ impl<K: Kernel> Placed<K> {
         for key in rules.chain(routes).chain(addresses) {
             if !wanted.iter().any(|item| Key::of(item) == key) {
                 tracing::warn!("removing {key}, left from before");
-                self.take_away(key, interfaces).await;
+                self.take_away(key, true, interfaces).await;
             }
         }
     }
@@ -224,7 +253,7 @@ impl<K: Kernel> Placed<K> {
                 if !concerns(&entry) {
                     continue;
                 }
-                let is_new = self.mend_one(&mut entry, interfaces).await;
+                let is_new = self.look_after(&mut entry, interfaces).await;
                 if let (true, Item::Address(_), Owner::Instance(name)) =
                     (is_new, &entry.item, &owner)
                 {
@@ -238,46 +267,52 @@ impl<K: Kernel> Placed<K> {
         again
     }
 
-    /// Says whether it is there now and was not before.
-    async fn mend_one(&self, entry: &mut Entry, interfaces: &Interfaces) -> bool {
-        if entry.status == Status::Missing {
-            return self.place(entry, interfaces).await;
+    /// Puts something in place that is not, and notes what comes of it. Says whether it is there now and was
+    /// not before.
+    async fn look_after(&mut self, entry: &mut Entry, interfaces: &Interfaces) -> bool {
+        if self.is_silent() {
+            let item = &entry.item;
+            let words = || format!("{item} may not be in place: the kernel does not answer");
+            entry.refused.get_or_insert_with(words);
+            return false;
         }
-        let item = &entry.item;
-        match self.kernel.add(item, interfaces).await {
-            Some(Ok(Placing::Done)) => {
-                if entry.status == Status::Ours && entry.refused.is_none() {
-                    tracing::warn!("{item} was removed by somebody else; it is put back");
-                }
-                entry.status = Status::Ours;
-                entry.refused = None;
-                return true;
-            }
-            Some(Ok(Placing::Present)) => entry.refused = None,
-            Some(Err(error)) => refuse(entry, &error),
-            None => {}
-        }
-        false
-    }
-
-    /// Puts something in place that is not. Says whether it is there now and was not before.
-    async fn place(&self, entry: &mut Entry, interfaces: &Interfaces) -> bool {
-        match self.claim(&entry.item, interfaces).await {
-            Ok(Some((status, is_new))) => {
-                entry.status = status;
-                entry.refused = None;
-                is_new
-            }
-            // It comes with its interface.
-            Ok(None) => {
-                entry.refused = None;
-                false
-            }
+        match self.mend_one(entry, interfaces).await {
+            Ok(is_new) => is_new,
             Err(error) => {
+                self.heed(&error);
                 refuse(entry, &error);
                 false
             }
         }
+    }
+
+    async fn mend_one(
+        &self,
+        entry: &mut Entry,
+        interfaces: &Interfaces,
+    ) -> Result<bool, NetlinkError> {
+        let item = &entry.item;
+        if entry.status == Status::Missing {
+            let claimed = self.claim(item, interfaces).await?;
+            entry.refused = None;
+            // Otherwise it comes with its interface.
+            return Ok(claimed.is_some_and(|(status, is_new)| {
+                entry.status = status;
+                is_new
+            }));
+        }
+        let Some(placing) = self.kernel.add(item, interfaces).await.transpose()? else {
+            return Ok(false);
+        };
+        let is_new = placing == Placing::Done;
+        if is_new {
+            if entry.status == Status::Ours && entry.refused.is_none() {
+                tracing::warn!("{item} was removed by somebody else; it is put back");
+            }
+            entry.status = Status::Ours;
+        }
+        entry.refused = None;
+        Ok(is_new)
     }
 
     /// Adds something, or finds out whose it is. Says too whether it was not there before; `None` when its
@@ -309,7 +344,11 @@ impl<K: Kernel> Placed<K> {
         if let Some(other) = self.owners.values().flatten().find(same) {
             return Ok(other.status == Status::Ours);
         }
-        if self.stuck.iter().any(|(stuck, _)| *stuck == key) {
+        if self
+            .stuck
+            .iter()
+            .any(|stuck| stuck.is_ours && stuck.key == key)
+        {
             return Ok(true);
         }
         self.kernel.is_marked(&key, interfaces).await
@@ -317,37 +356,84 @@ impl<K: Kernel> Placed<K> {
 
     async fn take_all_away(&mut self, entries: Vec<Entry>, interfaces: &Interfaces) {
         for entry in entries.into_iter().rev() {
-            let key = Key::of(&entry.item);
             let is_ours = match entry.status {
                 Status::Ours => true,
-                Status::Theirs => false,
+                Status::Theirs => continue,
                 // It may have been added although the answer was an error, or none.
-                Status::Missing => {
-                    let marked = self.kernel.is_marked(&key, interfaces);
-                    entry.refused.is_some() && marked.await.unwrap_or(false)
-                }
+                Status::Missing if entry.refused.is_some() => false,
+                Status::Missing => continue,
             };
-            if is_ours {
-                self.take_away(key, interfaces).await;
-            }
+            self.take_away(Key::of(&entry.item), is_ours, interfaces)
+                .await;
         }
     }
 
-    /// Removes something of ours, unless somebody has it.
-    async fn take_away(&mut self, key: Key, interfaces: &Interfaces) {
+    fn is_silent(&mut self) -> bool {
+        self.silence.take_if(|answered| answered());
+        self.silence.is_some()
+    }
+
+    fn heed(&mut self, error: &NetlinkError) {
+        if error.is_no_answer() {
+            self.silence = Some(self.kernel.listen());
+        }
+    }
+
+    fn stuck_keys(&self) -> Vec<Key> {
+        self.stuck.iter().map(|stuck| stuck.key.clone()).collect()
+    }
+
+    /// Tries again to remove something that is stuck.
+    async fn free(&mut self, key: Key, interfaces: &Interfaces) {
+        let is_ours = self.stuck.iter().any(|s| s.is_ours && s.key == key);
+        self.take_away(key, is_ours, interfaces).await;
+    }
+
+    /// Removes something that is ours, or that bears our mark, unless somebody has it. If the kernel does not
+    /// do so, or does not tell whose it is, it is stuck.
+    async fn take_away(&mut self, key: Key, is_ours: bool, interfaces: &Interfaces) {
         let mut others = self.owners.values().flatten();
         if others.any(|other| Key::of(&other.item) == key) {
             return;
         }
-        let before = self.stuck.iter().position(|(stuck, _)| *stuck == key);
-        if let Err(error) = self.kernel.remove(&key, interfaces).await {
-            let error = with_sources(&error);
-            if before.is_none() {
-                tracing::error!(error, "cannot take something away; trying again");
-                self.stuck.push((key, error));
+        if self.is_silent() {
+            let error = format!("{key} is not removed: the kernel does not answer");
+            self.keep_stuck(key, is_ours, error);
+            return;
+        }
+        match self.remove(&key, is_ours, interfaces).await {
+            Ok(()) => self.stuck.retain(|stuck| stuck.key != key),
+            Err(error) => {
+                self.heed(&error);
+                self.keep_stuck(key, is_ours, with_sources(&error));
             }
-        } else if let Some(at) = before {
-            self.stuck.remove(at);
+        }
+    }
+
+    fn keep_stuck(&mut self, key: Key, is_ours: bool, error: String) {
+        if let Some(known) = self.stuck.iter_mut().find(|stuck| stuck.key == key) {
+            known.is_ours |= is_ours;
+            known.error = error;
+            return;
+        }
+        tracing::error!(error, "cannot take something away; trying again");
+        self.stuck.push(Stuck {
+            key,
+            is_ours,
+            error,
+        });
+    }
+
+    async fn remove(
+        &self,
+        key: &Key,
+        is_ours: bool,
+        interfaces: &Interfaces,
+    ) -> Result<(), NetlinkError> {
+        // Requests are carried out in their order: one without an answer has been when this is answered.
+        match is_ours || self.kernel.is_marked(key, interfaces).await? {
+            true => self.kernel.remove(key, interfaces).await,
+            false => Ok(()),
         }
     }
 }

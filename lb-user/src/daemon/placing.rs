@@ -13,6 +13,7 @@ use crate::{
 
 /// What the kernel may not tell of when it is asked.
 pub(super) const EVERYTHING: &str = "the state of the network";
+pub(super) const PATHS: &str = "the way to real servers";
 const LEFTOVERS: &str = "what an earlier daemon left";
 
 impl Daemon {

@@ -120,9 +120,8 @@ impl Daemon {
             changes => format!("reload: {}", changes.join("; ")),
         };
         // The one step that can fail comes before anything is changed.
-        self.neighbours.find_paths(&config, &self.netlink).await;
-        self.neighbours
-            .publish(&self.interfaces, &mut self.data_plane);
+        let found = self.neighbours.find_paths(&config, &self.netlink).await;
+        self.note_paths(&found);
         let succession = Succession::of(&self.config.instances, &config.instances);
         let mut roles = self.roles.clone();
         roles.rename(&succession);
@@ -163,10 +162,8 @@ impl Daemon {
 
     /// Makes the VRRP thread run the new instances, and follows what becomes of them.
     async fn follow_vrrp(&mut self, succession: &Succession, reports: &mut Receiver<Report>) {
-        // What only the configuration before needs goes last.
-        if let Err(error) = self.make_virtual_macs(false).await {
-            tracing::error!(error = super::with_sources(&error), "virtual MAC addresses");
-        }
+        // What only the configuration before needs goes last. What fails is told of, and tried again.
+        let _ = self.make_virtual_macs(false).await;
         self.watch_routes();
         self.follow_accept_mode();
         let setups = self.setups();

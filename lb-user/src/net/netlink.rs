@@ -17,7 +17,7 @@ use netlink_packet_route::{
     },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
 };
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 use tokio::sync::mpsc::{Sender, error::TrySendError};
 
@@ -51,6 +51,13 @@ pub enum NetlinkError {
         /// How long the answer was waited for.
         after: Duration,
     },
+}
+
+impl NetlinkError {
+    /// Whether the kernel kept the daemon waiting in vain. Whatever else is asked of it would do so too.
+    pub fn is_no_answer(&self) -> bool {
+        matches!(self, NetlinkError::NoAnswer { .. })
+    }
 }
 
 /// Where the kernel would send a packet for an address.
@@ -112,6 +119,12 @@ impl Netlink {
         Ok(events)
     }
 
+    /// Waits until the kernel answers, however long that takes.
+    pub async fn is_there(&self) {
+        let rules = self.handle.rule().get(IpVersion::V4).execute();
+        let _ = Box::pin(rules).try_next().await;
+    }
+
     /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
     pub async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let request = self
@@ -125,8 +138,8 @@ impl Netlink {
         ask(&what, request.execute()).await
     }
 
-    /// Where the kernel would send a packet for `address`.
-    pub async fn path_to(&self, address: IpAddr) -> Path {
+    /// Where the kernel would send a packet for `address`. An error is that it did not say.
+    pub async fn path_to(&self, address: IpAddr) -> Result<Path, NetlinkError> {
         let query = match address {
             IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(address, 32)
@@ -137,8 +150,10 @@ impl Netlink {
         };
         let mut answers = Box::pin(self.handle.route().get(query).execute());
         match ask("look up a route", answers.try_next()).await {
-            Ok(Some(route)) => path(&route),
-            Ok(None) | Err(_) => Path::Nowhere,
+            Ok(Some(route)) => Ok(path(&route)),
+            Err(error) if error.is_no_answer() => Err(error),
+            // "Network is unreachable" is an error of the kernel's.
+            Ok(None) | Err(_) => Ok(Path::Nowhere),
         }
     }
 }

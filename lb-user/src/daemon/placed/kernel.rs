@@ -2,6 +2,8 @@
 
 use std::{fmt, net::IpAddr};
 
+use tokio::task::JoinSet;
+
 use crate::{
     model::{
         Prefix,
@@ -50,8 +52,14 @@ impl fmt::Display for Key {
     }
 }
 
+/// Says whether the kernel has answered since.
+pub type Answered = Box<dyn FnMut() -> bool>;
+
 /// The kernel, or what a test has instead.
 pub trait Kernel {
+    /// Waits for an answer, without keeping anybody waiting.
+    fn listen(&self) -> Answered;
+
     /// Adds something unless it is there; `None` when its interface is missing.
     async fn add(
         &self,
@@ -71,6 +79,14 @@ pub trait Kernel {
 }
 
 impl Kernel for Netlink {
+    fn listen(&self) -> Answered {
+        let netlink = self.clone();
+        // Requests are carried out one after the other: when this one is answered, those before it are over.
+        let mut answer = JoinSet::new();
+        answer.spawn(async move { netlink.is_there().await });
+        Box::new(move || answer.try_join_next().is_some())
+    }
+
     async fn add(
         &self,
         item: &Item,

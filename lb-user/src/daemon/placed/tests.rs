@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     time::Duration,
 };
 
@@ -18,8 +19,10 @@ struct Fake {
     adds_nothing: Cell<bool>,
     removes_nothing: Cell<bool>,
     /// Requests are carried out, and their answers lost.
-    is_silent: Cell<bool>,
+    is_silent: Rc<Cell<bool>>,
     removed: RefCell<Vec<Key>>,
+    /// Requests and questions.
+    asked: Cell<u32>,
 }
 
 impl Fake {
@@ -28,17 +31,28 @@ impl Fake {
     }
 
     fn answer<T>(&self, refuses: bool, answer: T) -> Result<T, NetlinkError> {
-        match refuses || self.is_silent.get() {
-            true => Err(NetlinkError::NoAnswer {
-                what: "do it".to_owned(),
+        self.asked.set(self.asked.get() + 1);
+        let what = "do it".to_owned();
+        match (self.is_silent.get(), refuses) {
+            (true, _) => Err(NetlinkError::NoAnswer {
+                what,
                 after: Duration::from_secs(2),
             }),
-            false => Ok(answer),
+            (false, true) => Err(NetlinkError::Request {
+                what,
+                source: rtnetlink::Error::RequestFailed,
+            }),
+            (false, false) => Ok(answer),
         }
     }
 }
 
 impl Kernel for Fake {
+    fn listen(&self) -> Answered {
+        let is_silent = Rc::clone(&self.is_silent);
+        Box::new(move || !is_silent.get())
+    }
+
     async fn add(&self, item: &Item, _: &Interfaces) -> Option<Result<Placing, NetlinkError>> {
         let key = Key::of(item);
         let refuses = self.adds_nothing.get();
@@ -68,7 +82,8 @@ impl Kernel for Fake {
     }
 
     async fn is_marked(&self, key: &Key, _: &Interfaces) -> Result<bool, NetlinkError> {
-        Ok(self.has(key).is_some_and(|at| self.there.borrow()[at].1))
+        let marked = self.has(key).is_some_and(|at| self.there.borrow()[at].1);
+        self.answer(false, marked)
     }
 }
 
@@ -143,6 +158,11 @@ impl World {
     fn there(&self) -> usize {
         self.kernel().there.borrow().len()
     }
+
+    /// How many requests the kernel got since this was asked last.
+    fn asked(&self) -> u32 {
+        self.kernel().asked.take()
+    }
 }
 
 #[tokio::test]
@@ -211,6 +231,76 @@ async fn what_was_added_without_an_answer_is_ours() {
     world.put("VI_1", &[address(50)]).await;
     world.kernel().is_silent.set(false);
     world.take("VI_1").await;
+    assert_eq!(world.there(), 0);
+}
+
+/// Nothing is known of it when it is not wanted any more: the kernel does not tell whose it is either.
+#[tokio::test]
+async fn what_may_be_ours_is_taken_away_when_the_kernel_answers_again() {
+    let mut world = World::new();
+    world.kernel().is_silent.set(true);
+    world.put("VI_1", &[address(50)]).await;
+    world.take("VI_1").await;
+    assert_eq!((world.there(), world.problems()), (1, 1));
+    world.retry().await;
+    assert_eq!((world.there(), world.problems()), (1, 1));
+    world.kernel().is_silent.set(false);
+    world.retry().await;
+    assert_eq!((world.there(), world.problems()), (0, 0));
+
+    let foreign = vec![(Key::of(&address(50)), false)];
+    *world.kernel().there.borrow_mut() = foreign;
+    world.kernel().is_silent.set(true);
+    world.put("VI_1", &[address(50)]).await;
+    world.take("VI_1").await;
+    world.kernel().is_silent.set(false);
+    world.retry().await;
+    assert_eq!((world.there(), world.problems()), (1, 0), "theirs stays");
+}
+
+/// Each request without an answer keeps the daemon waiting: one at a time is enough to know.
+#[tokio::test]
+async fn a_kernel_that_does_not_answer_is_asked_once_at_a_time() {
+    let mut world = World::new();
+    let items = [address(50), address(51), route()];
+    world.kernel().is_silent.set(true);
+    world.put("VI_1", &items).await;
+    assert_eq!((world.asked(), world.problems()), (1, 3));
+    world.retry().await;
+    assert_eq!((world.asked(), world.problems()), (1, 3));
+    world.kernel().is_silent.set(false);
+    assert_eq!(world.retry().await, ["VI_1"]);
+    assert_eq!((world.there(), world.problems()), (3, 0));
+
+    world.asked();
+    world.kernel().is_silent.set(true);
+    world.kernel().removes_nothing.set(true);
+    let again = world.placed.restore(None, &world.interfaces).await;
+    assert_eq!((world.asked(), again.len(), world.problems()), (1, 0, 3));
+    world.take("VI_1").await;
+    assert_eq!((world.asked(), world.problems()), (0, 3));
+    world.put("VI_2", &[address(60)]).await;
+    world.take("VI_2").await;
+    assert_eq!((world.asked(), world.problems()), (0, 4));
+    world.retry().await;
+    assert_eq!((world.asked(), world.problems()), (1, 4));
+    world.kernel().is_silent.set(false);
+    world.kernel().removes_nothing.set(false);
+    world.retry().await;
+    assert_eq!((world.there(), world.problems()), (0, 0));
+}
+
+/// At the end there is no other time.
+#[tokio::test]
+async fn at_the_end_everything_is_asked_for() {
+    let mut world = World::new();
+    world
+        .put("VI_1", &[address(50), address(51), route()])
+        .await;
+    world.put("VI_2", &[address(60), address(61)]).await;
+    world.kernel().is_silent.set(true);
+    world.take("VI_1").await;
+    world.placed.take_everything(&world.interfaces).await;
     assert_eq!(world.there(), 0);
 }
 
