@@ -166,6 +166,75 @@ fn a_killed_daemon_s_interface_is_taken_over() {
     assert_eq!(settings(&node), before.1);
 }
 
+/// A daemon died between making it and giving it what belongs to it.
+#[test]
+fn an_interface_that_was_half_made_is_completed() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let before = (node.picture().unwrap(), settings(&node));
+    let add = format!(
+        "link add vrrp.20 link {INTERFACE} address {MAC} group 112 type macvlan mode bridge"
+    );
+    node.ip(&add.split(' ').collect::<Vec<_>>()).unwrap();
+    let config = format!(
+        "[[vrrp]]\nname = \"VI_1\"\ninterface = \"{INTERFACE}\"\nvirtual_router_id = 20\n\
+         use_virtual_mac = true\naddresses = [\"{VIP}/16\"]\n"
+    );
+    let mut director = Director::new(&lab, &node, &config).unwrap();
+    director.start(&lab).unwrap();
+    director.wait_for("VI_1", VrrpState::Master).unwrap();
+    let link = node.ip(&["link", "show", "vrrp.20"]).unwrap();
+    assert!(link.contains("alias lbd arp_ignore=0"), "{link}");
+    let answers = "/proc/sys/net/ipv4/conf/vrrp.20/arp_ignore";
+    assert_eq!(node.run("cat", &[answers]).unwrap().trim(), "1");
+    assert_ne!(settings(&node), before.1);
+    director.stop().unwrap();
+    assert_eq!((node.picture().unwrap(), settings(&node)), before);
+}
+
+/// Somebody takes its name while it is away: that is one problem, told of once, however often it is tried again.
+#[test]
+fn an_interface_that_cannot_be_made_is_one_problem() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let config = format!(
+        "[[vrrp]]\nname = \"VI_1\"\ninterface = \"{INTERFACE}\"\nvirtual_router_id = 20\n\
+         use_virtual_mac = true\nadvert_interval = \"100ms\"\nversion = 3\naddresses = [\"{VIP}/16\"]\n"
+    );
+    let mut director = Director::new(&lab, &node, &config).unwrap();
+    director.start(&lab).unwrap();
+    director.wait_for("VI_1", VrrpState::Master).unwrap();
+    node.ip(&["link", "delete", INTERFACE]).unwrap();
+    director.wait_for("VI_1", VrrpState::Fault).unwrap();
+    node.ip(&["link", "add", "vrrp.20", "type", "bridge"])
+        .unwrap();
+    lab.plug(&node).unwrap();
+    director.wait_for("VI_1", VrrpState::Master).unwrap();
+    let problems = || director.status().unwrap().problems;
+    let complaint = "cannot make interface vrrp.20: Received a netlink error message File exists";
+    wait::until_true("it is a problem", Duration::from_secs(5), || {
+        Ok(problems().join("\n").contains(complaint))
+    })
+    .unwrap();
+    // It is tried again every second.
+    std::thread::sleep(Duration::from_secs(3));
+    let of_making = problems().into_iter().filter(|p| p.contains("make"));
+    assert_eq!(of_making.count(), 1, "{:?}", problems());
+    let log = director.log();
+    assert_eq!(log.matches(complaint).count(), 1, "{log}");
+    node.ip(&["link", "delete", "vrrp.20"]).unwrap();
+    wait::until_true("the address is there", Duration::from_secs(5), || {
+        let link = node.ip(&["address", "show", "vrrp.20"]);
+        Ok(link.is_ok_and(|text| text.contains("10.1.15.50/16") && text.contains("state UP")))
+    })
+    .unwrap();
+    wait::until_true("no problem is left", Duration::from_secs(6), || {
+        Ok(problems().is_empty())
+    })
+    .unwrap();
+    director.stop().unwrap();
+}
+
 fn guide_config_with_vmac() -> String {
     guide::config(&guide::Settings::of(100)).replace(
         "advert_interval",

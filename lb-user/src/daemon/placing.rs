@@ -83,7 +83,7 @@ impl Daemon {
         }
         let instances = &self.config.instances;
         let macs = &self.addresses.virtual_macs;
-        match macs.are_complete(instances, &self.interfaces) {
+        match macs.are_complete(instances, &self.interfaces) && !macs.has_others(instances) {
             true => self.addresses.virtual_macs.nothing_is_missing(),
             false => self.follow_interfaces().await,
         }
@@ -162,8 +162,14 @@ impl Daemon {
             return Ok(());
         }
         if macs.follow(instances, &self.interfaces, !clean).await? {
-            for event in self.netlink.dump().await? {
-                self.interfaces.apply(&event);
+            match self.netlink.dump().await {
+                Ok(events) => events.iter().for_each(|event| {
+                    self.interfaces.apply(event);
+                }),
+                Err(error) => {
+                    self.not_told(EVERYTHING, &error);
+                    return Err(error);
+                }
             }
         }
         Ok(())

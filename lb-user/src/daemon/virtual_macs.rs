@@ -32,6 +32,9 @@ const ABOVE_V4: [(&str, i32); 4] = [
 /// Of the macvlan: no address but those that are given to it (mode 1 is "none").
 const ABOVE_V6: [(&str, i32); 3] = [("addr_gen_mode", 1), ("accept_ra", 0), ("autoconf", 0)];
 
+/// How the alias of an interface begins that has all that belongs to it.
+const DONE: &str = "lbd";
+
 /// The interfaces that are there.
 pub struct VirtualMacs {
     netlink: Netlink,
@@ -41,8 +44,11 @@ pub struct VirtualMacs {
     devices: BTreeMap<String, Macvlan>,
     /// Those whose instance is master.
     raised: BTreeSet<String>,
-    /// What could not be done, by interface; "" is all of them.
+    /// What could not be done, by interface; "" is finding them, and removing those that nobody needs.
     failed: BTreeMap<String, String>,
+    /// Whether the kernel left a request unanswered since [`VirtualMacs::retry`] began last. Interfaces are not
+    /// made or switched until then: each would keep the daemon waiting as long.
+    is_silent: bool,
     /// What the settings of interfaces below were before.
     settings: BTreeMap<String, Vec<(&'static str, i32)>>,
 }
@@ -56,15 +62,18 @@ impl VirtualMacs {
             devices: BTreeMap::new(),
             raised: BTreeSet::new(),
             failed: BTreeMap::new(),
+            is_silent: false,
             settings: BTreeMap::new(),
         }
     }
 
-    /// Whether every interface is there that can be.
+    /// Whether every interface is there that can be, with all that belongs to it.
     pub fn are_complete(&self, instances: &[Instance], interfaces: &Interfaces) -> bool {
         wanted(instances, interfaces).into_iter().all(|want| {
             let found = interfaces.by_name(want.name);
-            found.is_some_and(|i| i.mac == want.mac && i.place.below == Some(want.below))
+            let known = self.devices.get(want.name);
+            known.is_some_and(is_furnished)
+                && found.is_some_and(|i| i.mac == want.mac && i.place.below == Some(want.below))
         })
     }
 
@@ -88,51 +97,60 @@ impl VirtualMacs {
     ) -> Result<bool, NetlinkError> {
         let wanted = wanted(instances, interfaces);
         self.failed
-            .retain(|name, _| wanted.iter().any(|w| w.name == name));
-        let result = self.try_to_follow(&wanted, interfaces, keep).await;
-        if let Err(error) = &result {
-            self.note("", Some(error));
+            .retain(|name, _| name.is_empty() || wanted.iter().any(|w| w.name == name));
+        let sorted = self.sort_out(&wanted, interfaces, keep).await;
+        self.note("", sorted.as_ref().err());
+        let mut changed = sorted?;
+        let mut result = Ok(());
+        for want in &wanted {
+            let known = self.devices.get(want.name);
+            if !self.is_silent && !known.is_some_and(is_furnished) {
+                let made = self.make(want).await;
+                self.note(want.name, made.as_ref().err());
+                if made.is_ok() && self.raised.contains(want.name) {
+                    self.switch(want.name, true).await;
+                }
+                changed |= made.is_ok();
+                result = result.and(made);
+            }
         }
-        result
+        self.put_settings_back(&wanted, keep);
+        result.map(|()| changed)
     }
 
-    async fn try_to_follow(
+    /// Finds out what is there, and removes what nobody needs. Says whether there was any.
+    async fn sort_out(
         &mut self,
         wanted: &[Wanted<'_>],
         interfaces: &Interfaces,
         keep: bool,
     ) -> Result<bool, NetlinkError> {
-        let mut changed = false;
         let present = self.netlink.macvlans().await?;
+        self.is_silent = false;
         self.looked = true;
         self.devices.clear();
+        let mut others = Vec::new();
         for device in present {
             let is_wanted = |w: &Wanted<'_>| {
                 w.name == device.name && w.mac == device.mac && Some(w.below) == device.below
             };
             self.remember_settings(&device, interfaces);
-            if keep || wanted.iter().any(is_wanted) {
-                self.devices.insert(device.name.clone(), device);
-            } else {
-                self.netlink.delete_link(device.ifindex).await?;
-                changed = true;
+            if !keep && !wanted.iter().any(is_wanted) {
+                others.push((device.name.clone(), device.ifindex));
             }
+            self.devices.insert(device.name.clone(), device);
         }
-        let mut result = Ok(());
-        for want in wanted {
-            if !self.devices.contains_key(want.name) {
-                let made = self.make(want).await;
-                self.note(want.name, made.as_ref().err());
-                changed |= made.is_ok();
-                result = result.and(made);
-            }
+        let changed = !others.is_empty();
+        for (name, ifindex) in others {
+            self.netlink.delete_link(ifindex).await?;
+            self.devices.remove(&name);
         }
-        self.put_settings_back(wanted, keep);
-        result.map(|()| changed)
+        Ok(changed)
     }
 
     /// Tries again to turn interfaces on or off.
     pub async fn retry(&mut self) {
+        self.is_silent = false;
         let names: Vec<String> = self.failed.keys().cloned().collect();
         for name in names {
             let up = self.raised.contains(&name);
@@ -156,6 +174,7 @@ impl VirtualMacs {
             self.failed.remove(name);
             return;
         };
+        self.is_silent |= error.is_no_answer();
         let error = match name {
             "" => super::with_sources(error),
             name => format!("interface {name}: {}", super::with_sources(error)),
@@ -189,36 +208,44 @@ impl VirtualMacs {
     }
 
     async fn switch(&mut self, name: &str, up: bool) {
-        if let Some(device) = self.devices.get(name) {
-            let result = self.netlink.set_link_up(device.ifindex, up).await;
-            self.note(name, result.as_ref().err());
+        let Some(device) = self.devices.get(name) else {
+            return;
+        };
+        if self.is_silent {
+            let words = || format!("interface {name}: the kernel does not answer");
+            self.failed.entry(name.to_owned()).or_insert_with(words);
+            return;
         }
+        let result = self.netlink.set_link_up(device.ifindex, up).await;
+        self.note(name, result.as_ref().err());
     }
 
+    /// Makes an interface, unless it is there, and gives it what belongs to it. One that is there without was made
+    /// by a request whose answer was lost, or by a daemon that died at that.
     async fn make(&mut self, want: &Wanted<'_>) -> Result<(), NetlinkError> {
-        self.netlink
-            .add_macvlan(want.name, want.below, want.mac)
-            .await?;
-        let present = self.netlink.macvlans().await?;
-        let Some(mut device) = present.into_iter().find(|d| d.name == want.name) else {
-            return Ok(());
-        };
+        if !self.devices.contains_key(want.name) {
+            self.netlink
+                .add_macvlan(want.name, want.below, want.mac)
+                .await?;
+            let present = self.netlink.macvlans().await?;
+            let Some(device) = present.into_iter().find(|d| d.name == want.name) else {
+                return Ok(());
+            };
+            self.devices.insert(device.name.clone(), device);
+        }
         for (family, settings) in [(Family::V4, &ABOVE_V4[..]), (Family::V6, &ABOVE_V6[..])] {
             for (key, value) in settings {
                 set(family, want.name, key, *value);
             }
         }
-        if want.needs_settings {
-            device.alias = self.change_settings(want.interface);
+        let alias = match want.needs_settings {
+            true => self.change_settings(want.interface),
+            false => DONE.to_owned(),
+        };
+        if let Some(device) = self.devices.get_mut(want.name) {
             // A daemon that comes after one that died learns from it what to put back.
-            self.netlink
-                .set_alias(device.ifindex, &device.alias)
-                .await?;
-        }
-        let name = device.name.clone();
-        self.devices.insert(name.clone(), device);
-        if self.raised.contains(&name) {
-            self.switch(&name, true).await;
+            self.netlink.set_alias(device.ifindex, &alias).await?;
+            device.alias = alias;
         }
         Ok(())
     }
@@ -238,13 +265,13 @@ impl VirtualMacs {
             .iter()
             .map(|(key, value)| format!(" {key}={value}"))
             .collect();
-        format!("lbd{}", list.concat())
+        format!("{DONE}{}", list.concat())
     }
 
     /// Learns from an interface's alias what settings were before.
     fn remember_settings(&mut self, device: &Macvlan, interfaces: &Interfaces) {
         let below = device.below.and_then(|index| interfaces.by_index(index));
-        let (Some(below), Some(list)) = (below, device.alias.strip_prefix("lbd")) else {
+        let (Some(below), Some(list)) = (below, device.alias.strip_prefix(DONE)) else {
             return;
         };
         let before = self.settings.entry(below.name.clone()).or_default();
@@ -321,6 +348,10 @@ pub fn taken<'i>(instances: &'i [Instance], interfaces: &Interfaces) -> Option<&
         let found = interfaces.by_name(name).map(|interface| interface.place);
         found.is_some_and(|place| !place.is_macvlan || place.group != GROUP)
     })
+}
+
+fn is_furnished(device: &Macvlan) -> bool {
+    device.alias.starts_with(DONE)
 }
 
 fn set(family: Family, interface: &str, key: &str, value: i32) {
