@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "lb-user/src/api/page.rs",
     "lb-user/src/daemon/roles.rs",
     "lb-user/src/daemon/succession.rs",
+    "lb-user/src/daemon/unsent.rs",
     "lb-user/src/notify/event.rs",
     "lb-user/src/notify/groups.rs",
 ];

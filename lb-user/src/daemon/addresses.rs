@@ -10,6 +10,7 @@ use std::{
 use super::{
     placed::{Owner, Placed},
     succession::Succession,
+    unsent::Unsent,
     virtual_macs::VirtualMacs,
 };
 use crate::{
@@ -40,8 +41,7 @@ pub struct Addresses {
     announcing: Announcing,
     /// Announcements sent, by instance.
     sent: BTreeMap<String, u64>,
-    /// Instances whose last announcement could not be sent.
-    unsent: BTreeSet<String>,
+    unsent: Unsent,
     held: BTreeMap<String, Held>,
     /// Addresses, routes and rules.
     pub placed: Placed,
@@ -56,7 +56,7 @@ impl Addresses {
             announcer: Announcer::open()?,
             announcing: Announcing::default(),
             sent: BTreeMap::new(),
-            unsent: BTreeSet::new(),
+            unsent: Unsent::default(),
             held: BTreeMap::new(),
             placed: Placed::new(netlink.clone()),
             virtual_macs: VirtualMacs::new(netlink),
@@ -100,12 +100,14 @@ impl Addresses {
             instance.announce,
             Instant::now(),
         );
+        self.unsent.forget(&instance.name);
         self.held.insert(instance.name.clone(), held);
     }
 
     /// Takes away what an instance had in place, except what another holds by now.
     pub async fn release(&mut self, name: &str, interfaces: &Interfaces) {
         self.announcing.forget(name);
+        self.unsent.forget(name);
         let held = self.held.remove(name);
         self.placed.take(&owner(name), interfaces).await;
         if let Some(device) = held.and_then(|held| held.virtual_mac) {
@@ -123,6 +125,7 @@ impl Addresses {
         self.sent = sent
             .map(|(name, count)| (names.rename(name), count))
             .collect();
+        self.unsent.rename(names);
         self.announcing.rename(|name| names.name(name).into());
         self.placed.rename(names);
     }
@@ -185,23 +188,32 @@ impl Addresses {
     /// Sends the announcements that are due.
     pub fn announce_due(&mut self, interfaces: &Interfaces) {
         for due in self.announcing.due(Instant::now()) {
-            let held = self.held.get(&*due.instance);
-            let mut addresses = held.iter().flat_map(|held| &held.addresses);
-            let place = addresses.find(|(_, address)| *address == due.address);
-            let Some((device, _)) = place else {
-                continue;
-            };
-            let Some(interface) = interfaces.by_name(device) else {
-                continue;
-            };
-            let router = due.address.is_ipv6() && forwards_v6(device);
-            let (ifindex, mac) = (interface.ifindex, interface.mac);
-            match self.announcer.announce(ifindex, mac, due.address, router) {
-                Ok(()) => *self.sent.entry(due.instance.to_string()).or_default() += 1,
-                Err(error) if self.unsent.insert(due.instance.to_string()) => {
-                    tracing::warn!(address = %due.address, interface = device, %error, "cannot announce an address; trying again");
+            self.send(&due.instance, due.address, interfaces);
+        }
+    }
+
+    /// Sends one announcement of an address that an instance holds.
+    fn send(&mut self, instance: &str, address: IpAddr, interfaces: &Interfaces) {
+        let held = self.held.get(instance);
+        let mut addresses = held.iter().flat_map(|held| &held.addresses);
+        let place = addresses.find(|(_, held)| *held == address);
+        let Some((device, _)) = place else {
+            return;
+        };
+        let Some(interface) = interfaces.by_name(device) else {
+            return;
+        };
+        let router = address.is_ipv6() && forwards_v6(device);
+        let (ifindex, mac) = (interface.ifindex, interface.mac);
+        match self.announcer.announce(ifindex, mac, address, router) {
+            Ok(()) => {
+                self.unsent.succeeded(instance, address);
+                *self.sent.entry(instance.to_owned()).or_default() += 1;
+            }
+            Err(error) => {
+                if self.unsent.failed(instance, address, &error.to_string()) {
+                    tracing::warn!(%address, interface = device, %error, "cannot announce an address; trying again");
                 }
-                Err(_) => {}
             }
         }
     }
@@ -239,8 +251,10 @@ impl Addresses {
     /// Tries again what has failed.
     pub async fn retry(&mut self, interfaces: &Interfaces) {
         self.virtual_macs.retry().await;
-        let mut again = self.placed.retry(interfaces).await;
-        again.append(&mut self.unsent);
+        let again = self.placed.retry(interfaces).await;
+        for (instance, address) in self.unsent.all() {
+            self.send(&instance, address, interfaces);
+        }
         self.announce_all(again, interfaces);
     }
 

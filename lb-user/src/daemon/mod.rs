@@ -23,6 +23,7 @@ mod steering;
 mod succession;
 mod tracking;
 mod tracking_view;
+mod unsent;
 mod views;
 mod virtual_macs;
 mod ways;
