@@ -160,7 +160,10 @@ impl Daemon {
         };
         let changed = self.interfaces.apply(&event);
         match &event {
-            NetEvent::Lost => self.read_everything_again().await,
+            NetEvent::Lost => {
+                tracing::warn!("netlink events were lost; reading everything again");
+                self.read_everything_again().await;
+            }
             NetEvent::Neighbour { address, .. } => {
                 let hosts = self.neighbours.learn(&event);
                 for host in &hosts {
@@ -205,7 +208,7 @@ impl Daemon {
                 if let NetEvent::Link { name, mac, .. } = &event
                     && before.is_some_and(|before| before != *mac)
                 {
-                    self.addresses.announce_anew(name, &self.interfaces);
+                    self.announce_macs(std::slice::from_ref(name));
                 }
                 if changed.is_some() {
                     self.follow_interfaces().await;
@@ -213,6 +216,17 @@ impl Daemon {
                     self.find_neighbours_and_apply().await;
                 }
             }
+        }
+    }
+
+    /// These interfaces have other MAC addresses now. The data plane knows them before clients do.
+    fn announce_macs(&mut self, interfaces: &[String]) {
+        if interfaces.is_empty() {
+            return;
+        }
+        self.follow_own_addresses();
+        for interface in interfaces {
+            self.addresses.announce_anew(interface, &self.interfaces);
         }
     }
 
@@ -231,9 +245,8 @@ impl Daemon {
         self.data_plane.set_receive_mtu(largest.unwrap_or_default());
     }
 
-    /// Netlink dropped events: what the kernel has now replaces what was known.
+    /// What the kernel has now replaces what was known.
     pub(super) async fn read_everything_again(&mut self) {
-        tracing::warn!("netlink events were lost; reading everything again");
         match self.netlink.dump().await {
             Ok(events) => {
                 self.untold.remove(EVERYTHING);
@@ -243,9 +256,8 @@ impl Daemon {
                     self.interfaces.apply(event);
                     self.neighbours.learn(event);
                 }
-                for interface in self.interfaces.changed_macs(&before) {
-                    self.addresses.announce_anew(&interface, &self.interfaces);
-                }
+                let changed = self.interfaces.changed_macs(&before);
+                self.announce_macs(&changed);
                 self.follow_interfaces().await;
                 self.follow_links();
                 self.find_neighbours_and_apply().await;
