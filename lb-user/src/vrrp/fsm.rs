@@ -440,11 +440,11 @@ impl Machine {
             .deadline
             .map_or(Duration::ZERO, |due| now.saturating_sub(due));
         self.deadline = Some(now + interval);
-        if std::mem::take(&mut self.owes_answer) {
-            self.answered = Some(now);
-        }
         if late > PATIENCE * interval {
             return Effects::default();
+        }
+        if std::mem::take(&mut self.owes_answer) {
+            self.answered = Some(now);
         }
         Effects::of([Effect::SendAdvert(self.settings.priority)])
     }

@@ -53,3 +53,32 @@ fn without_backups_only_deadlines_count() {
     assert_eq!(pace.plan(Duration::ZERO, machines[1..].iter()), None);
     assert_eq!(pace.woke(9 * SECOND), Duration::ZERO);
 }
+
+/// A master that owed an answer when its host stood still listens first, and has answered nobody by that: who
+/// speaks meanwhile is answered at once, and otherwise its next advert is the answer.
+#[test]
+fn listening_is_no_answer() {
+    for speaks in [true, false] {
+        let mut machine = machine_in(VrrpState::Master, settings(100));
+        let answer = [Effect::SendAdvert(100), Effect::Announce];
+        let mut hears = |at| -> Vec<Effect> {
+            let effects = machine.handle(advert(50, LOW), at);
+            effects.into_iter().collect()
+        };
+        assert_eq!(hears(500 * MS), answer);
+        assert_eq!(hears(510 * MS), [Effect::Announce]);
+        let effects = machine.handle(Event::Timer, 9 * SECOND);
+        assert_eq!(effects.into_iter().count(), 0, "it listens");
+        if speaks {
+            let effects = machine.handle(advert(50, LOW), 9_010 * MS);
+            assert_eq!(effects.into_iter().collect::<Vec<_>>(), answer);
+        } else {
+            assert_eq!(machine.deadline(), Some(10 * SECOND));
+            let effects = machine.handle(Event::Timer, 10 * SECOND);
+            assert_eq!(effects.into_iter().count(), 1);
+            let effects = machine.handle(advert(50, LOW), 10_010 * MS);
+            let effects: Vec<_> = effects.into_iter().collect();
+            assert_eq!(effects, [Effect::Announce], "too soon after its answer");
+        }
+    }
+}
