@@ -251,6 +251,34 @@ fn the_kernel_holds_the_plan_and_what_is_not_ours() {
     });
 }
 
+/// What somebody else changed is told of, whatever the daemon changes next.
+#[test]
+fn no_change_of_ours_hides_a_repair() {
+    on_a_node(|lab, _| {
+        let of_weight = |weight| {
+            let servers = vec![server("10.1.15.45", weight)];
+            plan(vec![service("10.1.15.50:80", Scheduler::Wrr, servers)])
+        };
+        let mut ipvs = Ipvs::start(&timeouts(), &runtime(lab)).unwrap();
+        ipvs.apply(&of_weight(1)).unwrap();
+        let changes: [fn(&mut Ipvs, &Plan); 3] = [
+            |ipvs, plan| assert!(ipvs.apply(plan).is_ok()),
+            |ipvs, _| ipvs.set_timeouts(&timeouts()),
+            |ipvs, _| ipvs.set_probes(&[], &[]).unwrap(),
+        ];
+        for (change, repairs) in changes.into_iter().zip([2, 4, 6]) {
+            run(Command::new("ipvsadm").arg("-C")).unwrap();
+            change(&mut ipvs, &of_weight(2));
+            // The service and its real server.
+            assert_eq!(ipvs.snapshot().repairs.count, repairs);
+        }
+        assert!(listed(&[])[1].contains("10.1.15.45"));
+        ipvs.sweep();
+        assert_eq!(ipvs.snapshot().repairs.count, 6);
+        ipvs.detach().unwrap();
+    });
+}
+
 /// A daemon that died leaves its services; the next one goes on with them, removes those that the
 /// configuration has no more, and knows whose the others are.
 #[test]

@@ -273,7 +273,7 @@ impl Ipvs {
     }
 
     /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else. Comes before
-    /// another plan, which would put that right without a word.
+    /// another plan, which would put that right without a word; a change of roles cannot wait for it.
     fn repair(&mut self) {
         let Some(plan) = self.plan.take() else { return };
         let result = self.bring_about(&plan);
