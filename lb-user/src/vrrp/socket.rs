@@ -168,7 +168,7 @@ impl VrrpSocket {
         match (source, destination) {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let to = SocketAddrV6::new(destination, 0, 0, self.ifindex);
-                control::send(self.socket.as_fd(), packet, source, to, hop_limit)
+                control::send(&self.socket, packet, source, to, hop_limit)
             }
             (_, IpAddr::V4(destination)) => self
                 .socket
