@@ -110,6 +110,7 @@ impl Ports {
     }
 }
 
-fn place(instance: &Instance) -> Place {
+/// Where an instance hears and speaks.
+pub fn place(instance: &Instance) -> Place {
     (instance.interface.clone(), Kind::of(instance))
 }

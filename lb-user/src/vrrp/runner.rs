@@ -11,8 +11,8 @@ use super::{
     fsm::{Event, Machine, Reason, Settings},
     oddities::{Oddities, Oddity},
     packet::{AdvertPacket, Stamp},
+    ports::{self, Place},
     replay::Marks,
-    socket::Kind,
 };
 use crate::model::{Auth, ChecksumForm, HmacAuth, Instance, Verdict, VrrpState};
 
@@ -75,7 +75,7 @@ pub struct Snapshot {
 pub(super) struct Runner {
     pub(super) instance: Instance,
     /// Which socket it hears and speaks by.
-    pub(super) socket: (String, Kind),
+    pub(super) socket: Place,
     pub(super) machine: Machine,
     pub(super) packet: AdvertPacket,
     pub(super) link: Link,
@@ -125,7 +125,7 @@ impl Runner {
                 source,
             )),
             packet: AdvertPacket::new(&setup.instance, source),
-            socket: (setup.instance.interface.clone(), Kind::of(&setup.instance)),
+            socket: ports::place(&setup.instance),
             instance: setup.instance,
             link: setup.link,
             reason: Reason::Started,
@@ -271,7 +271,7 @@ impl Runner {
     /// Takes a changed configuration.
     pub(super) fn adopt(&mut self, instance: Instance, now: Duration) {
         if self.instance != instance {
-            self.socket = (instance.interface.clone(), Kind::of(&instance));
+            self.socket = ports::place(&instance);
             self.instance = instance;
             self.refresh(now);
         }
