@@ -154,7 +154,8 @@ impl Default for UnicastTtl {
 /// Over what the checksum of a version 3 advert over IPv4 is computed. All are believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChecksumForm {
-    /// As the peer does; without one, as [`ChecksumForm::Message`].
+    /// As the peer does. Before one was heard: as [`ChecksumForm::Message`], and to peers that are spoken to one by
+    /// one as [`ChecksumForm::PseudoHeader`].
     Auto,
     /// The message alone (RFC 9568 section 5.2.8).
     Message,

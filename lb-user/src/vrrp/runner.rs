@@ -180,10 +180,15 @@ impl Runner {
         }
     }
 
-    /// The form of the next advert's checksum.
+    /// The form of the next advert's checksum. Before a peer was heard it is RFC 9568's (section 5.2.8), which knows
+    /// no peers that are spoken to one by one: these are keepalived's, and so is their form.
     pub(super) fn checksum_form(&self) -> ChecksumForm {
+        let alone = match self.instance.peers.is_empty() {
+            true => ChecksumForm::Message,
+            false => ChecksumForm::PseudoHeader,
+        };
         match self.instance.checksum {
-            ChecksumForm::Auto => self.heard_checksum.unwrap_or(ChecksumForm::Message),
+            ChecksumForm::Auto => self.heard_checksum.unwrap_or(alone),
             fixed => fixed,
         }
     }
