@@ -28,7 +28,12 @@ pub(super) trait Outside {
 
 /// Gives a machine an event and does what it asks for.
 pub(super) fn feed(outside: &impl Outside, runner: &mut Runner, event: Event) {
-    for effect in runner.machine.handle(event, outside.now()) {
+    let was_master = runner.machine.state() == VrrpState::Master;
+    let effects = runner.machine.handle(event, outside.now());
+    if !was_master && runner.machine.state() == VrrpState::Master {
+        runner.packet.leap();
+    }
+    for effect in effects {
         match effect {
             Effect::SendAdvert(priority) => outside.send(runner, priority),
             Effect::Announce => {
@@ -123,4 +128,84 @@ fn expire(outside: &impl Outside, runner: &mut Runner) {
         false => Event::Timer,
     };
     feed(outside, runner, event);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::{Cell, RefCell},
+        net::IpAddr,
+    };
+
+    use super::*;
+    use crate::{
+        config,
+        model::{ChecksumForm, Verdict},
+        vrrp::driver::{Link, Setup},
+    };
+
+    /// Nobody hears what is said here: the sequence numbers of authentication headers.
+    #[derive(Default)]
+    struct Alone {
+        now: Cell<Instant>,
+        said: RefCell<Vec<u32>>,
+    }
+
+    impl Outside for Alone {
+        fn now(&self) -> Instant {
+            self.now.get()
+        }
+
+        fn count_change(&self) -> u64 {
+            0
+        }
+
+        fn send(&self, runner: &mut Runner, priority: u8) {
+            runner.packet.next(priority, Duration::ZERO);
+            let packet = runner
+                .packet
+                .to(runner.instance.group, ChecksumForm::Message);
+            let number = packet[28..32].try_into().unwrap();
+            self.said.borrow_mut().push(u32::from_be_bytes(number));
+        }
+
+        fn report(&self, _: Report) {}
+    }
+
+    /// keepalived believes only numbers above all that it has said and heard. During a partition it goes on
+    /// saying one more each time, however long that takes.
+    #[test]
+    fn one_who_becomes_master_is_ahead_of_a_keepalived_that_does_not_hear_it() {
+        let text = "[[vrrp]]\nname = \"VI_1\"\ninterface = \"eth0\"\nvirtual_router_id = 20\npriority = 50\n\
+                    addresses = [\"10.1.15.50/16\"]\nauthentication = \"ah\"\npassword = \"secret\"\n";
+        let instance = config::parse("lbd.toml", text, "host")
+            .unwrap()
+            .instances
+            .remove(0);
+        let source = IpAddr::from([10, 1, 15, 43]);
+        let mut runner = Runner::new(Setup {
+            instance,
+            link: Link::Up { ifindex: 1, source },
+            verdict: Verdict::default(),
+        });
+        let outside = Alone::default();
+        feed(&outside, &mut runner, Event::Start);
+        let heard = 100;
+        assert!(runner.is_new([10, 1, 15, 44].into(), heard));
+        // Four more adverts before its silence is noticed, and then one for each of ours.
+        let mut theirs = heard + 4;
+        for _ in 0..1_000 {
+            let due = runner.machine.deadline().unwrap();
+            outside.now.set(due);
+            feed(&outside, &mut runner, Event::Timer);
+            theirs += 1;
+            let ours = *outside.said.borrow().last().unwrap();
+            assert!(ours > theirs, "{ours} after {theirs}");
+        }
+        assert_eq!(outside.said.borrow().len(), 1_000);
+        // What it heard is a lower bound as before.
+        assert!(runner.is_new([10, 1, 15, 44].into(), 5_000));
+        outside.send(&mut runner, 0);
+        assert!(*outside.said.borrow().last().unwrap() > 5_000);
+    }
 }

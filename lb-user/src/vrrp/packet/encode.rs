@@ -11,6 +11,10 @@ use super::{
 };
 use crate::model::{Auth, ChecksumForm, HmacKey, Instance, VrrpVersion};
 
+/// More adverts than another master sends before its silence makes this one master, and than both send until they
+/// have heard each other again.
+const LEAD: u32 = 16;
+
 /// A complete advert, for IPv4 with IP header, ready for a socket with IP_HDRINCL. Built once per
 /// instance; [`AdvertPacket::next`] and [`AdvertPacket::to`] patch what changes and allocate
 /// nothing.
@@ -24,6 +28,8 @@ pub struct AdvertPacket {
     key: Option<[u8; 8]>,
     ip_id: u16,
     sequence: u32,
+    /// How far it is to the next sequence number.
+    step: u32,
     signed: Option<Signed>,
     /// Of the last advert with a trailer, whether the present ones have one or not.
     stamp: Option<Stamp>,
@@ -83,6 +89,7 @@ impl AdvertPacket {
             key,
             ip_id: 0,
             sequence: 0,
+            step: 1,
             signed,
             stamp: None,
         }
@@ -93,6 +100,7 @@ impl AdvertPacket {
     pub fn continuing(mut self, before: &Self) -> Self {
         self.ip_id = before.ip_id;
         self.sequence = before.sequence;
+        self.step = before.step;
         self.stamp = before.stamp;
         self
     }
@@ -102,10 +110,19 @@ impl AdvertPacket {
         self.sequence = self.sequence.max(sequence);
     }
 
+    /// Leaves sequence numbers out, as one does who becomes master. keepalived has one number for all routers of
+    /// an instance and believes only what is above it, its own adverts included. One that went on as master, or began
+    /// to be one, while this one did the same without hearing it, has counted by one for each advert since: who
+    /// begins [`LEAD`] further, and counts by two, stays ahead of it however long that takes.
+    pub fn leap(&mut self) {
+        self.sequence = self.sequence.wrapping_add(LEAD);
+        self.step = 2;
+    }
+
     /// Begins the next advert, with this priority, at this time since 1970. All its copies have one
     /// sequence number, and one trailer.
     pub fn next(&mut self, priority: u8, wall: Duration) {
-        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence = self.sequence.wrapping_add(self.step);
         self.bytes[self.message + 2] = priority;
         if let Some(signed) = &self.signed {
             let stamp = match self.stamp {
