@@ -23,6 +23,9 @@ pub fn complaints(log: &str) -> Vec<String> {
         "ignoring",
         "wrong",
         "bogus",
+        "xpect",
+        "not present",
+        "but this VRRP instance",
         "already processed",
     ];
     log.lines()
@@ -162,7 +165,10 @@ impl Frr {
         for path in [lab.directory(), &directory] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
         }
-        let mut lines = format!("log stdout\ninterface {INTERFACE}\n");
+        // Only so does it tell of adverts that it does not believe.
+        let mut lines = format!(
+            "log stdout debugging\ndebug vrrp packets\ndebug vrrp protocol\ninterface {INTERFACE}\n"
+        );
         for line in router {
             lines += &format!(" vrrp {vrid} {line}\n");
         }
@@ -217,7 +223,10 @@ impl Frr {
 
     /// Lines in which it finds fault with adverts.
     pub fn complaints(&self) -> Vec<String> {
-        complaints(&self.log())
+        let mut found = complaints(&self.log());
+        // Of its own states.
+        found.retain(|line| !line.contains("' event in '"));
+        found
     }
 
     /// Starts vrrpd again.

@@ -53,6 +53,14 @@ impl Peer for FrrPeer {
         self.show("status").is_some_and(|status| status == "Master")
     }
 
+    fn ends_heard(&self) -> usize {
+        let log = self.frr.as_ref().map(Frr::log).unwrap_or_default();
+        let of_end = |line: &&str| {
+            line.contains("Received VRRP Advertisement") && line.contains("priority 0,")
+        };
+        log.lines().filter(of_end).count()
+    }
+
     fn complaints(&mut self) -> Vec<String> {
         let stats = self.show("stats").unwrap();
         assert!(

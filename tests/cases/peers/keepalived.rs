@@ -79,6 +79,10 @@ impl Peer for KeepalivedPeer {
         holds(&self.node, &self.dialect).unwrap_or(false)
     }
 
+    fn ends_heard(&self) -> usize {
+        self.log().matches("received priority 0 advert").count()
+    }
+
     fn complaints(&mut self) -> Vec<String> {
         let log = self.process().log();
         let new = log.lines().skip(self.read).collect::<Vec<_>>().join("\n");
