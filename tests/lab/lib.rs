@@ -4,6 +4,7 @@
 //! Everything a laboratory makes is written to a state directory first, so that a later run can
 //! remove what an interrupted one left behind.
 
+pub mod arrivals;
 pub mod binaries;
 pub mod director;
 pub mod download;
@@ -20,6 +21,7 @@ pub mod servers;
 pub mod sniffer;
 pub mod soak;
 pub mod steps;
+pub mod unheard;
 pub mod wait;
 pub mod witness;
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Lab, Node, Process, guide::VIP, network::INTERFACE, wait};
+use crate::{Lab, Node, Process, guide::VIP, network::INTERFACE, unheard::without_ipvs, wait};
 
 /// Lines in which keepalived finds fault with adverts.
 pub fn complaints(log: &str) -> Vec<String> {
@@ -59,16 +60,29 @@ pub fn guide_instance(priority: u8) -> String {
 
 /// Starts keepalived's VRRP. `global` goes into its `global_defs`, `instances` behind them.
 pub fn keepalived(lab: &Lab, node: &Node, global: &str, instances: &str) -> Result<Process> {
-    start_keepalived(lab, node, global, instances, &["-P"])
+    start_keepalived(lab, node, global, instances, &["-P"], |_| ())
 }
 
 /// Starts all of keepalived: with its health checks and its IPVS. `rest` has virtual servers as well.
 pub fn keepalived_director(lab: &Lab, node: &Node, global: &str, rest: &str) -> Result<Process> {
-    let pid = lab
-        .directory()
-        .join(format!("{}-keepalived.checkers.pid", node.name));
-    let pid = pid.display().to_string();
-    start_keepalived(lab, node, global, rest, &["-c", &pid])
+    let pid = checkers_file(lab.directory(), node).display().to_string();
+    start_keepalived(lab, node, global, rest, &["-c", &pid], |_| ())
+}
+
+/// Starts keepalived's health checks of these virtual servers, on any kernel: see [`crate::unheard`].
+pub fn keepalived_checkers(lab: &Lab, node: &Node, servers: &str) -> Result<Process> {
+    let pid = checkers_file(lab.directory(), node).display().to_string();
+    let options = ["-C", "-c", &pid];
+    start_keepalived(lab, node, "", servers, &options, without_ipvs)
+}
+
+/// The process of keepalived on a host that makes health checks.
+pub fn keepalived_checker(directory: &Path, node: &Node) -> Result<Pid> {
+    pid_in(&checkers_file(directory, node))
+}
+
+fn checkers_file(directory: &Path, node: &Node) -> PathBuf {
+    directory.join(format!("{}-keepalived.checkers.pid", node.name))
 }
 
 fn start_keepalived(
@@ -77,6 +91,7 @@ fn start_keepalived(
     global: &str,
     instances: &str,
     options: &[&str],
+    prepare: impl FnOnce(&mut Command),
 ) -> Result<Process> {
     let name = &node.name;
     let config = format!("global_defs {{\n  router_id {name}\n{global}\n}}\n{instances}");
@@ -94,6 +109,7 @@ fn start_keepalived(
     let files = counters_of(lab.directory(), node);
     fs::create_dir_all(&files)?;
     command.env("TMPDIR", files).args(common).args(options);
+    prepare(&mut command);
     Process::start_command(lab, node, "keepalived", &mut command)
 }
 
@@ -103,8 +119,11 @@ fn counters_of(directory: &Path, node: &Node) -> PathBuf {
 
 /// The process of keepalived on a host that speaks VRRP.
 pub fn keepalived_child(directory: &Path, node: &Node) -> Result<Pid> {
-    let file = directory.join(format!("{}-keepalived.vrrp.pid", node.name));
-    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    pid_in(&directory.join(format!("{}-keepalived.vrrp.pid", node.name)))
+}
+
+fn pid_in(file: &Path) -> Result<Pid> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     Ok(Pid::from_raw(text.trim().parse()?))
 }
 
