@@ -29,9 +29,30 @@ impl Row {
 #[derive(Serialize)]
 pub struct Verdict {
     pub aim: String,
-    pub at_most_ms: f64,
-    pub seen_ms: f64,
-    pub met: bool,
+    /// What it is measured by, unless that is missing.
+    pub at_most_ms: Option<f64>,
+    pub seen_ms: Option<f64>,
+    pub judgement: Judgement,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judgement {
+    Met,
+    Missed,
+    /// lbd's figure or the one beside it was not measured.
+    NotJudged,
+}
+
+impl Judgement {
+    /// The word in the figures.
+    pub fn word(self) -> &'static str {
+        match self {
+            Judgement::Met => "met",
+            Judgement::Missed => "MISSED",
+            Judgement::NotJudged => "not judged",
+        }
+    }
 }
 
 /// How much longer lbd may take than keepalived where timers decide.
@@ -39,54 +60,163 @@ const MARGIN_MS: f64 = 10.0;
 /// The longest outage when a partition heals.
 const HEAL_MS: f64 = 50.0;
 
-/// All aims that the figures are enough for.
+/// Every aim, judged where the figures are enough for it.
 pub fn judge(rows: &[Row]) -> Vec<Verdict> {
-    rows.iter()
-        .filter(|row| row.daemon == Daemon::Lbd)
-        .flat_map(|row| {
-            absolute(row)
-                .into_iter()
-                .chain(against_keepalived(row, rows))
-        })
-        .collect()
-}
-
-fn absolute(row: &Row) -> Option<Verdict> {
-    let name = row.timers.name();
-    let (what, seen, limit) = match (row.event, row.timers) {
-        ("heal", _) => ("in every trial", row.longest(), HEAL_MS),
-        ("port-down", Timers::V3_100) => ("in the median", row.median(), 330.0),
-        ("port-down", Timers::V3_10) => ("in the median", row.median(), 45.0),
-        _ => return None,
-    };
-    Some(verdict(
-        format!("{name}: {} {what}", row.event),
-        seen,
-        limit,
-    ))
-}
-
-fn against_keepalived(row: &Row, rows: &[Row]) -> Option<Verdict> {
-    if !["stop", "port-down", "silent-cut"].contains(&row.event) {
-        return None;
+    let mut verdicts = Vec::new();
+    for timers in Timers::ALL {
+        let name = timers.name();
+        let of = |daemon, event| {
+            rows.iter()
+                .find(|row| (row.daemon, row.timers, row.event) == (daemon, timers, event))
+        };
+        let longest = of(Daemon::Lbd, "heal").map(Row::longest);
+        let aim = format!("{name}: heal in every trial");
+        verdicts.push(verdict(aim, longest, Some(HEAL_MS)));
+        let median = |daemon, event| of(daemon, event).map(Row::median);
+        let port_down = match timers {
+            Timers::V2 => None,
+            Timers::V3_100 => Some(330.0),
+            Timers::V3_10 => Some(45.0),
+        };
+        if port_down.is_some() {
+            let aim = format!("{name}: port-down in the median");
+            verdicts.push(verdict(aim, median(Daemon::Lbd, "port-down"), port_down));
+        }
+        for event in ["stop", "port-down", "silent-cut"] {
+            let theirs = median(Daemon::Keepalived, event).map(|theirs| theirs + MARGIN_MS);
+            let aim = format!("{name}: {event} in the median, as keepalived and {MARGIN_MS} ms");
+            verdicts.push(verdict(aim, median(Daemon::Lbd, event), theirs));
+        }
     }
-    let same = |other: &&Row| {
-        (other.daemon, other.timers, other.event) == (Daemon::Keepalived, row.timers, row.event)
-    };
-    let limit = rows.iter().find(same)?.median() + MARGIN_MS;
-    let name = row.timers.name();
-    let aim = format!(
-        "{name}: {} in the median, as keepalived and {MARGIN_MS} ms",
-        row.event
-    );
-    Some(verdict(aim, row.median(), limit))
+    verdicts
 }
 
-fn verdict(aim: String, seen_ms: f64, at_most_ms: f64) -> Verdict {
+fn verdict(aim: String, seen_ms: Option<f64>, at_most_ms: Option<f64>) -> Verdict {
+    let judgement = match (seen_ms, at_most_ms) {
+        (Some(seen), Some(limit)) if seen <= limit => Judgement::Met,
+        (Some(_), Some(_)) => Judgement::Missed,
+        (None, _) | (_, None) => Judgement::NotJudged,
+    };
     Verdict {
         aim,
         at_most_ms,
         seen_ms,
-        met: seen_ms <= at_most_ms,
+        judgement,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use Daemon::{Keepalived, Lbd};
+    use Judgement::{Met, Missed, NotJudged};
+    use Timers::{V2, V3_10, V3_100};
+
+    use super::*;
+
+    /// The outages of one event for both daemons, and what is said of the only aim whose name begins so.
+    #[test]
+    fn figures_are_held_against_aims() {
+        type Case<'c> = (
+            Timers,
+            &'static str,
+            &'c [f64],
+            &'c [f64],
+            &'c str,
+            Judgement,
+        );
+        let cases: &[Case<'_>] = &[
+            // Every trial counts.
+            (V2, "heal", &[0.0, 0.0, 50.0], &[], "v2-1s: heal", Met),
+            (V2, "heal", &[0.0, 0.0, 50.1], &[], "v2-1s: heal", Missed),
+            (V2, "stop", &[0.0], &[], "v2-1s: heal", NotJudged),
+            (V3_10, "heal", &[0.0, 51.0], &[], "v3-10ms: heal", Missed),
+            // Half of the trials count.
+            (
+                V3_100,
+                "port-down",
+                &[1.0, 330.0, 900.0],
+                &[],
+                "v3-100ms: port-down in the median",
+                Met,
+            ),
+            (
+                V3_100,
+                "port-down",
+                &[1.0, 331.0, 900.0],
+                &[],
+                "v3-100ms: port-down in the median",
+                Missed,
+            ),
+            (
+                V3_10,
+                "port-down",
+                &[1.0, 45.0, 90.0],
+                &[],
+                "v3-10ms: port-down in the median",
+                Met,
+            ),
+            (
+                V3_10,
+                "port-down",
+                &[1.0, 46.0, 90.0],
+                &[],
+                "v3-10ms: port-down in the median",
+                Missed,
+            ),
+            // Beside keepalived.
+            (V2, "stop", &[630.0], &[620.0], "v2-1s: stop", Met),
+            (V2, "stop", &[630.1], &[620.0], "v2-1s: stop", Missed),
+            (
+                V2,
+                "silent-cut",
+                &[3_000.0],
+                &[2_000.0, 2_991.0, 9_000.0],
+                "v2-1s: silent-cut",
+                Met,
+            ),
+            (
+                V2,
+                "silent-cut",
+                &[3_000.0],
+                &[2_000.0, 2_989.0, 9_000.0],
+                "v2-1s: silent-cut",
+                Missed,
+            ),
+            (
+                V2,
+                "port-down",
+                &[3_000.0],
+                &[2_000.0],
+                "v2-1s: port-down",
+                Missed,
+            ),
+            // Nothing to compare with, or nothing to compare.
+            (V2, "stop", &[630.0], &[], "v2-1s: stop", NotJudged),
+            (V2, "stop", &[], &[620.0], "v2-1s: stop", NotJudged),
+            (V3_10, "stop", &[630.0], &[], "v3-10ms: stop", NotJudged),
+        ];
+        for (timers, event, ours, theirs, begin, expected) in cases {
+            let row = |daemon, outages: &[f64]| Row {
+                daemon,
+                timers: *timers,
+                event,
+                outages: outages.to_vec(),
+            };
+            let mut rows = vec![row(Lbd, ours), row(Keepalived, theirs)];
+            rows.retain(|row| !row.outages.is_empty());
+            let verdicts = judge(&rows);
+            let named = |verdict: &&Verdict| verdict.aim.starts_with(begin);
+            // Port down has an aim of its own, and one beside keepalived.
+            let found = verdicts.iter().find(named).unwrap();
+            let seen = (found.seen_ms, found.at_most_ms);
+            assert_eq!(found.judgement, *expected, "{timers:?} {event} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn no_aim_is_left_out() {
+        let aims = judge(&[]);
+        assert_eq!(aims.len(), 3 * 4 + 2);
+        assert!(aims.iter().all(|aim| aim.judgement == NotJudged));
     }
 }

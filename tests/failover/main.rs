@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use crate::{
-    aims::Row,
+    aims::{Judgement, Row},
     pair::{Daemon, Pair, Timers},
     probe::Probe,
 };
@@ -27,8 +27,8 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Trials of each event.
-    #[arg(long, default_value_t = 10)]
-    trials: usize,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    trials: u16,
     /// Only these timers: v2-1s, v3-100ms, v3-10ms.
     #[arg(long)]
     timers: Vec<String>,
@@ -80,13 +80,14 @@ fn main() -> Result<()> {
     }
     let aims = aims::judge(&rows);
     println!("\n{:<66} {:>8} {:>8}   ms", "aim", "at most", "seen");
+    let figure = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
     for aim in &aims {
-        let word = if aim.met { "met" } else { "MISSED" };
-        println!(
-            "{:<66} {:>8.1} {:>8.1}   {word}",
-            aim.aim, aim.at_most_ms, aim.seen_ms
-        );
+        let (limit, seen) = (figure(aim.at_most_ms), figure(aim.seen_ms));
+        let word = aim.judgement.word();
+        println!("{:<66} {limit:>8} {seen:>8}   {word}", aim.aim);
     }
+    let missed = aims.iter().filter(|aim| aim.judgement == Judgement::Missed);
+    let missed = missed.count();
     if let Some(file) = arguments.json {
         let events: Vec<_> = rows
             .iter()
@@ -103,11 +104,12 @@ fn main() -> Result<()> {
         let text = serde_json::to_string_pretty(&all)?;
         std::fs::write(&file, text + "\n").with_context(|| file.display().to_string())?;
     }
+    ensure!(missed == 0, "{missed} of {} aims were missed", aims.len());
     Ok(())
 }
 
 /// Outages in milliseconds, by event.
-fn measure(daemon: Daemon, timers: Timers, trials: usize) -> Result<[Vec<f64>; EVENTS.len()]> {
+fn measure(daemon: Daemon, timers: Timers, trials: u16) -> Result<[Vec<f64>; EVENTS.len()]> {
     let mut pair = Pair::start(daemon, timers)?;
     let mut outages: [Vec<f64>; EVENTS.len()] = Default::default();
     for _ in 0..trials {
