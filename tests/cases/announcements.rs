@@ -185,6 +185,58 @@ fn a_master_answers_a_lower_priority_and_yields_with_a_last_word() {
     lbd.stop().unwrap();
 }
 
+/// Two masters, and no addresses that went and came: only hearing the other makes the one that stays announce.
+/// It does so within an interval of the heal.
+#[test]
+fn the_survivor_of_a_partition_announces() {
+    let config = |priority: u8| {
+        let quiet =
+            "garp_master_delay = \"0s\"\ngarp_master_repeat = 1\ngarp_master_refresh = \"0s\"\n";
+        config("250ms", quiet).replace("priority = 100", &format!("priority = {priority}"))
+    };
+    let (lab, ear, mut survivor) = pair(&config(100));
+    let node = lab.node("node2", [10, 1, 15, 44]).unwrap();
+    let mut other = Director::new(&lab, &node, &config(90)).unwrap();
+    survivor.start(&lab).unwrap();
+    survivor.wait_for("VI_1", Master).unwrap();
+    other.start(&lab).unwrap();
+    other.wait_for("VI_1", Backup).unwrap();
+    node.silently(false).unwrap();
+    other.wait_for("VI_1", Master).unwrap();
+    let since = survivor.status().unwrap().instances[0].since;
+
+    let sniffer = Sniffer::start(&ear).unwrap();
+    node.silently(true).unwrap();
+    other.wait_for("VI_1", Backup).unwrap();
+    // Everybody's next advert has come.
+    let sent = survivor.status().unwrap().instances[0].sent;
+    wait::until_true("two adverts", Duration::from_secs(3), || {
+        Ok(survivor.status()?.instances[0].sent >= sent + 2)
+    })
+    .unwrap();
+    let frames = sniffer.stop().unwrap();
+    assert_eq!(survivor.status().unwrap().instances[0].since, since);
+    let heard = adverts_of(&frames, [10, 1, 15, 44]);
+    let first = heard.first().expect("the other speaks after the heal").0;
+    let mac: Vec<u8> = (survivor.node.mac().unwrap().split(':'))
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    let of_survivor: Vec<Frame> = frames
+        .into_iter()
+        .filter(|(_, frame)| frame[6..12] == mac[..])
+        .collect();
+    for address in [VIP, OTHER] {
+        let times = announced(&of_survivor, address);
+        let soon = times.iter().any(|time| {
+            *time + Duration::from_millis(1) >= first && *time <= first + Duration::from_millis(250)
+        });
+        assert!(soon, "{times:?} after {first:?}");
+    }
+    assert!(!announced_v6(&of_survivor).is_empty());
+    survivor.stop().unwrap();
+    other.stop().unwrap();
+}
+
 /// Clients have the old MAC address of an interface that gets another one.
 #[test]
 fn a_changed_mac_address_is_announced() {

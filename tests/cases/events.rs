@@ -38,6 +38,28 @@ fn events_tell_what_happened() {
     wait_for(&guide, Kind::Daemon, "the start", |_| true);
     wait_for(&guide, Kind::DataPlane, "a generation", |_| true);
 
+    // What `lbctl vrrp` says of a master, and of a backup.
+    let shown = guide.node1.ctl(&["vrrp"]).unwrap();
+    for part in [
+        "VI_1  MASTER since 20",
+        ": no advert from a master\n",
+        "  next advert in ",
+        "  no peer heard yet\n",
+        "  adverts: ",
+        "; at worst ",
+        "  states entered: ",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let shown = guide.node2.ctl(&["vrrp"]).unwrap();
+    for part in [
+        "VI_1  BACKUP since 20",
+        "  master is down in ",
+        "  peer 10.1.15.43 with priority 100, heard ",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+
     // Five adverts with another password are one event, and one line in the log.
     for _ in 0..5 {
         guide

@@ -5,7 +5,9 @@ use std::time::Duration;
 use lab::{
     Download, Guide,
     guide::{self, Settings, VIP},
-    http, wait,
+    http,
+    sniffer::Sniffer,
+    wait,
 };
 use lb_user::model::VrrpState;
 use nix::sys::signal::Signal;
@@ -213,6 +215,7 @@ fn a_bad_configuration_on_reload_changes_nothing() {
 fn a_reload_misses_no_advert_and_no_request() {
     let mut guide = Guide::start().unwrap();
     let since = guide.node1.status().unwrap().instances[0].since;
+    let sniffer = Sniffer::start(&guide.client).unwrap();
     let samples = lab::steps::under_requests(&guide.client, VIP, Duration::from_secs(2), || {
         for weights in [[1, 2], [3, 1], [1, 1], [0, 1], [1, 1]] {
             guide.node1.configure(&guide::config(&Settings {
@@ -226,9 +229,27 @@ fn a_reload_misses_no_advert_and_no_request() {
     })
     .unwrap();
     assert_eq!(http::failures(&samples), 0, "of {}", samples.len());
+    let adverts: Vec<Duration> = sniffer
+        .stop()
+        .unwrap()
+        .into_iter()
+        .filter(|(_, frame)| {
+            frame.len() > 30 && frame[23] == 112 && frame[26..30] == [10, 1, 15, 43]
+        })
+        .map(|(time, _)| time)
+        .collect();
+    assert!(adverts.len() >= 2, "{adverts:?}");
+    for pair in adverts.windows(2) {
+        // One that fell out would leave two seconds.
+        let apart = pair[1] - pair[0];
+        assert!(apart < Duration::from_millis(1_500), "{adverts:?}");
+    }
     let status = guide.node1.status().unwrap();
     assert_eq!(status.instances[0].since, since);
     assert_eq!(guide.node2.state("VI_1").unwrap(), VrrpState::Backup);
+    // Of its password, when it came, and not with every reload.
+    let warning = "VRRP passwords guard against mistakes, not against people";
+    assert_eq!(guide.node1.log().matches(warning).count(), 1);
     assert!(
         status
             .generation

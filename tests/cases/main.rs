@@ -12,6 +12,7 @@ mod bad_input;
 mod certificates;
 mod checked;
 mod choosing;
+mod disagreements;
 mod doctor;
 mod events;
 mod flows;

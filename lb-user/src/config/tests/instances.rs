@@ -111,6 +111,7 @@ fn trailers_that_are_refused() {
 #[test]
 fn announcements() {
     assert_eq!(read("", "").announce, AnnounceTiming::default());
+    assert_eq!(read("", "").announce.refresh, Duration::from_secs(60));
     let timing = read(
         "garp_master_repeat = 2\ngarp_master_delay = \"3s\"\ngarp_interval = \"1ms\"",
         "",
