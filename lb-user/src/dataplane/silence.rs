@@ -5,7 +5,10 @@
 //! half-open for longer than a second had no answer, or has a client that asks for none (a flood of SYNs from
 //! invented addresses). That is why it is a hint for health checks and decides nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+};
 
 /// Sweeps, and so seconds, for which a connection may wait before it counts.
 const PATIENCE: usize = 1;
@@ -23,12 +26,21 @@ pub struct Silence {
     pub connections: u32,
 }
 
-/// Follows the connections of real servers, each known by a number.
-#[derive(Debug, Default)]
-pub struct Watch {
+/// Follows the connections of real servers, each known by a number or whatever else names it.
+#[derive(Debug)]
+pub struct Watch<K = u16> {
     /// Connections scheduled so far, of the last sweeps, the newest last.
-    scheduled: HashMap<u16, VecDeque<u64>>,
-    silent: HashMap<u16, Silence>,
+    scheduled: HashMap<K, VecDeque<u64>>,
+    silent: HashMap<K, Silence>,
+}
+
+impl<K> Default for Watch<K> {
+    fn default() -> Self {
+        Self {
+            scheduled: HashMap::new(),
+            silent: HashMap::new(),
+        }
+    }
 }
 
 /// Whether a connection whose first packet was so many seconds ago is to be counted.
@@ -36,10 +48,10 @@ pub fn counts(age_s: u64) -> bool {
     (PATIENCE as u64..(PATIENCE + WINDOW) as u64).contains(&age_s)
 }
 
-impl Watch {
+impl<K: Copy + Eq + Hash> Watch<K> {
     /// Takes what one sweep found, for each real server: connections scheduled since the program was
     /// loaded, and those that [`counts`] names.
-    pub fn sweep(&mut self, seen: impl Iterator<Item = (u16, u64, u32)>) {
+    pub fn sweep(&mut self, seen: impl Iterator<Item = (K, u64, u32)>) {
         let mut before = std::mem::take(&mut self.scheduled);
         self.silent.clear();
         for (id, scheduled, unanswered) in seen {
@@ -66,8 +78,13 @@ impl Watch {
     }
 
     /// What was seen of a real server, if most of its connections came to nothing.
-    pub fn of(&self, id: u16) -> Option<Silence> {
+    pub fn of(&self, id: K) -> Option<Silence> {
         self.silent.get(&id).copied()
+    }
+
+    /// The same of all.
+    pub fn all(&self) -> impl Iterator<Item = (K, Silence)> + '_ {
+        self.silent.iter().map(|(id, silence)| (*id, *silence))
     }
 }
 
