@@ -16,7 +16,7 @@ use lb_user::model::VrrpState;
 
 use crate::with_modules;
 
-const MODE: &str = "[dataplane]\nmode = \"ipvs\"\n[lvs_sync_daemon]\ninterface = \"eno16777736\"\nvrrp = \"VI_1\"\nid = 7\n";
+pub const MODE: &str = "[dataplane]\nmode = \"ipvs\"\n[lvs_sync_daemon]\ninterface = \"eno16777736\"\nvrrp = \"VI_1\"\nid = 7\n";
 
 pub fn with_ipvs(settings: &Settings) -> String {
     MODE.to_owned() + &guide::config(settings)

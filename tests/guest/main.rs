@@ -21,6 +21,9 @@ mod pool_weights;
 mod program;
 mod reloads;
 mod rival;
+mod silent;
+#[path = "../cases/silent/story.rs"]
+mod silent_story;
 mod switching;
 mod traffic;
 #[path = "../cases/on_vip/grid.rs"]

@@ -59,6 +59,13 @@ pub(super) fn read() -> Result<Vec<Connection>, String> {
     Ok(text.lines().filter_map(line).collect())
 }
 
+/// Those of TCP that are half-open.
+pub(super) fn opening() -> Result<Vec<Connection>, String> {
+    let mut all = read()?;
+    all.retain(|c| c.protocol == Protocol::Tcp && phase_of(c) == Phase::Opening);
+    Ok(all)
+}
+
 /// "TCP 0A090002 D594 0A090001 0050 0A080002 0050 TIME_WAIT 103"; IPv6 addresses are written out.
 fn line(text: &str) -> Option<Connection> {
     let mut words = text.split_whitespace();

@@ -15,12 +15,14 @@ mod desired;
 mod feed;
 mod handover;
 pub mod kernel;
+mod looking;
 mod probes;
 mod reconcile;
 mod snapshot;
 mod state;
 pub mod sync;
 mod sysctl;
+mod unanswered;
 
 use std::{
     collections::HashSet,
@@ -36,6 +38,7 @@ use self::{
     codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
     desired::Wanted,
     kernel::{Kernel, Table, describe},
+    looking::Looking,
     probes::Probes,
     state::StateFile,
     sysctl::Needs,
@@ -75,6 +78,8 @@ pub struct Ipvs {
     read: Instant,
     generation: u64,
     repairs: Repairs,
+    /// Real servers that answer no client.
+    looking: Looking,
     /// The last trouble, so that it is logged once.
     trouble: Option<String>,
 }
@@ -110,6 +115,7 @@ impl Ipvs {
             read: Instant::now(),
             generation: 0,
             repairs: Repairs::default(),
+            looking: Looking::default(),
             trouble: None,
         })
     }
@@ -541,11 +547,11 @@ impl DataPlane for Ipvs {
 
     fn sweep(&mut self) {
         self.repair();
+        self.look_for_silence();
     }
 
-    /// IPVS does not tell when a connection began.
     fn silent(&self) -> Vec<(BackendKey, Silence)> {
-        Vec::new()
+        self.looking.silent()
     }
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
