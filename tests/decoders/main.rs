@@ -162,4 +162,5 @@ every_target! {
     request: 400_000,
     capture: 100_000,
     flow: 100_000,
+    answer: 400_000,
 }

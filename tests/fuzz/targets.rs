@@ -18,8 +18,9 @@ use lb_user::{
     api::proto::{Status, Steer, VrrpOrder},
     config,
     dataplane::ipvs::{codec, sync::Message},
+    health::probe::{grpc, icmp::Echo},
     model::{ChecksumForm, Instance, ProcessPattern, Rest, VrrpState, VrrpVersion},
-    net::{interfaces::Interfaces, netlink},
+    net::{arp, firewall, interfaces::Interfaces, netlink},
     track::{
         file::{Content, FileState},
         proc_event,
@@ -43,7 +44,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "advert",
         run: advert,
@@ -87,6 +88,10 @@ pub const TARGETS: [Target; 11] = [
     Target {
         name: "flow",
         run: flow,
+    },
+    Target {
+        name: "answer",
+        run: answer,
     },
 ];
 
@@ -412,4 +417,27 @@ fn flow(bytes: &[u8]) {
     assert_eq!(again.backend(), value.backend());
     assert_eq!(again.expires(), value.expires());
     assert_eq!(again.is_closing(), value.is_closing());
+}
+
+/// Answers of other hosts and of the kernel: ARP, echo, gRPC, nftables.
+fn answer(bytes: &[u8]) {
+    if let Some((address, mac)) = arp::answer(bytes) {
+        assert_eq!(
+            (&bytes[28..32], &bytes[22..28]),
+            (&address.octets()[..], &mac[..])
+        );
+    }
+    // The identifier is one that no program chose: of the frame itself.
+    let identifier = bytes
+        .get(4..6)
+        .map_or(0, |two| u16::from_be_bytes([two[0], two[1]]));
+    for is_v4 in [true, false] {
+        if Echo::new(identifier).is_reply(is_v4, bytes) {
+            assert!(bytes.ends_with(b"lbd echo") || bytes.len() > 16);
+        }
+    }
+    if grpc::status(bytes).is_some() {
+        assert_eq!(bytes[0], 0, "a compressed frame is not understood");
+    }
+    let _ = firewall::first_error(bytes);
 }

@@ -8,5 +8,6 @@
 )]
 
 mod config_files;
+mod decoders;
 mod source;
 mod tidy;

@@ -66,9 +66,10 @@ fn request(socket: &Socket, batch: &[u8]) -> io::Result<()> {
 }
 
 /// The error in an answer: behind the 16 bytes of header, negative; 0 is an acknowledgement.
-fn first_error(answer: &[u8]) -> Option<io::Error> {
+pub fn first_error(answer: &[u8]) -> Option<io::Error> {
     let kind = answer.get(4..6).map(|b| u16::from_ne_bytes([b[0], b[1]]));
     let code = answer.get(16..20)?;
     let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-    (kind == Some(NLMSG_ERROR) && code != 0).then(|| io::Error::from_raw_os_error(code.abs()))
+    (kind == Some(NLMSG_ERROR) && code != 0)
+        .then(|| io::Error::from_raw_os_error(code.saturating_abs()))
 }

@@ -172,7 +172,7 @@ fn question(service: &str) -> Vec<u8> {
 }
 
 /// `HealthCheckResponse { ServingStatus status = 1; }` out of its frame; an absent field is 0.
-fn status(frame: &[u8]) -> Option<u64> {
+pub fn status(frame: &[u8]) -> Option<u64> {
     let (&[compressed, a, b, c, d], message) = frame.split_first_chunk::<5>()?;
     let length = u32::from_be_bytes([a, b, c, d]);
     if compressed != 0 || usize::try_from(length).ok()? != message.len() {

@@ -42,14 +42,14 @@ pub enum IcmpError {
 }
 
 /// The echo requests of one check.
-pub(super) struct Echo {
+pub struct Echo {
     identifier: u16,
     sequence: u16,
 }
 
 impl Echo {
     /// `identifier` is a random number: other programs send echo requests, too.
-    pub(super) fn new(identifier: u16) -> Self {
+    pub fn new(identifier: u16) -> Self {
         Self {
             identifier,
             sequence: 0,
@@ -93,7 +93,7 @@ impl Echo {
     }
 
     /// Whether these bytes are the reply: with IPv4 the IP header comes first, with IPv6 it does not.
-    fn is_reply(&self, is_v4: bool, bytes: &[u8]) -> bool {
+    pub fn is_reply(&self, is_v4: bool, bytes: &[u8]) -> bool {
         let header = match (is_v4, bytes.first()) {
             (true, Some(first)) => usize::from(first & 0x0f) * 4,
             (true, None) => return false,
