@@ -3,13 +3,13 @@
 //!
 //! The routers run the driver's own rounds (`round`, `groups`, `pace`, `runner`); in one world of
 //! eight adverts go as bytes through encoder and decoder. `LBD_SIM_SEED=N` replays one world and tells
-//! what happens in it; `LBD_SIM_SEEDS=N` runs N worlds instead of ten thousand.
+//! what happens in it; `LBD_SIM_SEEDS=N` shares N worlds out instead of ten thousand.
 
 mod properties;
 mod router;
 mod world;
 
-/// Worlds of one run, over all properties.
+/// Worlds of one run. The shares of all properties are a little more than a whole.
 const SEEDS: u64 = 10_000;
 
 /// Runs a property over its share, in percent, of the seeds.
