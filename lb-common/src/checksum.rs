@@ -7,13 +7,10 @@
 #[inline(always)]
 pub const fn after_ttl_decrement(checksum: u16) -> u16 {
     // The word changes by 0x0100 in network order; one's complement sums do not depend on the byte
-    // order, so adding the delta as the machine sees it is exact. RFC 1624's form, unlike that of
-    // RFC 1141, never yields 0xffff where the recomputed checksum would be 0.
-    let not_old = !checksum as u32;
-    let minus_one = u16::from_be(0xfeff) as u32;
-    let sum = not_old + minus_one;
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !(folded as u16)
+    // order, so adding the delta as the machine sees it is exact. A sum of 0xffff carries too: unlike that of
+    // RFC 1141, RFC 1624's form never yields 0xffff where the recomputed checksum would be 0.
+    let sum = checksum as u32 + u16::from_be(0x0100) as u32;
+    (sum + ((sum + 1) >> 16)) as u16
 }
 
 /// The one's complement sum of `bytes` added to `start`, not folded. Odd lengths are padded with a
@@ -52,6 +49,16 @@ mod tests {
             0x00, 0x01, 0xc0, 0xa8, 0x00, 0xc7,
         ];
         assert_eq!(of(&header), 0xb861);
+    }
+
+    /// The form as it is printed in the RFC.
+    #[test]
+    fn every_checksum_as_in_the_rfc() {
+        for old in 0..=u16::MAX {
+            let sum = u32::from(!old) + u32::from(u16::from_be(0xfeff));
+            let printed = !((sum & 0xffff) + (sum >> 16)) as u16;
+            assert_eq!(after_ttl_decrement(old), printed, "{old:#x}");
+        }
     }
 
     proptest! {

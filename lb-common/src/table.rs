@@ -66,6 +66,20 @@ impl BackendFlags {
 }
 
 impl Backend {
+    /// What decides whether packets of a flow only get other addresses, and how it stands then.
+    const PLAIN: (u8, u8) = {
+        let wanted = BackendFlags::ALIVE | BackendFlags::RESOLVED;
+        let unwanted = BackendFlags::LOCAL | BackendFlags::TUNNEL | BackendFlags::RESET;
+        (wanted | unwanted, wanted)
+    };
+
+    /// Whether packets of a flow in frames without tags only get other addresses.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        let (mask, plain) = Self::PLAIN;
+        self.flags() & mask == plain && self.vlan() as u64 | self.inner_vlan == 0
+    }
+
     /// Bit of the VLAN word that tells a tag with VLAN id 0 from none.
     pub const TAGGED: u16 = 0x1000;
 

@@ -40,10 +40,16 @@ pub fn way_to(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason>
     if flags & BackendFlags::RESOLVED == 0 {
         return Err(Reason::NeighbourUnknown);
     }
+    out(packet, backend)
+}
+
+/// Which interface it leaves by.
+#[inline(always)]
+pub fn out(packet: &Packet<'_>, backend: &Backend) -> Result<Forward, Reason> {
     let ifindex = backend.ifindex as u32;
     if ifindex == packet.ingress_ifindex() {
         Ok(Forward::Transmit)
-    } else if flags & BackendFlags::NO_REDIRECT != 0 {
+    } else if backend.flags() & BackendFlags::NO_REDIRECT != 0 {
         Err(Reason::NoRedirect)
     } else {
         Ok(Forward::Redirect(ifindex))

@@ -64,10 +64,12 @@ fn handle(packet: &Packet<'_>) -> u32 {
     // Asked anew each time: the compiler would make two copies of all that lies between.
     let is_shown = || answer::opaque(capture) != 0;
     // What a capture is shown takes the long way, so that the short one has no copy that knows of captures.
-    if !is_shown()
-        && let Some(outcome) = pipeline::run_plain(packet, control, &mut trace).transpose()
-    {
-        return action_of(&outcome, &trace);
+    if !is_shown() {
+        // One of its own: what it found out need not be kept for the long way.
+        let mut trace = Trace::default();
+        if let Some(outcome) = pipeline::run_plain(packet, control, &mut trace).transpose() {
+            return action_of(&outcome, &trace);
+        }
     }
     let client = if is_shown() {
         capture::client_of(packet)

@@ -3,9 +3,10 @@
 //! The service look-up comes before every decision about the packet: what is not for a service of
 //! this node leaves untouched. Nothing is written to the frame before the backend is certain.
 
-use lb_common::{Control, Reason};
+use lb_common::{Backend, Control, Reason};
 
 use crate::{
+    answer::{self, late},
     flow::{self, Chosen},
     forward::{self, Forward},
     fragment,
@@ -39,19 +40,48 @@ pub fn run_plain(
     trace: &mut Trace,
 ) -> Result<Option<Forward>, Reason> {
     let Some(link) = ethernet::untagged(packet, control) else {
-        return Ok(None);
+        return long_way();
     };
     match link.ethertype_be {
         ethernet::IPV4_BE => match plain::v4(packet) {
-            Some((ip, transport)) => proceed(packet, control, trace, &link, &ip, &transport),
-            None => Ok(None),
+            // SAFETY: only array elements are looked up in between.
+            Some((frame, ip, transport)) => proceed(
+                packet,
+                control,
+                trace,
+                &link,
+                &ip,
+                &transport,
+                |backend| unsafe {
+                    direct::plain_v4(frame, backend);
+                },
+            ),
+            None => long_way(),
         },
         ethernet::IPV6_BE => match plain::v6(packet) {
-            Some((ip, transport)) => proceed(packet, control, trace, &link, &ip, &transport),
-            None => Ok(None),
+            // SAFETY: as above.
+            Some((frame, ip, transport)) => proceed(
+                packet,
+                control,
+                trace,
+                &link,
+                &ip,
+                &transport,
+                |backend| unsafe {
+                    direct::plain_v6(frame, backend);
+                },
+            ),
+            None => long_way(),
         },
-        _ => Err(Reason::NotIp),
+        _ => Err(late(Reason::NotIp)),
     }
+}
+
+/// Not the common case. The compiler would prepare this answer before it knows, so it is told nothing of it either.
+#[inline(always)]
+fn long_way() -> Result<Option<Forward>, Reason> {
+    answer::opaque(0);
+    Ok(None)
 }
 
 #[inline(always)]
@@ -62,26 +92,28 @@ fn proceed<D: Datagram>(
     link: &Link,
     ip: &D,
     transport: &Transport,
+    rewrite: impl FnOnce(&Backend),
 ) -> Result<Option<Forward>, Reason> {
-    let vip = ip.vip(control).ok_or(Reason::NotAService)?;
-    let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
+    let vip = ip.vip(control).ok_or_else(|| late(Reason::NotAService))?;
+    let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())
+        .map_err(late)?;
     accept(packet, control, trace, link, ip, info.id(), info.role())?;
-    let Some(chosen) = flow::continued(control, info, ip, transport) else {
-        return Ok(None);
-    };
-    let backend = forward::element(chosen)?;
-    let forward = forward::way_to(packet, backend)?;
-    let length = ip.length();
-    if matches!(forward, Forward::ToStack)
-        || !rewrite::is_simple(link, backend)
-        || !rewrite::fits(packet, backend, length)
-    {
-        return Ok(None);
+    let outcome = flow::continued(control, info, ip, transport, |chosen, backend| {
+        let length = ip.length();
+        let forward = match forward::out(packet, backend) {
+            Ok(Forward::Redirect(_)) if !rewrite::fits(packet, backend, length) => return None,
+            Ok(forward) => forward,
+            Err(reason) => return Some(Err(late(reason))),
+        };
+        trace.backend = chosen;
+        rewrite(backend);
+        stats::count_forward(Chosen::known(chosen), length);
+        Some(Ok(forward))
+    });
+    match outcome {
+        Some(outcome) => outcome.map(Some),
+        None => long_way(),
     }
-    trace.backend = chosen;
-    direct::rewrite(packet, link, ip, backend)?;
-    stats::count_forward(Chosen::known(chosen), ip.length());
-    Ok(Some(forward))
 }
 
 /// What happens to a frame. `Err` is the reason why it is not forwarded.
@@ -158,14 +190,14 @@ fn accept<D: Datagram>(
     role: u16,
 ) -> Result<(), Reason> {
     trace.service = service;
-    service::require_mastership(control, role)?;
-    forward::require_own_address(link)?;
+    service::require_mastership(control, role).map_err(late)?;
+    forward::require_own_address(link).map_err(late)?;
     forward::require_own_vlan(packet, control, link)?;
-    protect::require_unlisted(packet, control, || Place::of(link, ip))?;
+    protect::require_unlisted(packet, control, || Place::of(link, ip)).map_err(late)?;
     if ip.may_travel() {
         Ok(())
     } else {
-        Err(Reason::TtlExpired)
+        Err(late(Reason::TtlExpired))
     }
 }
 

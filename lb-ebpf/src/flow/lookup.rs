@@ -1,7 +1,7 @@
 //! What the tables say of one packet, and what is written to them.
 
 use lb_common::{
-    Control, Reason,
+    Backend, Control, Reason,
     control::Features,
     flow::{Bucket, FlowTable, FlowValue, REFRESH_TICKS},
     service::{ServiceFlags, ServiceInfo},
@@ -14,18 +14,10 @@ use super::{
     slots::{self, Found},
 };
 use crate::{
-    atomic,
+    atomic, forward,
     maps::{LOADS, now},
     parse::transport::Kind,
 };
-
-/// What the table of promoted flows says.
-pub enum Promoted {
-    /// The packet continues a flow of this backend.
-    Continues(u16),
-    /// There is none, or it needs another backend.
-    Changes,
-}
 
 /// Everything about the packet that the table needs.
 pub struct Lookup<'a, K> {
@@ -50,21 +42,19 @@ impl<'a, K: Key> Lookup<'a, K> {
         }
     }
 
-    /// The common case alone: a packet that continues a promoted flow.
+    /// The common case alone: a packet that continues a promoted flow, and a backend whose packets only get other
+    /// addresses.
     #[inline(always)]
-    pub fn established(&self) -> Promoted {
-        let table = self.control.tables[self.table()];
-        let Some(bucket) = K::bucket(table, self.hash) else {
-            return Promoted::Changes;
-        };
-        match slots::find(&self.key, bucket) {
-            None => Promoted::Changes,
-            Some(place) if self.continues(&place) => {
-                self.renew(&place);
-                Promoted::Continues(place.value.backend())
-            }
-            Some(_) => Promoted::Changes,
+    pub fn established<T>(&self, next: impl FnOnce(u16, &Backend) -> Option<T>) -> Option<T> {
+        let bucket = K::bucket(self.control.tables[self.table()], self.hash)?;
+        let place = slots::find(&self.key, bucket)?;
+        let id = place.value.backend();
+        let backend = forward::element(id).ok()?;
+        if self.is_reopened(&place) || !backend.is_plain() {
+            return None;
         }
+        self.renew(&place);
+        next(id, backend)
     }
 
     /// Every case.
@@ -117,9 +107,14 @@ impl<'a, K: Key> Lookup<'a, K> {
     /// Whether this is a further packet of the flow in a place, whose backend lives.
     #[inline(always)]
     fn continues(&self, place: &Found) -> bool {
+        !self.is_reopened(place) && serves(place.value.backend(), self.kind)
+    }
+
+    /// Whether the packet opens a connection where the flow in a place has ended.
+    #[inline(always)]
+    fn is_reopened(&self, place: &Found) -> bool {
         let value = place.value;
-        let reopened = self.kind == Kind::Open && (value.is_closing() || value.is_free(self.now));
-        !reopened && serves(value.backend(), self.kind)
+        self.kind == Kind::Open && (value.is_closing() || value.is_free(self.now))
     }
 
     /// A packet of a promoted flow.

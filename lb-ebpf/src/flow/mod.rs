@@ -14,7 +14,7 @@ use lb_common::{
 
 use self::{
     key::{Fingerprinted, Key},
-    lookup::{Lookup, Promoted, table},
+    lookup::{Lookup, table},
 };
 use crate::{
     answer, forward, maps,
@@ -106,29 +106,27 @@ pub struct Arrival {
     pub is_land: u64,
 }
 
-/// The backend of a promoted flow that the packet continues, if there is no more to it.
+/// Goes on with the backend of a promoted flow that the packet continues, if packets for it only get other addresses.
+/// What comes next is passed in: a reference that is handed back would be one more look-up.
 #[inline(always)]
-pub fn continued<D: Datagram>(
+pub fn continued<D: Datagram, T>(
     control: &Control,
     info: ServiceInfo,
     ip: &D,
     transport: &Transport,
-) -> Option<u16> {
+    next: impl FnOnce(u16, &Backend) -> Option<T>,
+) -> Option<T> {
     let (port_be, id) = (transport.source_port_be, info.id());
-    let found = if D::IS_V4 {
+    if D::IS_V4 {
         if service::has_several_ports(info) {
             return None;
         }
         let key = FlowKey::new(ip.source_v4(), port_be, id);
-        Lookup::new(control, info, key, transport.kind).established()
+        Lookup::new(control, info, key, transport.kind).established(next)
     } else {
         let key = WideKey::new(ip.source(), port_be, transport.destination_port_be, id);
         let key = Fingerprinted::new(control, key);
-        Lookup::new(control, info, key, transport.kind).established()
-    };
-    match found {
-        Promoted::Continues(backend) => Some(backend),
-        Promoted::Changes => None,
+        Lookup::new(control, info, key, transport.kind).established(next)
     }
 }
 

@@ -8,15 +8,23 @@ use crate::{
     parse::ethernet::{CUSTOMER_TAG_BE, Ethernet, LENGTH, SERVICE_TAG_BE, TAG_LENGTH, Tag},
 };
 
-/// A MAC address in the low six bytes of a word.
-#[inline(always)]
-pub fn address(word: u64) -> [u16; 3] {
-    let b = word.to_ne_bytes();
-    [
-        u16::from_ne_bytes([b[0], b[1]]),
-        u16::from_ne_bytes([b[2], b[3]]),
-        u16::from_ne_bytes([b[4], b[5]]),
-    ]
+/// A MAC address as two stores.
+#[repr(C, packed(2))]
+struct Mac {
+    first: u32,
+    last: u16,
+}
+
+impl Mac {
+    /// From the low six bytes of a word.
+    #[inline(always)]
+    fn of(word: u64) -> Self {
+        let b = word.to_ne_bytes();
+        Self {
+            first: u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            last: u16::from_ne_bytes([b[4], b[5]]),
+        }
+    }
 }
 
 /// Writes both addresses to a frame whose tags stay.
@@ -24,11 +32,28 @@ pub fn address(word: u64) -> [u16; 3] {
 pub fn readdress(packet: &Packet<'_>, backend: &Backend) -> Result<(), Reason> {
     let ethernet = packet.header::<Ethernet>(0)?;
     // SAFETY: `header` checked the bounds; nothing else refers to the frame here.
-    unsafe {
-        (*ethernet).destination = address(backend.destination);
-        (*ethernet).source = address(backend.source);
-    }
+    unsafe { write(ethernet, backend) };
     Ok(())
+}
+
+/// Writes both addresses.
+///
+/// # Safety
+///
+/// The header lies in the packet, and nothing else refers to it.
+#[inline(always)]
+pub unsafe fn write(ethernet: *mut Ethernet, backend: &Backend) {
+    // SAFETY: by the caller.
+    unsafe {
+        let [destination, source] = [
+            &raw mut (*ethernet).destination,
+            &raw mut (*ethernet).source,
+        ];
+        destination
+            .cast::<Mac>()
+            .write(Mac::of(backend.destination));
+        source.cast::<Mac>().write(Mac::of(backend.source));
+    }
 }
 
 /// Gives the frame the addresses and the tags of the backend's VLAN. `growth` bytes between the
