@@ -1,7 +1,7 @@
 //! What a real server says of itself: the words of HAProxy's agent checks. Pure.
 //!
-//! A line has words between blanks or commas, and later ones win. `75%` is a share of the configured
-//! weight, a number alone a weight. `drain` and `maint` last until `ready`; `down`, `failed` and
+//! A line has words between blanks or commas, in capitals or not, and later ones win. `75%` is a share of the
+//! configured weight, a number alone a weight. `drain` and `maint` last until `ready`; `down`, `failed` and
 //! `stopped`, with a reason behind `#`, last until `up`.
 
 use thiserror::Error;
@@ -62,7 +62,7 @@ impl Words {
             self.weight = Some(weight);
             return true;
         }
-        match word {
+        match word.to_ascii_lowercase().as_str() {
             "up" => self.down = None,
             "down" | "fail" | "failed" | "stopped" => {
                 self.down = Some(match reason {
@@ -74,7 +74,7 @@ impl Words {
             "drain" => self.drain = true,
             "maint" => self.maint = true,
             // HAProxy's limit of connections belongs to the configuration here.
-            _ => return word.starts_with("maxconn:"),
+            other => return other.starts_with("maxconn:"),
         }
         true
     }
@@ -150,6 +150,10 @@ mod tests {
             (&["maint", "up"], Down, None, Some("it says maint")),
             (&["maint down", "ready"], Down, None, Some("it says down")),
             (&["maint", "ready up 100%"], Up, Some(Percent(100)), None),
+            (&["UP 75%"], Up, Some(Percent(75)), None),
+            (&["Down #Disk"], Down, None, Some("it says Down: Disk")),
+            (&["DRAIN", "Ready"], Up, None, None),
+            (&["MAXCONN:30"], Up, None, None),
             (&["maxconn:30"], Up, None, None),
             (&["ready unheard-of up"], Up, None, None),
         ];
@@ -170,7 +174,7 @@ mod tests {
         words.hear("drain").unwrap();
         let before = words.clone();
         for line in [
-            "", " ", "hello", "-5%", "+5%", "5.5%", "%", "99999", "UP", "# down",
+            "", " ", "hello", "-5%", "+5%", "5.5%", "%", "99999", "UPPER", "# down",
         ] {
             assert!(words.hear(line).is_err(), "{line}");
             assert_eq!(words, before, "{line}");

@@ -151,3 +151,20 @@ fn agents_and_files() {
     let said = "the agent check of 10.1.15.45 says nothing: cannot connect to 10.1.15.45:9001";
     assert!(problems.iter().any(|p| p.contains(said)), "{problems:?}");
 }
+
+/// As HAProxy hears them: in capitals or not, and a line may end without the connection and without a line feed.
+#[test]
+fn an_agent_may_shout_and_stay() {
+    let mut checked = Checked::prepare().unwrap();
+    let program = "/usr/bin/socat".as_ref();
+    let script = checked.path("agent.sh");
+    std::fs::write(&script, "printf 'UP 50%%\\r'\nexec cat\n").unwrap();
+    let says = format!("EXEC:/bin/sh {}", script.display());
+    let arguments = ["TCP-LISTEN:9001,fork,reuseaddr", &says];
+    let _agent =
+        Process::start(&checked.lab, &checked.server, "agent", program, &arguments).unwrap();
+    wait_for_port(&checked, 9001).unwrap();
+    let check = "type = \"agent\"\nport = 9001\non_silence = \"down\"\nanswer_timeout = \"1s\"";
+    run(&mut checked, &[(check, Up)]).unwrap();
+    assert_eq!(checked.status(0).unwrap().advised_weight, Some(10));
+}

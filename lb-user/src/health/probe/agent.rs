@@ -16,6 +16,8 @@ use crate::{
 
 /// Longest line that is read, in bytes; the words need a hundred.
 const MAX_LINE: usize = 1_024;
+/// Either ends a line, as with HAProxy: an agent may keep the connection after one of them.
+const END_OF_LINE: [u8; 2] = *b"\r\n";
 
 /// Why an agent said nothing useful.
 #[derive(Debug, Error)]
@@ -82,7 +84,7 @@ impl Agent {
                 }
                 let mut bytes = Vec::new();
                 let mut chunk = [0; 256];
-                while !bytes.contains(&b'\n') {
+                while !bytes.iter().any(|byte| END_OF_LINE.contains(byte)) {
                     let length = stream.read(&mut chunk).await.map_err(broken)?;
                     if length == 0 {
                         break;
@@ -96,7 +98,8 @@ impl Agent {
             })
             .await??;
         let text = String::from_utf8_lossy(&line);
-        let first = text.lines().next().unwrap_or_default();
+        let ends = END_OF_LINE.map(char::from);
+        let first = text.split(ends).next().unwrap_or_default();
         self.words
             .hear(first)
             .map_err(|source| AgentError::Words { target, source })?;
