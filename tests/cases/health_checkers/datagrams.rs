@@ -28,6 +28,10 @@ fn dns() {
         "--ptr-record=9.2.0.192.in-addr.arpa,www.example.com",
         "--caa-record=example.com,0,issue,ca.example.net",
         "--naptr-record=example.com,100,10,u,E2U+sip,!^.*$!sip:a@example.com!",
+        "--dns-rr=example.com,65,00:01:00:00:01:00:03:02:68:32",
+        "--dns-rr=example.com,43,00:01:08:02:aa:bb:cc",
+        "--dns-rr=example.com,48,01:00:03:08:aa:bb:cc:dd",
+        "--dns-rr=_443._tcp.example.com,52,03:01:01:aa:bb:cc:dd",
         &long,
     ];
     let _dnsmasq = servers::dnsmasq(&checked.lab, &checked.server, &records).unwrap();
@@ -68,6 +72,30 @@ fn dns() {
             Up,
         ),
         ("name = \"example.com\"\nrecord = \"CAA\"", Up),
+        (
+            "name = \"www.example.com\"\nrecord = \"AAAA\"\nexpect = \"2001:0db8:0::1\"",
+            Up,
+        ),
+        (
+            "name = \"example.com\"\nrecord = \"TXT\"\nexpect = '\"v=spf1 -all\"'",
+            Up,
+        ),
+        (
+            "name = \"example.com\"\nrecord = \"HTTPS\"\nexpect = '1 . alpn=\"h2\"'",
+            Up,
+        ),
+        (
+            "name = \"example.com\"\nrecord = \"DS\"\nexpect = \"1 8 2 AABBCC\"",
+            Up,
+        ),
+        (
+            "name = \"example.com\"\nrecord = \"DNSKEY\"\nexpect = \"256 3 8 qrvM3Q==\"",
+            Up,
+        ),
+        (
+            "name = \"_443._tcp.example.com\"\nrecord = \"TLSA\"\nexpect = \"3 1 1 AABBCCDD\"",
+            Up,
+        ),
         ("name = \"example.com\"\nrecord = \"NAPTR\"", Up),
         (
             "name = \"example.com\"\nrecord = \"A\"",

@@ -1,7 +1,12 @@
 //! A DNS question, over UDP and, where the answer was cut, over TCP. hickory-proto reads and writes the
 //! messages.
 
-use std::{fmt::Write as _, io, net::SocketAddr, str::FromStr};
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use hickory_proto::{
     ProtoError,
@@ -214,10 +219,21 @@ fn written(data: &RData) -> Option<String> {
     Some(text)
 }
 
-/// Case and a final dot make no difference.
+/// Whether both are the same record, however they are written.
 fn is_same(record: &str, expected: &str) -> bool {
-    let bare = |text: &str| text.trim_end_matches('.').to_ascii_lowercase();
     bare(record) == bare(expected)
+}
+
+/// Without what makes no difference in a zone file: case, the dot behind a name, quotes and where a text is split
+/// into several, blanks, and how an address is abbreviated. The library puts a comma behind the last value of a list.
+fn bare(text: &str) -> Vec<String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let unquoted = words.join(" ").replace("\" \"", "").replace('"', "");
+    let word = |word: &str| {
+        let word = word.trim_end_matches(['.', ',']).to_ascii_lowercase();
+        word.parse().map_or(word, |ip: IpAddr| ip.to_string())
+    };
+    unquoted.split(' ').map(word).collect()
 }
 
 fn text(check: &DnsCheck) -> String {
@@ -284,6 +300,29 @@ mod tests {
             verdict(&check("MX", &["10 mail.example.com"]), vec![mx], ok),
             Ok(())
         );
+    }
+
+    #[test]
+    fn records_may_be_written_in_many_ways() {
+        for (record, expected, same) in [
+            ("2001:db8::1", "2001:0DB8:0::0001", true),
+            ("2001:db8::1", "2001:db8::2", false),
+            ("10 mail.example.com.", "10  Mail.example.com", true),
+            ("10 mail.example.com.", "20 mail.example.com", false),
+            ("v=spf1 -all", "\"v=spf1 -all\"", true),
+            ("v=spf1 -all", "\"v=spf1 ~all\"", false),
+            ("onetwo", "\"one\" \"two\"", true),
+            ("0 issue \"ca.example.net\"", "0 issue ca.example.net", true),
+            ("1 . alpn=h2,", "1 . alpn=\"h2\"", true),
+            ("1 . alpn=h2,h3,", "1 . alpn=h2", false),
+            (
+                "100 10 \"u\" \"\" \"!a!b!\" .",
+                "100 10 \"u\" \"\" \"!a!b!\" .",
+                true,
+            ),
+        ] {
+            assert_eq!(is_same(record, expected), same, "{record} / {expected}");
+        }
     }
 
     #[test]
