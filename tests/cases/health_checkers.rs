@@ -18,6 +18,7 @@ fn start_nginx(checked: &Checked) -> Result<Process> {
     let tls =
         |name: &str| format!("ssl_certificate {d}/{name}.pem; ssl_certificate_key {d}/{name}.key;");
     let (good, expired, other) = (tls("good"), tls("expired"), tls("other"));
+    let (own, own_expired) = (tls("own"), tls("own-expired"));
     let page =
         "location = /ok { return 200 \"all is well\\n\"; } location = /moved { return 302 /ok; }
       location = /host { return 200 \"$http_host $server_protocol $request_method\\n\"; }
@@ -30,6 +31,8 @@ fn start_nginx(checked: &Checked) -> Result<Process> {
   server {{ listen 8444 ssl; {expired} {page} }}
   server {{ listen 8445 ssl; {other} {page} }}
   server {{ listen 8446 ssl; {good} {page} }}
+  server {{ listen 8448 ssl; {own} {page} }}
+  server {{ listen 8449 ssl; {own_expired} {page} }}
   server {{ listen 8447 ssl default_server; {other} {page} }}
   server {{ listen 8447 ssl; server_name www.example.com; {good} {page} }}"
     );

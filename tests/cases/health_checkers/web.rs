@@ -1,8 +1,13 @@
 //! HTTP, HTTPS and TCP against nginx, with good and bad certificates.
 
+use std::time::Duration;
+
+use lab::wait;
+
 use crate::checked::{
     Checked,
     Expect::{self, Down, Up},
+    TIMING,
 };
 
 use super::{run, start_nginx, wait_for_port};
@@ -120,6 +125,22 @@ fn http_and_https() {
             Down("not valid for"),
         ),
         (
+            "type = \"https\"\nport = 8448\npath = \"/ok\"\nca_file = \"DIR/own.pem\"",
+            Up,
+        ),
+        (
+            "type = \"https\"\nport = 8448\npath = \"/ok\"\nca_file = \"DIR/own.pem\"\nhost = \"other.example.com\"",
+            Down("not valid for"),
+        ),
+        (
+            "type = \"https\"\nport = 8448\npath = \"/ok\"\nca_file = \"DIR/ca.pem\"",
+            Down("no TLS session"),
+        ),
+        (
+            "type = \"https\"\nport = 8449\npath = \"/ok\"\nca_file = \"DIR/own-expired.pem\"",
+            Down("certificate expired"),
+        ),
+        (
             "type = \"https\"\nport = 80\npath = \"/ok\"\nca_file = \"DIR/ca.pem\"",
             Down("no TLS session"),
         ),
@@ -133,6 +154,35 @@ fn http_and_https() {
     let rows: Vec<(String, Expect)> = rows.iter().map(|(c, e)| (text(c), *e)).collect();
     let rows: Vec<(&str, Expect)> = rows.iter().map(|(c, e)| (c.as_str(), *e)).collect();
     run(&mut checked, &rows).unwrap();
+}
+
+/// An authority that is exchanged is believed without a reload or a restart, and the one before is not any more.
+#[test]
+fn an_exchanged_authority_is_believed() {
+    let mut checked = Checked::prepare().unwrap();
+    make_certificates(checked.lab.directory()).unwrap();
+    let _nginx = start_nginx(&checked).unwrap();
+    wait_for_port(&checked, 8448).unwrap();
+    let directory = checked.lab.directory().to_owned();
+    let file = |name: &str| directory.join(name);
+    let exchange = |name: &str| {
+        let new = file("new.pem");
+        std::fs::copy(file(name), &new).unwrap();
+        std::fs::rename(new, file("used.pem")).unwrap();
+    };
+    exchange("own.pem");
+    let check = "type = \"https\"\nport = 8443\npath = \"/ok\"\nca_file = \"DIR/used.pem\"";
+    let check = check.replace("DIR", &directory.display().to_string());
+    checked.start(TIMING, std::slice::from_ref(&check)).unwrap();
+    for (name, up) in [("own.pem", false), ("ca.pem", true), ("own.pem", false)] {
+        exchange(name);
+        let what = format!("{name} is believed");
+        wait::until_true(&what, Duration::from_secs(10), || {
+            let seen = checked.status(0)?;
+            Ok(seen.up == up && seen.checks[0].attempts > 0)
+        })
+        .unwrap();
+    }
 }
 
 fn sha256(bytes: &[u8]) -> String {

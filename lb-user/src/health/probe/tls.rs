@@ -5,18 +5,22 @@
 use std::{
     io::{self, Read},
     net::SocketAddr,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore,
+    SignatureScheme,
     client::{
-        Resumption,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
 };
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -82,9 +86,13 @@ pub(super) struct Connector {
     settings: Tls,
     /// Protocol offered by ALPN; whether the server must agree.
     protocol: Option<(&'static str, bool)>,
-    /// Made at the first use, and again while it cannot be made: a file may appear.
-    config: Option<Arc<ClientConfig>>,
+    /// Made at the first use, again while it cannot be made, because a file may appear, and again when the
+    /// authorities' file is another one.
+    config: Option<(Option<Stamp>, Arc<ClientConfig>)>,
 }
+
+/// Which version of a file it is: device and number, time of change, length.
+type Stamp = (u64, u64, i64, i64, u64);
 
 impl Connector {
     pub(super) fn new(settings: &Tls, protocol: Option<(&'static str, bool)>) -> Self {
@@ -102,13 +110,7 @@ impl Connector {
         place: &Place,
         name: Option<&str>,
     ) -> Result<TlsStream<TcpStream>, TlsError> {
-        let config = match &self.config {
-            Some(config) => config.clone(),
-            None => {
-                let config = Arc::new(self.configure()?);
-                self.config.insert(config).clone()
-            }
-        };
+        let config = self.config()?;
         let server = match self.settings.server_name.as_deref().or(name) {
             Some(name) => {
                 let name = name.to_owned();
@@ -130,24 +132,42 @@ impl Connector {
         Ok(stream)
     }
 
+    /// While the file is being replaced it may be missing, or half there: what was read before counts until then.
+    fn config(&mut self) -> Result<Arc<ClientConfig>, TlsError> {
+        let stamp = self.settings.ca_file.as_deref().and_then(stamp);
+        let known = match self.config.take() {
+            Some((known, config)) if known == stamp => Some((known, config)),
+            Some((known, config)) => match self.configure() {
+                Ok(new) => Some((stamp, Arc::new(new))),
+                Err(_) => Some((known, config)),
+            },
+            None => None,
+        };
+        let (known, config) = match known {
+            Some(known) => known,
+            None => (stamp, Arc::new(self.configure()?)),
+        };
+        self.config = Some((known, config.clone()));
+        Ok(config)
+    }
+
     fn configure(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?;
         let mut config = if self.settings.verify {
-            let authorities = match &self.settings.ca_file {
-                Some(path) => Arc::new(read_authorities(path)?),
-                None => system_authorities(),
-            };
-            builder
-                .with_root_certificates(authorities)
-                .with_no_client_auth()
+            match &self.settings.ca_file {
+                Some(path) => builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(Listed::read(path, provider)?)),
+                None => builder.with_root_certificates(system_authorities()),
+            }
         } else {
             builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-                .with_no_client_auth()
-        };
+        }
+        .with_no_client_auth();
         config.resumption = Resumption::disabled();
         if let Some((protocol, _)) = self.protocol {
             config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
@@ -177,7 +197,18 @@ fn system_authorities() -> Arc<RootCertStore> {
         .clone()
 }
 
-fn read_authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((
+        file.dev(),
+        file.ino(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.len(),
+    ))
+}
+
+fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable = |source| TlsError::CaFile {
         path: path.to_owned(),
         source,
@@ -190,18 +221,97 @@ fn read_authorities(path: &Path) -> Result<RootCertStore, TlsError> {
         Ok(bytes)
     };
     let bytes = read().map_err(|error| unreadable(rustls::pki_types::pem::Error::Io(error)))?;
-    let mut store = RootCertStore::empty();
-    let mut reason = None;
-    for certificate in CertificateDer::pem_slice_iter(&bytes) {
-        if let Err(error) = store.add(certificate.map_err(unreadable)?) {
-            reason = Some(error);
+    CertificateDer::pem_slice_iter(&bytes)
+        .map(|certificate| certificate.map_err(unreadable))
+        .collect()
+}
+
+/// Believes the certificates of the authorities in a file, and the certificates in it themselves. The library takes
+/// no certificate of an authority for a server's, which is what `openssl req -x509` makes for a server that has
+/// no authority: whoever names just that certificate means that server.
+#[derive(Debug)]
+struct Listed {
+    certificates: Vec<CertificateDer<'static>>,
+    by_authority: Arc<WebPkiServerVerifier>,
+}
+
+impl Listed {
+    fn read(path: &Path, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let certificates = read_authorities(path)?;
+        let mut store = RootCertStore::empty();
+        let mut reason = None;
+        for certificate in &certificates {
+            if let Err(error) = store.add(certificate.clone()) {
+                reason = Some(error);
+            }
+        }
+        if store.is_empty() {
+            let path = path.to_owned();
+            return Err(TlsError::NoAuthority { path, reason });
+        }
+        let by_authority = WebPkiServerVerifier::builder_with_provider(store.into(), provider)
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        Ok(Self {
+            certificates,
+            by_authority,
+        })
+    }
+}
+
+impl ServerCertVerifier for Listed {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verifier = &self.by_authority;
+        match verifier.verify_server_cert(certificate, chain, name, ocsp, now) {
+            // It looks at the time before it looks whose certificate it is, and at the name only afterwards.
+            Err(error) if is_authority(&error) && self.certificates.contains(certificate) => {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
         }
     }
-    if store.is_empty() {
-        let path = path.to_owned();
-        return Err(TlsError::NoAuthority { path, reason });
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let verifier = &self.by_authority;
+        verifier.verify_tls12_signature(message, certificate, signature)
     }
-    Ok(store)
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let verifier = &self.by_authority;
+        verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_authority.supported_verify_schemes()
+    }
+}
+
+/// Whether a certificate was refused for being that of an authority.
+fn is_authority(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) = error
+    else {
+        return false;
+    };
+    let refused = error.downcast_ref::<webpki::Error>();
+    refused == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 /// Believes every certificate, but only of whoever holds its key.
