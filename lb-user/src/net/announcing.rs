@@ -132,8 +132,12 @@ impl Announcing {
             Occasion::Refresh => (timing.refresh_repeat, Duration::ZERO, now),
         };
         if occasion == Occasion::LowerPriority {
-            // An answer that still waits is the answer to this advert too.
-            if let Some(waits) = master.answered.filter(|last| *last > now) {
+            // An answer that still waits is the answer to this advert too, also one that is due: who speaks at that
+            // very moment each time would put it off for ever.
+            let begun = master
+                .rounds
+                .is_none_or(|(_, at)| Some(at) != master.answered);
+            if let Some(waits) = master.answered.filter(|last| *last > now || !begun) {
                 at = waits;
             } else {
                 let earned = master.earned.unwrap_or(now);
@@ -363,6 +367,17 @@ mod tests {
             let now = start + ms(heard);
             announcing.begin("VI_1", Occasion::LowerPriority, now);
             assert_eq!(announcing.due(now).len(), 1, "{heard} ms");
+        }
+    }
+
+    /// Who speaks as often as answers are given does not put them off: one that is due, and not sent yet, still waits.
+    #[test]
+    fn an_answer_that_is_due_is_not_put_off() {
+        let (mut announcing, start) = started(timing(), &[VIP]);
+        for (heard, sent) in [(0, 1), (4, 1), (50, 0), (100, 1), (150, 0), (201, 1)] {
+            let now = start + ms(heard);
+            announcing.begin("VI_1", Occasion::LowerPriority, now);
+            assert_eq!(announcing.due(now).len(), sent, "{heard} ms");
         }
     }
 
