@@ -326,7 +326,7 @@ fn a_changed_mac_address_is_followed_under_traffic() {
     println!(
         "milliseconds from the kernel's entry to the first frame for the new address: {took:.1?}"
     );
-    assert!(took[2] <= 50.0, "{took:?}");
+    assert!(took[2] <= 50.0 && took[4] < 1_000.0, "{took:?}");
 }
 
 /// The kernel forgets whom nobody asks for, and packets that XDP forwards ask nobody: the daemon has the kernel verify
