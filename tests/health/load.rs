@@ -52,7 +52,7 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Checks that a core of this machine makes in a second.
+    /// Checks that one core makes in a second.
     pub fn per_core(&self) -> f64 {
         self.per_second / self.core
     }

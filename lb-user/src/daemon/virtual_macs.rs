@@ -88,7 +88,8 @@ impl VirtualMacs {
 
     /// Makes the interfaces that are missing, takes over those that an earlier daemon made, and
     /// removes those that nobody needs, unless `keep`. Interfaces below that are absent are no error.
-    /// Says whether anything was made or removed. What fails does not keep the others from being made.
+    /// Says whether anything was made or removed. One that cannot be made does not keep the others from being made; one that
+    /// cannot be removed does, because it may have the name or the MAC address of one of them.
     pub async fn follow(
         &mut self,
         instances: &[Instance],
