@@ -68,6 +68,9 @@ enum Command {
     Vm {
         /// Part of a test's name.
         case: Option<String>,
+        /// With an optimized daemon, for tests that print how long something takes.
+        #[arg(long)]
+        release: bool,
     },
     /// What continuous integration runs: the same as `test`.
     Ci,
@@ -128,7 +131,7 @@ fn main() -> ExitCode {
             json,
             checks,
         } => soak(minutes, json, checks),
-        Command::Vm { case } => vm(case.as_deref()),
+        Command::Vm { case, release } => vm(case.as_deref(), release),
         Command::Ci => test::run(None),
     };
     match result {
@@ -174,13 +177,19 @@ fn demo(json: Option<PathBuf>) -> Result<()> {
     run::through_interrupts(&mut command)
 }
 
-fn vm(case: Option<&str>) -> Result<()> {
+fn vm(case: Option<&str>, release: bool) -> Result<()> {
     if let Some(why) = guest::obstacle() {
         bail!("no guest can run here: {why}");
     }
     setup::everything()?;
     ebpf::build()?;
-    guest::tests(case, |_| ())
+    let profile = if release {
+        build_release("building an optimized lbd")?;
+        "release"
+    } else {
+        "debug"
+    };
+    guest::tests(case, profile, |_| ())
 }
 
 fn fuzz(target: Option<&str>, seconds: u32) -> Result<()> {

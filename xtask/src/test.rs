@@ -142,7 +142,7 @@ fn guest_tests(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     }
     let failed = tally.failed;
     let mut most = ACCIDENTS;
-    if let Err(error) = guest::tests(filter, |line| tally.count(line)) {
+    if let Err(error) = guest::tests(filter, "debug", |line| tally.count(line)) {
         eprintln!("{error:#}");
         if error.is::<guest::Died>() {
             // One accident, whatever it had not done yet.
@@ -155,7 +155,7 @@ fn guest_tests(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
     }
     tally.again(most, |tally, names| {
         let filter = names.join(" ");
-        guest::tests(Some(&filter), |line| tally.count(line))
+        guest::tests(Some(&filter), "debug", |line| tally.count(line))
     })
 }
 

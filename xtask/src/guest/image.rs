@@ -104,12 +104,13 @@ impl Payload {
     }
 }
 
-/// The daemon, lbctl, the test programs, and what they load.
-pub fn tests() -> Result<Payload> {
+/// The daemon and lbctl of a profile, the test programs, and what they load.
+pub fn tests(profile: &str) -> Result<Payload> {
     run::cargo(&["build", "--quiet", "--package", "lb-user", "--bins"])?;
+    let built = run::target().join(profile);
     let mut programs = vec![
-        (String::from("lbd"), run::target().join("debug/lbd")),
-        (String::from("lbctl"), run::target().join("debug/lbctl")),
+        (String::from("lbd"), built.join("lbd")),
+        (String::from("lbctl"), built.join("lbctl")),
     ];
     programs.extend(test_programs()?);
     let files = vec![run::target().join("bpf/lb-bench.o")];

@@ -96,9 +96,10 @@ pub fn obstacle() -> Option<String> {
 /// Boots the guest and runs the tests whose name contains one of the words of `filter` (all of them without
 /// one), those that count instructions in a guest of their own. `line` gets every line that the guests print, and what
 /// a suite that did not come to its end did not print. An error is [`Died`] if a guest had no verdict.
-pub fn tests(filter: Option<&str>, mut line: impl FnMut(&str)) -> Result<()> {
+/// The daemon is that of `profile`, a folder of the target.
+pub fn tests(filter: Option<&str>, profile: &str, mut line: impl FnMut(&str)) -> Result<()> {
     prepare()?;
-    let payload = run::stage("building the guest's programs", image::tests)?;
+    let payload = run::stage("building the guest's programs", || image::tests(profile))?;
     let suites: Vec<(Suite, u32)> = SUITES
         .iter()
         .map(|plan| (suite(plan, filter, &payload), plan.limit_s))
@@ -151,7 +152,7 @@ fn suite(plan: &Plan, filter: Option<&str>, payload: &Payload) -> Suite {
 /// their budget.
 pub fn bench(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
     prepare()?;
-    let payload = run::stage("building the guest's programs", image::tests)?;
+    let payload = run::stage("building the guest's programs", || image::tests("debug"))?;
     let overlay = image::build(MEASURING_SCRIPT, &payload)?;
     let mut figures = None;
     let ran = run::stage("counting instructions in the guest", || {
