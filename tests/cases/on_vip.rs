@@ -5,7 +5,7 @@ mod grid;
 
 use std::time::Duration;
 
-use lab::{Director, Guide, guide::VIP, network::INTERFACE, wait};
+use lab::{Director, Guide, Process, guide::VIP, network::INTERFACE, wait};
 
 use self::grid::Grid;
 
@@ -56,6 +56,31 @@ fn a_real_server_without_the_vip_is_down_on_master_and_backup() {
         .ip(&["address", "show", "dev", INTERFACE])
         .unwrap();
     assert!(!addresses.contains("10.1.15.50"), "{addresses}");
+}
+
+/// One that has the VIP, and whose service listens on its own address alone: clients would be refused.
+#[test]
+fn a_service_on_another_address_is_down_with_that_reason() {
+    let mut guide = Guide::start().unwrap();
+    guide.rs1.stop().unwrap();
+    let own = [
+        "TCP-LISTEN:80,bind=10.1.15.45,fork,reuseaddr",
+        "EXEC:/bin/cat",
+    ];
+    let socat = "/usr/bin/socat".as_ref();
+    let _server = Process::start(&guide.lab, guide.rs1.node(), "own", socat, &own).unwrap();
+    wait::until_true("socat listens", Duration::from_secs(10), || {
+        let sockets = guide.rs1.node().run("ss", &["-Hltn"])?;
+        Ok(sockets.contains("10.1.15.45:80 "))
+    })
+    .unwrap();
+    for director in [&guide.node1, &guide.node2] {
+        let (cause, target) = wait_for(director, "10.1.15.45", false);
+        assert_eq!(target, format!("{VIP}:80 on 10.1.15.45"));
+        let said = "cannot connect to 10.1.15.50:80 on 10.1.15.45: Connection refused";
+        let asked = "(does the service listen on 10.1.15.50?)";
+        assert!(cause.contains(said) && cause.ends_with(asked), "{cause}");
+    }
 }
 
 /// TCP, HTTP, HTTPS, UDP and DNS; IPv4 and IPv6; MASTER and BACKUP.

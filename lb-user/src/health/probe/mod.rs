@@ -268,7 +268,7 @@ impl Place {
 
 impl ProbeError {
     /// Whether the director itself was at fault, so that nothing is known of the server: no descriptor,
-    /// no memory, no port or source address of its own.
+    /// no memory, no process, no port or source address of its own.
     pub fn is_local(&self) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
@@ -276,6 +276,8 @@ impl ProbeError {
                 .downcast_ref::<io::Error>()
                 .and_then(io::Error::raw_os_error);
             let ours = [
+                // No room for another process, from `fork` or `exec`. Sockets that wait say it to nobody here.
+                libc::EAGAIN,
                 libc::EMFILE,
                 libc::ENFILE,
                 libc::ENOBUFS,
@@ -322,4 +324,34 @@ fn whole(error: &(dyn std::error::Error + 'static)) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_at_fault() {
+        let run = |code| {
+            ProbeError::from(ExecError::Run {
+                program: "/bin/true".into(),
+                source: io::Error::from_raw_os_error(code),
+            })
+        };
+        let sent = |code| {
+            ProbeError::from(UdpError::Refused {
+                target: ([192, 0, 2, 1], 7).into(),
+                source: io::Error::from_raw_os_error(code),
+            })
+        };
+        for ours in [libc::EAGAIN, libc::EMFILE, libc::ENOMEM] {
+            assert!(run(ours).is_local() && sent(ours).is_local(), "{ours}");
+        }
+        for theirs in [libc::ENOENT, libc::EACCES] {
+            assert!(!run(theirs).is_local(), "{theirs}");
+        }
+        for theirs in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH] {
+            assert!(!sent(theirs).is_local(), "{theirs}");
+        }
+    }
 }
