@@ -173,6 +173,33 @@ fn draining_keeps_flows_and_down_moves_them() {
     });
 }
 
+/// UDP has nobody who would notice: its flows are elsewhere with the next packet, and stay there.
+#[test]
+fn udp_moves_at_once() {
+    in_namespace(|_| {
+        let with = |first| vec![service(Udp, 53, 1, &[(1, 1, first), (2, 1, Up)])];
+        let mut xdp = load(SMALL);
+        apply(&mut xdp, with(Up));
+        resolve(&mut xdp, 1, INGRESS);
+        resolve(&mut xdp, 2, INGRESS);
+        let on_one: Vec<u16> = (1..=20)
+            .filter(|port| server_of(&mut xdp, &udp(*port, 53)) == 1)
+            .collect();
+        assert_eq!(on_one.len(), 10);
+        let all_on = |xdp: &mut Xdp, expected: u8, what: &str| {
+            for port in &on_one {
+                assert_eq!(server_of(xdp, &udp(*port, 53)), expected, "{port} {what}");
+            }
+        };
+        apply(&mut xdp, with(Draining));
+        all_on(&mut xdp, 1, "while draining");
+        apply(&mut xdp, with(Down));
+        all_on(&mut xdp, 2, "when it is down");
+        apply(&mut xdp, with(Up));
+        all_on(&mut xdp, 2, "when it is back");
+    });
+}
+
 #[test]
 fn a_removed_real_server_lets_go_of_its_flows() {
     in_namespace(|_| {
