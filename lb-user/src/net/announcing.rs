@@ -3,7 +3,8 @@
 //!
 //! A batch is a number of rounds, and each round announces every address of the instance once. A second batch
 //! may follow. Frames that the least time between frames holds up wait in a queue of their interface and
-//! family; a new batch takes the place of what its instance still has there.
+//! family; a new batch takes the place of what its instance still has there, and begins with the address that
+//! was next.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -54,6 +55,8 @@ struct Master {
     timing: AnnounceTiming,
     /// Rounds that are left of the running batch, and when the next one is.
     rounds: Option<(u32, Instant)>,
+    /// That batch has not begun, and takes the place of what is queued when it does.
+    replaces: bool,
     /// The second batch.
     again: Option<(u32, Instant)>,
     refresh: Option<Instant>,
@@ -87,6 +90,7 @@ impl Announcing {
             refresh: later(now, timing.refresh),
             timing,
             rounds: None,
+            replaces: false,
             again: None,
             answered: None,
             earned: None,
@@ -121,7 +125,6 @@ impl Announcing {
 
     /// Begins a batch. Says whether the instance holds anything.
     pub fn begin(&mut self, instance: &str, occasion: Occasion, now: Instant) -> bool {
-        self.drop_queued(instance);
         let Some(master) = self.masters.get_mut(instance) else {
             return false;
         };
@@ -150,6 +153,7 @@ impl Announcing {
         }
         if rounds > 0 {
             master.rounds = Some((rounds, at));
+            master.replaces = true;
             master.again = later(at, delay).map(|again| (rounds, again));
             master.refresh = later(at, timing.refresh);
         }
@@ -158,6 +162,7 @@ impl Announcing {
 
     /// What is to be sent at `now`.
     pub fn due(&mut self, now: Instant) -> Vec<Due> {
+        self.make_way(now);
         for (name, master) in &mut self.masters {
             let mut begins = None;
             if master.refresh.is_some_and(|at| at <= now) {
@@ -230,6 +235,43 @@ impl Announcing {
             .filter(|line| !line.queue.is_empty())
             .map(|line| Some(line.free_at));
         batches.chain(waiting).flatten().min()
+    }
+
+    /// Drops what is queued of instances whose new batch begins.
+    fn make_way(&mut self, now: Instant) {
+        let mut begin = Vec::new();
+        for (name, master) in &mut self.masters {
+            if master.replaces && master.rounds.is_some_and(|(_, at)| at <= now) {
+                master.replaces = false;
+                begin.push(name.clone());
+            }
+        }
+        for instance in begin {
+            self.turn_to_queued(&instance);
+            self.drop_queued(&instance);
+        }
+    }
+
+    /// Puts the addresses that are next to be sent before those of their family that were sent already. Batches that
+    /// come faster than one can be sent would never get to the last address otherwise.
+    fn turn_to_queued(&mut self, instance: &str) {
+        let Some(master) = self.masters.get_mut(instance) else {
+            return;
+        };
+        for line in self.lines.values() {
+            let mut queue = line.queue.iter();
+            let Some(next) = queue.find(|frame| &*frame.instance == instance) else {
+                continue;
+            };
+            let of_family = |address: &IpAddr| address.is_ipv6() == next.address.is_ipv6();
+            let (mut family, other): (Vec<_>, Vec<_>) =
+                master.addresses.iter().copied().partition(of_family);
+            if let Some(at) = family.iter().position(|address| *address == next.address) {
+                family.rotate_left(at);
+            }
+            family.extend(other);
+            master.addresses = family;
+        }
     }
 
     fn drop_queued(&mut self, instance: &str) {
@@ -378,6 +420,30 @@ mod tests {
             let now = start + ms(heard);
             announcing.begin("VI_1", Occasion::LowerPriority, now);
             assert_eq!(announcing.due(now).len(), sent, "{heard} ms");
+        }
+    }
+
+    /// Answers begin every 100 ms, and each takes 250 ms to send.
+    #[test]
+    fn answers_that_follow_each_other_reach_every_address() {
+        let slow = AnnounceTiming {
+            arp_interval: ms(50),
+            na_interval: ms(50),
+            ..timing()
+        };
+        let v4 = (50..55).map(|last| IpAddr::from([10, 1, 15, last]));
+        let v6 = (1..6).map(|last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]));
+        let all: Vec<IpAddr> = v4.zip(v6).flat_map(|(v4, v6)| [v4, v6]).collect();
+        let (mut announcing, start) = started(slow, &all);
+        let mut sent = Vec::new();
+        for tick in 0..30 {
+            let now = start + ms(tick * 10);
+            announcing.begin("VI_1", Occasion::LowerPriority, now);
+            sent.extend(announcing.due(now).into_iter().map(|frame| frame.address));
+        }
+        assert_eq!(sent.len(), 12, "{sent:?}");
+        for address in all {
+            assert!(sent.contains(&address), "{address}: {sent:?}");
         }
     }
 
