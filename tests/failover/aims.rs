@@ -1,7 +1,7 @@
 //! What the figures are to be, and whether they are. Pure.
 //!
-//! With adverts every 100 ms a backup of priority 98 waits for 362 ms after the last advert, and with a random
-//! phase for 312 ms in the median after the cable went: an aim for what timers decide is one for the median.
+//! With adverts every 100 ms a backup of priority 98 waits for 362 ms after the last advert, and for 312 ms in the median
+//! after the cable went, if that happens in every part of the interval: an aim for what timers decide is one for the median.
 
 use serde::Serialize;
 

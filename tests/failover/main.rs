@@ -1,6 +1,7 @@
 //! `cargo xtask bench failover`: how long a client is without its address, for lbd and for
 //! keepalived in turn, in the same namespaces.
 
+mod adverts;
 mod aims;
 mod pair;
 mod probe;
@@ -112,13 +113,18 @@ fn main() -> Result<()> {
 fn measure(daemon: Daemon, timers: Timers, trials: u16) -> Result<[Vec<f64>; EVENTS.len()]> {
     let mut pair = Pair::start(daemon, timers)?;
     let mut outages: [Vec<f64>; EVENTS.len()] = Default::default();
-    for _ in 0..trials {
-        for (event, outages) in EVENTS.into_iter().zip(&mut outages) {
+    let phases = EVENTS.map(|_| phases(timers.interval(), trials));
+    for trial in 0..usize::from(trials) {
+        for ((event, outages), phases) in EVENTS.into_iter().zip(&mut outages).zip(&phases) {
             pair.rest(event)?;
             let probe = Probe::start(pair.client())?;
             // After a heal the client may have lost its way for long.
             probe.until_steady(Instant::now(), Duration::from_millis(300))?;
-            std::thread::sleep(phase(timers.interval()));
+            adverts::hear(
+                pair.client(),
+                3 * timers.interval() + Duration::from_secs(1),
+            )?;
+            std::thread::sleep(phases[trial]);
             let begin = Instant::now();
             pair.act(event)?;
             // Some consequences come with the next advert only.
@@ -130,8 +136,13 @@ fn measure(daemon: Daemon, timers: Timers, trials: u16) -> Result<[Vec<f64>; EVE
     Ok(outages)
 }
 
-/// Random, so that no event is always as far from the next advert.
-fn phase(interval: Duration) -> Duration {
-    let nanoseconds = RandomState::new().hash_one(0) % interval.as_nanos() as u64;
-    Duration::from_nanos(nanoseconds)
+/// How long after an advert each trial's event comes: every part of the interval once, in random order, and the same parts
+/// for both daemons. With times of its own each would have another median, by a part of the interval.
+fn phases(interval: Duration, trials: u16) -> Vec<Duration> {
+    let trials = u32::from(trials);
+    let mut parts: Vec<u32> = (0..trials).collect();
+    let order = RandomState::new();
+    parts.sort_by_cached_key(|part| order.hash_one(part));
+    let middle = |part| interval * (2 * part + 1) / (2 * trials);
+    parts.into_iter().map(middle).collect()
 }
