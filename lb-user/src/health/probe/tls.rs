@@ -155,17 +155,17 @@ impl Connector {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?;
-        let mut config = if self.settings.verify {
-            match &self.settings.ca_file {
-                Some(path) => builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(Arc::new(Listed::read(path, provider)?)),
-                None => builder.with_root_certificates(system_authorities()),
-            }
+        let listed = match &self.settings.ca_file {
+            Some(path) if self.settings.verify => Some(Listed::read(path, provider.clone())?),
+            _ => None,
+        };
+        let mut config = if self.settings.verify && listed.is_none() {
+            builder.with_root_certificates(system_authorities())
         } else {
+            let verifier = Verifier { listed, provider };
             builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+                .with_custom_certificate_verifier(Arc::new(verifier))
         }
         .with_no_client_auth();
         config.resumption = Resumption::disabled();
@@ -257,10 +257,8 @@ impl Listed {
             by_authority,
         })
     }
-}
 
-impl ServerCertVerifier for Listed {
-    fn verify_server_cert(
+    fn verify(
         &self,
         certificate: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
@@ -278,30 +276,6 @@ impl ServerCertVerifier for Listed {
             verified => verified,
         }
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let verifier = &self.by_authority;
-        verifier.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let verifier = &self.by_authority;
-        verifier.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.by_authority.supported_verify_schemes()
-    }
 }
 
 /// Whether a certificate was refused for being that of an authority.
@@ -314,20 +288,26 @@ fn is_authority(error: &rustls::Error) -> bool {
     refused == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
-/// Believes every certificate, but only of whoever holds its key.
+/// Believes what is listed, or every certificate where nothing is, but only of whoever holds its key.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct Verifier {
+    listed: Option<Listed>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.listed {
+            Some(listed) => listed.verify(certificate, chain, name, ocsp, now),
+            None => Ok(ServerCertVerified::assertion()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -336,7 +316,7 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -346,11 +326,13 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
