@@ -16,8 +16,12 @@ pub struct Row {
 }
 
 impl Row {
+    /// Of an even number the mean of the two in the middle: one of them alone would be as far off as the times of the
+    /// trials lie apart.
     pub fn median(&self) -> f64 {
-        self.outages[self.outages.len() / 2]
+        let upper = self.outages.len() / 2;
+        let lower = (self.outages.len() - 1) / 2;
+        f64::midpoint(self.outages[lower], self.outages[upper])
     }
 
     pub fn longest(&self) -> f64 {
@@ -159,6 +163,23 @@ mod tests {
                 V3_10,
                 "port-down",
                 &[1.0, 46.0, 90.0],
+                &[],
+                "v3-10ms: port-down in the median",
+                Missed,
+            ),
+            // Of an even number the two in the middle.
+            (
+                V3_10,
+                "port-down",
+                &[1.0, 40.0, 50.0, 90.0],
+                &[],
+                "v3-10ms: port-down in the median",
+                Met,
+            ),
+            (
+                V3_10,
+                "port-down",
+                &[1.0, 41.0, 50.0, 90.0],
                 &[],
                 "v3-10ms: port-down in the median",
                 Missed,
