@@ -11,6 +11,7 @@ mod certificates;
 mod clock;
 mod cluster;
 mod hashing;
+mod hosts;
 mod ipvs;
 mod marks;
 mod on_vip;

@@ -16,6 +16,7 @@ mod feed;
 mod handover;
 pub mod kernel;
 mod looking;
+mod own;
 mod probes;
 mod reconcile;
 mod snapshot;
@@ -27,7 +28,7 @@ mod unanswered;
 use std::{
     collections::HashSet,
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     path::Path,
     time::{Duration, Instant, SystemTime},
 };
@@ -39,6 +40,7 @@ use self::{
     desired::Wanted,
     kernel::{Kernel, Table, describe},
     looking::Looking,
+    own::is_own,
     probes::Probes,
     state::StateFile,
     sysctl::Needs,
@@ -433,11 +435,6 @@ fn seconds(timeouts: &FlowTimeouts) -> Timeouts {
         tcp_fin: whole(timeouts.tcp_closing),
         udp: whole(timeouts.udp),
     }
-}
-
-/// Whether an address is this host's: only then can a socket have it.
-fn is_own(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl DataPlane for Ipvs {
