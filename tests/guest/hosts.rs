@@ -13,6 +13,85 @@ use crate::with_modules;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// The interface of the sync daemon goes away and comes back: real servers are followed all the same, and connections
+/// are shared again.
+#[test]
+fn a_sync_interface_that_is_gone() {
+    let _modules = with_modules();
+    run(Command::new("modprobe").arg("ip_vs")).unwrap();
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let make = || {
+        node.ip(&["link", "add", "sync0", "type", "dummy"]).unwrap();
+        node.ip(&["link", "set", "sync0", "up"]).unwrap();
+        node.ip(&["address", "add", "10.9.0.1/24", "dev", "sync0"])
+            .unwrap();
+    };
+    let delete = || node.ip(&["link", "delete", "sync0"]).unwrap();
+    let config = |interface: &str, id: u8, last: u8| {
+        let servers: String = [45, last]
+            .map(|last| format!("[[service.backend]]\naddress = \"10.1.15.{last}\"\n"))
+            .concat();
+        format!(
+            "[dataplane]\nmode = \"ipvs\"\ninterfaces = [\"{INTERFACE}\"]\n[lvs_sync_daemon]\ninterface = \"{interface}\"\n\
+             vrrp = \"VI_1\"\nid = {id}\n[[vrrp]]\nname = \"VI_1\"\ninterface = \"{INTERFACE}\"\nvirtual_router_id = 20\n\
+             addresses = [\"10.1.15.50/32\"]\nadvert_interval = \"1s\"\n[[service]]\naddress = \"10.1.15.50:80\"\n{servers}"
+        )
+    };
+    let mut lbd = Director::new(&lab, &node, &config("sync0", 7, 46)).unwrap();
+    lbd.start(&lab).unwrap();
+    lbd.wait_for("VI_1", VrrpState::Master).unwrap();
+    let tells = |lbd: &Director, id: u8| {
+        let text = format!("master sync daemon (mcast=sync0, syncid={id}");
+        wait::until_true("the kernel tells of connections", LIMIT, || {
+            let daemons = node.run("ipvsadm", &["-L", "--daemon"])?;
+            let trouble = lbd.status()?.data_plane.trouble;
+            Ok(daemons.starts_with(&text) && trouble.is_none())
+        })
+        .unwrap_or_else(|error| panic!("{error:?}: {}", lbd.log()));
+    };
+    let complains = |lbd: &Director| {
+        wait::until_true("it is told", LIMIT, || {
+            Ok(lbd
+                .ctl(&["status"])?
+                .contains("there is no interface sync0"))
+        })
+        .unwrap();
+    };
+    let reload = |lbd: &Director, id: u8, last: u8| {
+        lbd.configure(&config("sync0", id, last)).unwrap();
+        lbd.ctl(&["reload"]).unwrap();
+        let server = format!("10.1.15.{last}:80");
+        let table = node.run("ipvsadm", &["-Ln"]).unwrap();
+        assert_eq!(table.matches("Route").count(), 2, "{table}");
+        assert!(table.contains(&server), "{table}");
+    };
+    // Not there yet.
+    complains(&lbd);
+    reload(&lbd, 7, 47);
+    make();
+    tells(&lbd, 7);
+    // What it shares is changed, with and without an interface.
+    reload(&lbd, 8, 48);
+    tells(&lbd, 8);
+    delete();
+    complains(&lbd);
+    reload(&lbd, 9, 49);
+    make();
+    tells(&lbd, 9);
+    assert_eq!(lbd.status().unwrap().data_plane.repairs.count, 0);
+    // Made again under its name: the kernel's socket is bound to one that is no more.
+    delete();
+    make();
+    wait::until_true("its socket follows", LIMIT, || {
+        Ok(lbd.log().contains("start a sync daemon on sync0") || lbd.log().contains("again"))
+    })
+    .unwrap();
+    tells(&lbd, 9);
+    lbd.stop().unwrap();
+    assert_eq!(node.run("ipvsadm", &["-L", "--daemon"]).unwrap(), "");
+}
+
 /// Where a socket may have any address (ip_nonlocal_bind), a BACKUP holds its services all the same.
 #[test]
 fn a_host_whose_sockets_may_have_any_address() {

@@ -44,6 +44,9 @@ pub enum KernelError {
         /// Its name.
         scheduler: String,
     },
+    /// The interface that connections should be shared by is not there.
+    #[error("there is no interface {0}: make it, or name another one in [lvs_sync_daemon]")]
+    NoSyncInterface(String),
     /// Not enough rights.
     #[error("no permission to change IPVS: run lbd as root, or with CAP_NET_ADMIN")]
     NoPermission,

@@ -19,6 +19,7 @@ mod looking;
 mod own;
 mod probes;
 mod reconcile;
+mod sharing;
 mod snapshot;
 mod state;
 pub mod sync;
@@ -36,12 +37,13 @@ use std::{
 use tokio::sync::mpsc;
 
 use self::{
-    codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
+    codec::{Command, Key, SyncState, Timeouts},
     desired::Wanted,
     kernel::{Kernel, Table, describe},
     looking::Looking,
     own::is_own,
     probes::Probes,
+    sharing::Sharing,
     state::StateFile,
     sysctl::Needs,
 };
@@ -82,6 +84,8 @@ pub struct Ipvs {
     repairs: Repairs,
     /// Real servers that answer no client.
     looking: Looking,
+    /// The kernel's own sharing of connections.
+    sharing: Sharing,
     /// The last trouble, so that it is logged once.
     trouble: Option<String>,
 }
@@ -118,6 +122,7 @@ impl Ipvs {
             generation: 0,
             repairs: Repairs::default(),
             looking: Looking::default(),
+            sharing: Sharing::default(),
             trouble: None,
         })
     }
@@ -235,37 +240,6 @@ impl Ipvs {
         let interfaces = self.probes.interfaces();
         done.extend(sysctl::accept_own(interfaces, &mut self.state).map_err(sysctl_error)?);
         Ok(())
-    }
-
-    /// The sync daemon that should run: MASTER tells, all else learns.
-    fn sync_daemon(&self, plan: &Plan) -> Option<SyncDaemon> {
-        plan.sync.as_ref().map(|(config, role)| SyncDaemon {
-            state: match self.is_serving(*role) {
-                true => SyncState::Master,
-                false => SyncState::Backup,
-            },
-            interface: config.interface.clone(),
-            id: u32::from(config.id),
-            length: config.length,
-            group: config.group,
-            port: config.port,
-            ttl: config.ttl,
-        })
-    }
-
-    fn follow_sync(&mut self, plan: &Plan, done: &mut Vec<String>) -> Result<(), DataPlaneError> {
-        let wanted = self.sync_daemon(plan);
-        let ours = self.state.has_sync();
-        if wanted.is_none() && !ours {
-            return Ok(());
-        }
-        self.state.claim_sync(true).map_err(state_error)?;
-        let held = self.kernel.daemons()?;
-        for command in reconcile::sync_steps(wanted.as_ref(), &held, ours) {
-            self.kernel.change(&command)?;
-            done.push(describe(&command));
-        }
-        self.state.claim_sync(wanted.is_some()).map_err(state_error)
     }
 
     fn follow_timeouts(&mut self, done: &mut Vec<String>) -> Result<(), DataPlaneError> {

@@ -66,9 +66,15 @@ pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) ->
 }
 
 /// The way to the sync daemon that is wanted. With none, those in the kernel are stopped if they are
-/// ours.
-pub fn sync_steps(wanted: Option<&SyncDaemon>, held: &[SyncDaemon], is_ours: bool) -> Vec<Command> {
-    let right = |held: &SyncDaemon| wanted.is_some_and(|wanted| same_daemon(wanted, held));
+/// ours. One whose interface was made again hears and says nothing: `is_deaf`.
+pub fn sync_steps(
+    wanted: Option<&SyncDaemon>,
+    held: &[SyncDaemon],
+    is_ours: bool,
+    is_deaf: bool,
+) -> Vec<Command> {
+    let right =
+        |held: &SyncDaemon| !is_deaf && wanted.is_some_and(|wanted| same_daemon(wanted, held));
     let mut commands: Vec<Command> = held
         .iter()
         .filter(|held| !right(held) && (is_ours || wanted.is_some()))
@@ -407,9 +413,16 @@ mod tests {
         use SyncState::{Backup, Master};
         let running = |state| daemon(state, Some(8848));
         let wanted = daemon(Master, None);
-        let to = |held: &[SyncDaemon]| sync_steps(Some(&wanted), held, false);
+        let to = |held: &[SyncDaemon]| sync_steps(Some(&wanted), held, false, false);
         assert_eq!(to(&[]), [Command::NewDaemon(wanted.clone())]);
         assert!(to(&[running(Master)]).is_empty());
+        assert_eq!(
+            sync_steps(Some(&wanted), &[running(Master)], true, true),
+            [
+                Command::DeleteDaemon(Master),
+                Command::NewDaemon(wanted.clone())
+            ]
+        );
         assert_eq!(
             to(&[running(Backup)]),
             [
@@ -419,15 +432,15 @@ mod tests {
         );
         let other_port = daemon(Master, Some(9));
         assert_eq!(
-            sync_steps(Some(&other_port), &[running(Master)], true),
+            sync_steps(Some(&other_port), &[running(Master)], true, false),
             [
                 Command::DeleteDaemon(Master),
                 Command::NewDaemon(other_port.clone())
             ]
         );
-        assert!(sync_steps(None, &[running(Backup)], false).is_empty());
+        assert!(sync_steps(None, &[running(Backup)], false, false).is_empty());
         assert_eq!(
-            sync_steps(None, &[running(Backup)], true),
+            sync_steps(None, &[running(Backup)], true, false),
             [Command::DeleteDaemon(Backup)]
         );
     }

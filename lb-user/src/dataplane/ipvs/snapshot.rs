@@ -28,12 +28,19 @@ impl Ipvs {
             passed: Vec::new(),
             sync: self.show_sync(),
             repairs: self.repairs.clone(),
-            trouble: self.trouble.clone(),
+            trouble: self
+                .trouble
+                .as_deref()
+                .or(self.sharing.trouble())
+                .map(str::to_owned),
             switching: Switching::default(),
         }
     }
 
     fn show_sync(&self) -> Option<String> {
+        if self.sharing.trouble().is_some() {
+            return None;
+        }
         let daemon = self.sync_daemon(self.plan.as_ref()?)?;
         let (interface, id) = (daemon.interface, daemon.id);
         Some(match daemon.state {
