@@ -310,6 +310,32 @@ fn the_next_daemon_knows_what_is_ours() {
     });
 }
 
+/// A daemon that died while the kernel learned connections, or while it put settings back, has no services any more.
+#[test]
+fn leftovers_without_services() {
+    on_a_node(|lab, _| {
+        let before = (sysctls(), kernel_timeouts());
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let left = format!(
+            "{{\"boot\": \"{}\", \"sync\": true, \"timeouts\": [900, 120, 300], \"sysctls\": {{\"sloppy_tcp\": \"0\"}}}}",
+            boot.trim()
+        );
+        let file = state_path(&runtime(lab).socket);
+        fs::write(&file, left).unwrap();
+        let daemon = ["--start-daemon", "backup", "--mcast-interface", "lo"];
+        lab::network::run(Command::new("ip").args(["link", "set", "lo", "up"])).unwrap();
+        run(Command::new("ipvsadm").args(daemon)).unwrap();
+        run(Command::new("ipvsadm").args(["--set", "7", "8", "9"])).unwrap();
+        fs::write("/proc/sys/net/ipv4/vs/sloppy_tcp", "1").unwrap();
+        assert!(lb_user::dataplane::ipvs::remove_leftovers(&runtime(lab)).unwrap());
+        assert_eq!((sysctls(), kernel_timeouts()), before);
+        let daemons = run(Command::new("ipvsadm").args(["-L", "--daemon"])).unwrap();
+        assert_eq!(daemons, "");
+        assert!(!file.exists());
+        assert!(!lb_user::dataplane::ipvs::remove_leftovers(&runtime(lab)).unwrap());
+    });
+}
+
 /// The service of a BACKUP that has the address all the same is not in the kernel.
 #[test]
 fn a_real_server_that_is_a_director_too_keeps_its_packets() {

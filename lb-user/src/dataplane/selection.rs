@@ -7,7 +7,7 @@ use super::{
     switching::{Pair, Planes},
     xdp::{self, Hook, Xdp},
 };
-use crate::model::{Config, Mode, VirtualService};
+use crate::model::{Config, Mode, Runtime, VirtualService};
 
 /// Something to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,10 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
         Attempt::Xdp(hook) => {
             let after_ipvs = ipvs::was_left(runtime) && dataplane.mode == Mode::Auto;
             let plane = Box::new(Xdp::start(dataplane, runtime, hook, after_ipvs)?);
+            // Without services there are no connections that would have to come first.
+            if !ipvs::was_left(runtime) {
+                remove_ipvs_leftovers(runtime);
+            }
             let (mut pair, alone) = with_fallback(plane, config);
             if let Pair::Both { .. } = pair {
                 // What an earlier lbd left in IPVS goes when its connections have come.
@@ -83,14 +87,7 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
             if let Some(xdp) = pair.xdp() {
                 xdp.set_handover(false);
             }
-            match ipvs::remove_leftovers(runtime) {
-                Ok(true) => tracing::info!("removed the IPVS services of an earlier lbd"),
-                Ok(false) => {}
-                Err(error) => tracing::warn!(
-                    %error,
-                    "cannot remove the IPVS services of an earlier lbd; XDP goes before them"
-                ),
-            }
+            remove_ipvs_leftovers(runtime);
             Ok((pair, alone))
         }
         Attempt::Ipvs => {
@@ -101,6 +98,17 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
             let alone = "XDP was not loaded at the start".to_owned();
             Ok((Pair::Ipvs(Box::new(plane)), alone))
         }
+    }
+}
+
+fn remove_ipvs_leftovers(runtime: &Runtime) {
+    match ipvs::remove_leftovers(runtime) {
+        Ok(true) => tracing::info!("removed what an earlier lbd left in IPVS"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(
+            %error,
+            "cannot remove what an earlier lbd left in IPVS; XDP goes before it"
+        ),
     }
 }
 

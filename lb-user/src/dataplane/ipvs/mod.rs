@@ -354,8 +354,8 @@ pub fn was_left(runtime: &Runtime) -> bool {
 
 /// Removes what a daemon with another data plane left in the kernel's IPVS, if it left anything.
 pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
-    let state = StateFile::open(&runtime.socket);
-    if !state.was_left() {
+    let mut state = StateFile::open(&runtime.socket);
+    if state.is_empty() {
         return Ok(false);
     }
     let mut kernel = Kernel::open()?;
@@ -370,7 +370,6 @@ pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
             kernel.change(&Command::DeleteDaemon(daemon.state))?;
         }
     }
-    let mut state = state;
     sysctl::apply(Needs::default(), &mut state).map_err(sysctl_error)?;
     sysctl::accept_own(&[], &mut state).map_err(sysctl_error)?;
     if let Some([tcp, tcp_fin, udp]) = state.timeouts() {

@@ -69,6 +69,18 @@ impl StateFile {
         self.left
     }
 
+    /// Whether anything in the kernel is ours or as it was not.
+    pub fn is_empty(&self) -> bool {
+        let State {
+            boot: _,
+            services,
+            sysctls,
+            timeouts,
+            sync,
+        } = &self.state;
+        services.is_empty() && sysctls.is_empty() && timeouts.is_none() && !sync
+    }
+
     /// Whether a service was programmed by us.
     pub fn has(&self, key: &Key) -> bool {
         self.state.services.contains(&key.to_string())
@@ -97,11 +109,14 @@ impl StateFile {
         self.state.sysctls.keys()
     }
 
-    /// How a sysctl was before us; forgets it.
-    pub fn recall(&mut self, name: &str) -> io::Result<Option<String>> {
-        let before = self.state.sysctls.get(name).cloned();
-        self.change(|state| drop(state.sysctls.remove(name)))?;
-        Ok(before)
+    /// How a sysctl was before us, if that is noted.
+    pub fn before(&self, name: &str) -> Option<String> {
+        self.state.sysctls.get(name).cloned()
+    }
+
+    /// Forgets how a sysctl was before us. Comes after it was put back.
+    pub fn forget(&mut self, name: &str) -> io::Result<()> {
+        self.change(|state| drop(state.sysctls.remove(name)))
     }
 
     /// Notes the time-outs before us, unless they are known.
@@ -182,8 +197,18 @@ mod tests {
         let mut second = StateFile::open(&socket);
         assert!(second.was_left());
         assert_eq!((second.has(&key(80)), second.has(&key(81))), (true, false));
-        assert_eq!(second.recall("sloppy_tcp").unwrap().as_deref(), Some("0"));
-        assert_eq!(second.recall("sloppy_tcp").unwrap(), None);
+        assert_eq!(second.before("sloppy_tcp").as_deref(), Some("0"));
+        second.forget("sloppy_tcp").unwrap();
+        assert_eq!(second.before("sloppy_tcp"), None);
+        assert!(!second.is_empty());
+        second.keep([].into_iter()).unwrap();
+        assert!(second.is_empty());
+        second.claim_sync(true).unwrap();
+        assert!(!second.is_empty());
+        second.claim_sync(false).unwrap();
+        second.remember_timeouts([900, 120, 300]).unwrap();
+        assert!(!second.is_empty());
+        second.claim([key(80)].into_iter()).unwrap();
 
         let text = fs::read_to_string(&second.path).unwrap();
         let other_boot = text.replace("\"boot\":\"", "\"boot\":\"other");

@@ -87,13 +87,17 @@ pub fn apply(needs: Needs, state: &mut StateFile) -> io::Result<Vec<String>> {
                 }
                 Some(value.to_owned())
             }
-            None => state.recall(name)?,
+            None => state.before(name),
         };
         if let Some(target) = target
             && target != now
         {
             fs::write(&path, &target)?;
             changes.push(format!("{name} {now} -> {target}"));
+        }
+        // Whoever dies in between leaves a note too many rather than one too few.
+        if value.is_none() {
+            state.forget(name)?;
         }
     }
     Ok(changes)
@@ -123,9 +127,10 @@ pub fn accept_own(interfaces: &[String], state: &mut StateFile) -> io::Result<Ve
         Ok(())
     };
     for name in changed.iter().filter(|name| !wanted.contains(*name)) {
-        if let Some(before) = state.recall(name)? {
+        if let Some(before) = state.before(name) {
             set(name, &before)?;
         }
+        state.forget(name)?;
     }
     for name in &wanted {
         let now = fs::read_to_string(PathBuf::from(IPV4).join(name)).unwrap_or_default();
