@@ -25,6 +25,7 @@ mod health_checkers;
 mod health_hostile;
 mod ipv6;
 mod jumbo;
+mod leaving;
 mod life;
 mod linux;
 mod many;

@@ -4,7 +4,7 @@
 use std::{process::Command, time::Duration};
 
 use lab::{
-    Download, Guide, Lab, Node, Process,
+    Download, Drips, Guide, Lab, Node, Process,
     guide::{Settings, VIP},
     http,
     network::{INTERFACE, run},
@@ -21,6 +21,9 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of a download that outlasts an election.
 const LENGTH: usize = 8_000_000;
+
+/// Connections whose clients talk all the time.
+const TALKING: u32 = 40;
 
 /// keepalived with the guide's instance and service.
 fn keepalived(lab: &Lab, node: &Node) -> Process {
@@ -82,6 +85,12 @@ fn spread(guide: &Guide) {
     );
 }
 
+/// No connection broke: every client gets the page of a real server.
+fn are_answered(drips: Drips) {
+    let pages = drips.finish().unwrap();
+    assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
+}
+
 fn sync_daemon(node: &Node) -> String {
     node.run("ipvsadm", &["-L", "--daemon"]).unwrap()
 }
@@ -113,9 +122,11 @@ fn keepalived_as_the_other_director() {
 
     // lbd is stopped: keepalived goes on with its connections.
     let download = Download::start(&guide, LENGTH).unwrap();
+    let drips = Drips::start(&guide.client, VIP, TALKING).unwrap();
     told_of_connections(&node1, &node2);
     guide.node1.stop().unwrap();
     holds_address(&node2);
+    are_answered(drips);
     download.finish().unwrap();
     spread(&guide);
 
@@ -128,9 +139,11 @@ fn keepalived_as_the_other_director() {
     guide.node1.wait_for("VI_1", VrrpState::Backup).unwrap();
     until_listed(&node1, &SERVERS);
     let download = Download::start(&guide, LENGTH).unwrap();
+    let drips = Drips::start(&guide.client, VIP, TALKING).unwrap();
     told_of_connections(&node2, &node1);
     node2.cable(false).unwrap();
     guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
+    are_answered(drips);
     download.finish().unwrap();
     spread(&guide);
 

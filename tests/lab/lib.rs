@@ -8,6 +8,7 @@ pub mod arrivals;
 pub mod binaries;
 pub mod director;
 pub mod download;
+pub mod drips;
 pub mod guide;
 pub mod hostile;
 pub mod http;
@@ -27,6 +28,7 @@ pub mod witness;
 
 pub use director::Director;
 pub use download::Download;
+pub use drips::Drips;
 pub use guide::Guide;
 pub use network::{Lab, Node};
 pub use process::Process;

@@ -65,9 +65,9 @@ impl Daemon {
         }
     }
 
-    /// A new master's data plane is ready before its addresses are announced. One that yields gives
-    /// its addresses up first: while it had them without forwarding, its own stack would answer and
-    /// reset connections. A daemon that stops goes silent in the order of its parts.
+    /// A new master's data plane is ready before its addresses are announced. One that yields or stops
+    /// gives its addresses up first: while it had them without forwarding, its own stack would answer
+    /// and reset connections.
     pub(super) async fn on_transition(
         &mut self,
         name: &str,
@@ -87,13 +87,10 @@ impl Daemon {
                 self.set_role(role, true);
                 self.addresses.hold(instance, &self.interfaces).await;
             }
-            (VrrpState::Backup | VrrpState::Fault, _) => {
+            (VrrpState::Backup | VrrpState::Fault | VrrpState::Init, _)
+            | (VrrpState::Master, None) => {
                 self.addresses.release(name, &self.interfaces).await;
                 self.set_role(role, false);
-            }
-            (VrrpState::Init, _) | (VrrpState::Master, None) => {
-                self.set_role(role, false);
-                self.addresses.release(name, &self.interfaces).await;
             }
         }
         self.note_transition(name, state, reason, peer, priority);

@@ -418,7 +418,7 @@ impl Daemon {
         self.stop(inputs.reports).await
     }
 
-    /// Priority 0, data plane off, addresses gone, program detached, scripts.
+    /// Priority 0, addresses gone, data plane off, program detached, scripts.
     async fn stop(&mut self, mut reports: mpsc::Receiver<Report>) -> Result<(), DaemonError> {
         tracing::info!("stopping");
         if let Some(vrrp) = self.vrrp.take() {
