@@ -86,8 +86,10 @@ fn spread(guide: &Guide) {
 }
 
 /// No connection broke: every client gets the page of a real server.
-fn are_answered(drips: Drips) {
-    let pages = drips.finish().unwrap();
+fn are_answered(what: &str, drips: Drips) {
+    let pages = drips
+        .finish()
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
     assert!(pages.iter().all(|page| page.starts_with("rs")), "{pages:?}");
 }
 
@@ -124,9 +126,11 @@ fn keepalived_as_the_other_director() {
     let download = Download::start(&guide, LENGTH).unwrap();
     let drips = Drips::start(&guide.client, VIP, TALKING).unwrap();
     told_of_connections(&node1, &node2);
+    let young = Drips::start(&guide.client, VIP, TALKING).unwrap();
     guide.node1.stop().unwrap();
     holds_address(&node2);
-    are_answered(drips);
+    are_answered("known to the other director", drips);
+    are_answered("opened at the end", young);
     download.finish().unwrap();
     spread(&guide);
 
@@ -143,7 +147,7 @@ fn keepalived_as_the_other_director() {
     told_of_connections(&node2, &node1);
     node2.cable(false).unwrap();
     guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
-    are_answered(drips);
+    are_answered("known to lbd", drips);
     download.finish().unwrap();
     spread(&guide);
 

@@ -1,12 +1,14 @@
-//! Sending messages to a sync daemon of this host's kernel, no faster than it reads them.
+//! Sending messages to sync daemons: to one of this host's kernel, no faster than it reads them, and to those
+//! of other directors, which nobody can ask.
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     thread,
     time::{Duration, Instant},
 };
 
+use nix::net::if_::if_nametoindex;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::codec::SyncDaemon;
@@ -20,6 +22,10 @@ const WAITING: usize = 4;
 /// The kernel reads messages of 255 connections within a millisecond each.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_micros(200);
+/// Messages that other directors get at once, and the pause behind them: a third of the same receive buffer, in which
+/// one as long as a frame takes 2,304 bytes.
+const AT_ONCE: usize = 30;
+const BREATH: Duration = Duration::from_millis(1);
 /// Sockets of the network namespace of the thread that asks.
 const SOCKETS: &str = "/proc/thread-self/net/udp";
 
@@ -37,6 +43,33 @@ pub fn all(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> Option<String> {
     send(daemon, messages)
         .err()
         .map(|error| format!("the kernel could not be told of all connections: {error}"))
+}
+
+/// Sends messages to the other directors that `daemon` speaks to. Whether they arrive is not known.
+pub fn others(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
+    let port = daemon.port.unwrap_or(PORT);
+    let to = match daemon.group.unwrap_or(GROUP.into()) {
+        IpAddr::V4(group) => SocketAddr::from((group, port)),
+        IpAddr::V6(group) => {
+            let interface = if_nametoindex(daemon.interface.as_str())?;
+            SocketAddrV6::new(group, port, 0, interface).into()
+        }
+    };
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+    socket.bind_device(Some(daemon.interface.as_bytes()))?;
+    // As the kernel's own daemons: not farther than the network, unless somebody says otherwise.
+    let ttl = daemon.ttl.map_or(1, u32::from);
+    match to.is_ipv6() {
+        true => socket.set_multicast_hops_v6(ttl)?,
+        false => socket.set_multicast_ttl_v4(ttl)?,
+    }
+    for batch in messages.chunks(AT_ONCE) {
+        for message in batch {
+            socket.send_to(message, &SockAddr::from(to))?;
+        }
+        thread::sleep(BREATH);
+    }
+    Ok(())
 }
 
 fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
@@ -124,6 +157,7 @@ fn queues(table: &str, at: SocketAddrV4) -> Queues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::ipvs::codec::SyncState;
 
     #[test]
     fn queues_are_read() {
@@ -156,5 +190,30 @@ mod tests {
         assert!(look(at).unwrap().waiting >= 100);
         drop(socket);
         assert!(look(at).is_err());
+    }
+
+    #[test]
+    fn other_directors_get_every_message() {
+        let group = Ipv4Addr::new(239, 255, 77, 77);
+        let socket = std::net::UdpSocket::bind((group, 0)).unwrap();
+        socket
+            .join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)
+            .unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let daemon = SyncDaemon {
+            interface: "lo".to_owned(),
+            group: Some(group.into()),
+            port: Some(socket.local_addr().unwrap().port()),
+            ..SyncDaemon::bare(SyncState::Master)
+        };
+        let messages: Vec<Vec<u8>> = (0..70).map(|number| vec![number; 20]).collect();
+        others(&daemon, &messages).unwrap();
+        let mut bytes = [0; 100];
+        for message in &messages {
+            let length = socket.recv(&mut bytes).unwrap();
+            assert_eq!(bytes[..length], *message);
+        }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 
 /// Bytes of a message to a daemon of somebody else's that does not say what it takes: it reads no more than
 /// fits into a frame.
-const SHORT: usize = 1_400;
+pub(super) const SHORT: usize = 1_400;
 /// Bytes of a message to ours: 255 connections, which is as many as one can have, take about nine thousand with IPv4.
 const LONGEST: usize = 16_000;
 /// Where the daemon that learns from us listens: nobody else hears it.
@@ -138,7 +138,7 @@ fn own_daemon() -> SyncDaemon {
 
 /// Connections as the kernel's sync daemons tell them. Those of real servers that it does not hold are left
 /// out.
-fn to_kernel(plan: &Plan, list: &[Carried]) -> Vec<Connection> {
+pub(super) fn to_kernel(plan: &Plan, list: &[Carried]) -> Vec<Connection> {
     let services: HashMap<ServiceId, &PlannedService> =
         plan.services.iter().map(|s| (s.id, s)).collect();
     let one = |carried: &Carried| {
@@ -194,7 +194,7 @@ fn state_of(protocol: Protocol, phase: Phase) -> (u16, u32) {
 }
 
 /// The kernel's entries that belong to services and real servers of the plan.
-fn from_kernel(plan: &Plan, table: &[Entry]) -> Vec<Carried> {
+pub(super) fn from_kernel(plan: &Plan, table: &[Entry]) -> Vec<Carried> {
     let (services, servers) = (Services::of(Some(plan)), by_server(plan));
     let one = |entry: &Entry| {
         let service = services.of_connection(entry)?;

@@ -8,10 +8,17 @@ use nix::net::if_::if_nametoindex;
 use super::{
     Ipvs,
     codec::{Command, SyncDaemon, SyncState},
+    connections, feed,
+    handover::{SHORT, from_kernel, to_kernel},
     kernel::{KernelError, describe},
+    own::is_own,
     reconcile, state_error,
+    sync::Message,
 };
 use crate::dataplane::{DataPlaneError, Plan};
+
+/// Nobody tells the others of more connections at the end: whoever lists the table waits for it.
+const MOST_TOLD: u64 = 50_000;
 
 /// What the sync daemon is known to be at.
 #[derive(Debug, Default)]
@@ -60,7 +67,7 @@ impl Ipvs {
         }
         self.state.claim_sync(true).map_err(state_error)?;
         let was_well = self.sharing.trouble.is_none();
-        match self.bring_sync(wanted.as_ref(), ours) {
+        match self.bring_sync(plan, wanted.as_ref(), ours) {
             Ok(changes) => {
                 // What became possible was changed by nobody.
                 if was_well {
@@ -84,6 +91,7 @@ impl Ipvs {
 
     fn bring_sync(
         &mut self,
+        plan: &Plan,
         wanted: Option<&SyncDaemon>,
         ours: bool,
     ) -> Result<Vec<String>, KernelError> {
@@ -92,6 +100,11 @@ impl Ipvs {
             matches!((self.sharing.bound, index), (Some(old), Some(new)) if old != new);
         let held = self.kernel.daemons()?;
         let mut changes = Vec::new();
+        let yields = wanted.is_some_and(|wanted| wanted.state == SyncState::Backup);
+        let telling = held.iter().find(|held| held.state == SyncState::Master);
+        if let (true, true, Some(telling)) = (yields, ours, telling) {
+            self.tell_at_the_end(plan, telling);
+        }
         for command in reconcile::sync_steps(wanted, &held, ours, made_again) {
             if matches!(command, Command::NewDaemon(_)) && index.is_none() {
                 continue;
@@ -105,6 +118,41 @@ impl Ipvs {
                 self.sharing.bound = index;
                 Ok(changes)
             }
+        }
+    }
+
+    /// Tells the other directors of all connections. The kernel's daemon tells of one when its third packet has
+    /// come, a second or two later, and forgets what it has not told yet when it is stopped
+    /// (`sync_thread_master` of net/netfilter/ipvs/ip_vs_sync.c).
+    fn tell_at_the_end(&self, plan: &Plan, daemon: &SyncDaemon) {
+        let servers = self.held.iter().flat_map(|(_, servers)| servers);
+        let count: u64 = servers
+            .map(|s| u64::from(s.active) + u64::from(s.inactive))
+            .sum();
+        if count > MOST_TOLD {
+            tracing::info!(
+                count,
+                "too many connections to tell other directors of the youngest"
+            );
+            return;
+        }
+        let told = connections::read().and_then(|mut table| {
+            table.retain(|c| {
+                !(self.probes.made(c.client, c.vip, c.server) && is_own(c.client.ip()))
+            });
+            let told = to_kernel(plan, &from_kernel(plan, &table));
+            let id = u8::try_from(daemon.id).unwrap_or_default();
+            let longest = daemon.length.map_or(SHORT, usize::from).min(SHORT);
+            let sent = feed::others(daemon, &Message::encode_all(id, &told, longest));
+            sent.map(|()| told.len()).map_err(|error| error.to_string())
+        });
+        match told {
+            Ok(count) => tracing::debug!(count, "told other directors of all connections"),
+            // As when the interface is down: nobody would hear it.
+            Err(error) => tracing::info!(
+                error,
+                "other directors are not told of the youngest connections"
+            ),
         }
     }
 }
