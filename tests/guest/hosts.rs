@@ -139,3 +139,29 @@ fn a_host_whose_sockets_may_have_any_address() {
     wait_for((true, false, "1".to_owned()));
     lbd.stop().unwrap();
 }
+
+/// Without a bpffs there is nowhere to pin programs: XDP cannot be, and IPVS forwards.
+#[test]
+fn a_host_without_a_bpffs() {
+    let _modules = with_modules();
+    run(Command::new("modprobe").arg("ip_vs")).unwrap();
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let config = |mode: &str| {
+        format!(
+            "[dataplane]\nmode = \"{mode}\"\ninterfaces = [\"{INTERFACE}\"]\n[[service]]\naddress = \"10.1.15.50:80\"\n\
+             [[service.backend]]\naddress = \"10.1.15.45\"\n"
+        )
+    };
+    for (mode, reason) in [("auto", "is not on a bpffs"), ("ipvs", "mode = \"ipvs\"")] {
+        let mut lbd = Director::new(&lab, &node, &config(mode)).unwrap();
+        let text = std::fs::read_to_string(&lbd.config).unwrap();
+        let elsewhere = text.replace(&lab.pin_path("node1").display().to_string(), "/tmp");
+        std::fs::write(&lbd.config, elsewhere).unwrap();
+        lbd.start(&lab).unwrap();
+        let plane = lbd.status().unwrap().data_plane;
+        assert_eq!(plane.kind, "ipvs");
+        assert!(plane.choice.contains(reason), "{}", plane.choice);
+        lbd.stop().unwrap();
+    }
+}

@@ -56,15 +56,12 @@ pub fn start(config: &Config) -> Result<Planes, DataPlaneError> {
     }
 }
 
-/// What would be in the way of every data plane, or is the configuration's fault.
+/// What is the configuration's fault. A host without a bpffs, or without the rights to load a program, is one where
+/// XDP cannot be: IPVS needs neither.
 const fn is_final(error: &DataPlaneError) -> bool {
     matches!(
         error,
-        DataPlaneError::NoInterface(_)
-            | DataPlaneError::NoPermission(_)
-            | DataPlaneError::PinsInUse(_)
-            | DataPlaneError::PinPath { .. }
-            | DataPlaneError::Ipvs(ipvs::KernelError::NoPermission)
+        DataPlaneError::NoInterface(_) | DataPlaneError::PinsInUse(_)
     )
 }
 
@@ -92,8 +89,11 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
         }
         Attempt::Ipvs => {
             let plane = Ipvs::start(&dataplane.timeouts, runtime)?;
-            if xdp::remove_leftovers(runtime)? {
-                tracing::info!("removed the XDP program of an earlier lbd");
+            match xdp::remove_leftovers(runtime) {
+                Ok(true) => tracing::info!("removed the XDP program of an earlier lbd"),
+                // Where no pin can be there is none.
+                Ok(false) | Err(DataPlaneError::PinPath { .. }) => {}
+                Err(error) => return Err(error),
             }
             let alone = "XDP was not loaded at the start".to_owned();
             Ok((Pair::Ipvs(Box::new(plane)), alone))
