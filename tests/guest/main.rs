@@ -14,6 +14,7 @@ mod hashing;
 mod hosts;
 mod ipvs;
 mod marks;
+mod oddities;
 mod on_vip;
 mod planes;
 mod pool_weights;

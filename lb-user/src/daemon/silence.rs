@@ -15,6 +15,9 @@ impl Daemon {
     /// them be made at once, and decides nothing.
     pub(super) fn sweep(&mut self) {
         self.data_plane.sweep();
+        for text in self.data_plane.take_repairs() {
+            self.event(Kind::DataPlane, "", text);
+        }
         for (service, address, silence) in self.silent() {
             if self.checks.hurry(&(service, address)) {
                 let text = format!(

@@ -82,6 +82,8 @@ pub struct Ipvs {
     read: Instant,
     generation: u64,
     repairs: Repairs,
+    /// Those that nobody was told of yet.
+    repaired: Vec<String>,
     /// Real servers that answer no client.
     looking: Looking,
     /// The kernel's own sharing of connections.
@@ -121,6 +123,7 @@ impl Ipvs {
             read: Instant::now(),
             generation: 0,
             repairs: Repairs::default(),
+            repaired: Vec::new(),
             looking: Looking::default(),
             sharing: Sharing::default(),
             trouble: None,
@@ -283,11 +286,22 @@ impl Ipvs {
             repairs = done.join("; "),
             "somebody else changed IPVS; it is as it should be again"
         );
+        self.repaired.push(match done.len() {
+            1 => format!("somebody else changed IPVS, and this was done to mend it: {last}"),
+            many => format!(
+                "somebody else changed IPVS, and {many} things were done to mend it, the last one: {last}"
+            ),
+        });
         self.repairs.count += done.len() as u64;
         self.repairs.last = Some(last.clone());
         self.repairs.at = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
+    }
+
+    /// What others changed since the last time, and is as it was again, in words.
+    pub fn take_repairs(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.repaired)
     }
 
     /// Makes the kernel hold another plan, and returns its number.

@@ -34,7 +34,7 @@ pub use self::{
 };
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot,
-    TableInfo, Why, WhyQuery, silence::Silence,
+    TableInfo, Why, WhyQuery, ipvs::Ipvs, silence::Silence,
 };
 use crate::model::{FlowTimeouts, Neighbour, ProbePath, ProbeStyle, Protection};
 
@@ -168,6 +168,11 @@ impl Planes {
     /// Whether an operator's order is in force.
     pub fn is_ordered(&self) -> bool {
         self.order != Order::Auto
+    }
+
+    /// What others changed since the last time, and is as it was again, in words.
+    pub fn take_repairs(&mut self) -> Vec<String> {
+        self.pair.ipvs().map(Ipvs::take_repairs).unwrap_or_default()
     }
 
     fn now(&self) -> Duration {

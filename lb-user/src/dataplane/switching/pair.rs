@@ -91,6 +91,14 @@ impl Pair {
         }
     }
 
+    /// IPVS, if the kernel has it.
+    pub fn ipvs(&mut self) -> Option<&mut Ipvs> {
+        match self {
+            Pair::Ipvs(ipvs) | Pair::Both { ipvs, .. } => Some(ipvs),
+            Pair::Xdp(_) => None,
+        }
+    }
+
     /// Both, if there are two.
     pub fn both(&mut self) -> Option<(&mut Xdp, &mut Ipvs)> {
         match self {
