@@ -14,6 +14,7 @@ mod hashing;
 mod hosts;
 mod ipvs;
 mod marks;
+mod mixed;
 mod oddities;
 mod on_vip;
 mod planes;
