@@ -506,3 +506,37 @@ fn an_address_that_is_not_accepted() {
     guide.node1.wait_for("VI_1", VrrpState::Master).unwrap();
     assert_eq!(connects(81), Err(std::io::ErrorKind::ConnectionRefused));
 }
+
+/// A MAC address that an administrator has fixed stays, of a host that answers no ARP, too: the kernel lets go of it
+/// when it is told to use it.
+#[test]
+fn fixed_neighbours_stay_fixed() {
+    let lab = Lab::new().unwrap();
+    let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
+    let six = ["-6", "address", "add", "2001:db8::43/64", "dev", INTERFACE];
+    node.ip(&[&six[..], &["nodad"]].concat()).unwrap();
+    let servers = ["10.1.15.45", "2001:db8::45"];
+    for address in servers {
+        let entry = ["neighbour", "add", address, "dev", INTERFACE, "lladdr"];
+        let fixed = ["02:00:00:00:00:45", "nud", "permanent"];
+        node.ip(&[&entry[..], &fixed].concat()).unwrap();
+    }
+    let config = format!(
+        "[dataplane]\ninterfaces = [\"{INTERFACE}\"]\n[[service]]\naddress = \"10.1.15.50:80\"\n[[service.backend]]\n\
+         address = \"10.1.15.45\"\n[[service]]\naddress = \"[2001:db8::50]:80\"\n[[service.backend]]\naddress = \"2001:db8::45\"\n"
+    );
+    let mut director = Director::new(&lab, &node, &config).unwrap();
+    director.start(&lab).unwrap();
+    // Longer than from one look to the next.
+    for _ in 0..12 {
+        std::thread::sleep(Duration::from_secs(1));
+        for address in servers {
+            let shown = node.ip(&["neighbour", "show", address]).unwrap();
+            assert!(shown.contains("PERMANENT"), "{shown}");
+        }
+    }
+    for service in director.status().unwrap().data_plane.services {
+        assert_eq!(service.backends[0].state, "up");
+    }
+    director.stop().unwrap();
+}

@@ -24,6 +24,8 @@ const VERIFY: Duration = Duration::from_secs(10);
 pub struct Neighbours {
     /// As many as the kernel's table has (gc_thresh3, 1,024 by default).
     macs: HashMap<(u32, IpAddr), [u8; 6]>,
+    /// Those of them that an administrator has fixed: there is nothing to ask.
+    fixed: HashSet<(u32, IpAddr)>,
     /// Where the kernel would send packets for each host.
     paths: HashMap<IpAddr, Path>,
     warned: HashSet<IpAddr>,
@@ -49,9 +51,14 @@ impl Neighbours {
             ifindex,
             address,
             mac,
+            fixed,
         } = event
         else {
             return Vec::new();
+        };
+        match fixed {
+            true => self.fixed.insert((*ifindex, *address)),
+            false => self.fixed.remove(&(*ifindex, *address)),
         };
         let changed = match mac {
             Some(mac) => self.macs.insert((*ifindex, *address), *mac) != Some(*mac),
@@ -160,6 +167,7 @@ impl Neighbours {
     /// Forgets every MAC address.
     pub fn forget(&mut self) {
         self.macs.clear();
+        self.fixed.clear();
     }
 
     /// Makes the kernel resolve what is unknown, and from time to time verify what is known.
@@ -167,7 +175,10 @@ impl Neighbours {
         let mut wanted: Vec<(u32, IpAddr)> = self.unresolved().collect();
         if self.is_due() {
             self.verified = Some(Instant::now());
-            wanted = self.hops().collect();
+            wanted = self
+                .hops()
+                .filter(|hop| !self.fixed.contains(hop))
+                .collect();
         }
         for (ifindex, address) in wanted {
             if let Err(error) = netlink.use_neighbour(ifindex, address).await {

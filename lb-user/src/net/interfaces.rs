@@ -47,6 +47,8 @@ pub enum NetEvent {
         address: IpAddr,
         /// Its MAC address.
         mac: Option<[u8; 6]>,
+        /// Somebody said so, and the kernel does not ask (NUD_PERMANENT, NUD_NOARP).
+        fixed: bool,
     },
     /// Events were lost: everything must be read again.
     Lost,

@@ -125,7 +125,9 @@ impl Netlink {
         let _ = Box::pin(rules).try_next().await;
     }
 
-    /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale.
+    /// Makes the kernel resolve a neighbour, or verify an entry that has grown stale. Not for one that is fixed: from
+    /// Linux 5.17 on it would be fixed no more, and its MAC address forgotten (`__neigh_update` with
+    /// NEIGH_UPDATE_F_USE in net/core/neighbour.c).
     pub async fn use_neighbour(&self, ifindex: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let request = self
             .handle
@@ -379,10 +381,15 @@ fn neighbour(message: &NeighbourMessage, present: bool) -> Option<NetEvent> {
         // Incomplete, failed, none, and whatever a later kernel adds.
         _ => false,
     };
+    let fixed = matches!(
+        message.header.state,
+        NeighbourState::Permanent | NeighbourState::Noarp
+    );
     let mac = mac.filter(|_| valid);
     Some(NetEvent::Neighbour {
         ifindex: message.header.ifindex,
         address: address?,
         mac,
+        fixed: valid && fixed,
     })
 }
