@@ -223,6 +223,7 @@ fn a_client_sticks_to_its_server() {
         planned.persistence = Some(Persistence {
             timeout: Duration::from_secs(2),
             prefix: 24,
+            engine: None,
         });
         let mut xdp = ready(planned.clone());
         let first = connect(&mut xdp, Ipv4Addr::new(10, 20, 30, 1), 1);
@@ -303,6 +304,7 @@ fn nobody_sticks_to_a_sorry_server() {
         planned.persistence = Some(Persistence {
             timeout: Duration::from_secs(60),
             prefix: 32,
+            engine: None,
         });
         planned.backends[1].sorry = true;
         planned.backends[0].state = Down;

@@ -45,6 +45,7 @@ fn ready() -> Xdp {
     sticky.persistence = Some(Persistence {
         timeout: std::time::Duration::from_secs(300),
         prefix: 32,
+        engine: None,
     });
     let web = service(Tcp, 80, 1, &servers);
     apply(&mut xdp, vec![web, service(Udp, 53, 1, &servers), sticky]);

@@ -89,6 +89,7 @@ fn comes_true() {
                 planned.persistence = Some(Persistence {
                     timeout: Duration::from_secs(60),
                     prefix: 28,
+                    engine: None,
                 });
             }),
         ),

@@ -118,6 +118,7 @@ fn rich() -> Plan {
     dns.persistence = Some(Persistence {
         timeout: Duration::from_secs(300),
         prefix: 24,
+        engine: None,
     });
     let mut nat = service(
         "10.1.15.51:80",
@@ -145,6 +146,7 @@ fn rich() -> Plan {
     six.persistence = Some(Persistence {
         timeout: Duration::from_secs(360),
         prefix: 64,
+        engine: None,
     });
     six.backends.push(PlannedBackend {
         sorry: true,

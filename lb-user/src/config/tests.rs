@@ -193,6 +193,19 @@ fn what_is_refused_and_how() {
         ),
         (
             "sorry_server = \"local\"",
+            "persistence_engine = \"sip\"",
+            &[
+                "`persistence_engine` without `persistence_timeout`",
+                "`persistence_engine` is for protocol \"udp\"",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "persistence_timeout = \"5m\"\npersistence_engine = \"http\"",
+            &["`persistence_engine` cannot be \"http\""],
+        ),
+        (
+            "sorry_server = \"local\"",
             "persistence_timeout = \"5m\"\npersistence_prefix = 33",
             &[
                 "`persistence_prefix` is 33, which is out of range",

@@ -7,8 +7,8 @@ use std::{
 
 use crate::model::{
     Advised, Config, Forwarding, Hashing, OnDown, Persistence, Protocol, RAMP_STEPS, RateLimit,
-    RealServer, Scheduler, ServiceId, SyncDaemonConfig, Target, VirtualService, ipvs_lacks,
-    xdp_lacks,
+    RealServer, Scheduler, ServiceId, SyncDaemonConfig, Target, VirtualService, engine_in_xdp,
+    ipvs_lacks, xdp_lacks,
 };
 
 /// What the data plane should hold.
@@ -181,6 +181,9 @@ impl PlannedService {
                 IpAddr::V6(_) if prefix < 128 => text += &format!(" mask {prefix}"),
                 IpAddr::V4(_) | IpAddr::V6(_) => {}
             }
+            if let Some(engine) = persistence.engine {
+                text += &format!(" pe {}", engine.name());
+            }
         }
         if self.one_packet {
             text += " ops";
@@ -191,7 +194,8 @@ impl PlannedService {
     /// What of it the XDP program cannot do.
     pub fn xdp_lacks(&self) -> Option<String> {
         let (scheduler, forwarding) = (self.scheduler, self.forwarding);
-        xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark)
+        let lacks = xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark);
+        lacks.or_else(|| engine_in_xdp(self.persistence))
     }
 
     /// What of it IPVS cannot do.

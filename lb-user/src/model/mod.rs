@@ -33,7 +33,7 @@ pub use self::check::{
 pub use self::notify::{
     CaFile, Login, Mail, MailSubjects, MailTls, NotifyFifo, Password, SyncGroup,
 };
-pub use self::plane::{Mode, SyncDaemonConfig, ipvs_lacks, xdp_lacks};
+pub use self::plane::{Mode, SyncDaemonConfig, engine_in_xdp, ipvs_lacks, xdp_lacks};
 pub use self::pool::{MemberRules, OnDown, PoolCommands, PoolRules, RAMP_STEPS};
 pub use self::probe::{ProbePath, ProbeStyle};
 pub use self::spread::Spread;
@@ -435,6 +435,24 @@ pub struct Persistence {
     pub timeout: Duration,
     /// Bits of the client's address that count: 0-32 or 0-128.
     pub prefix: u8,
+    /// What counts besides, if anything.
+    pub engine: Option<Engine>,
+}
+
+/// The kernel's persistence engines: they find in packets what belongs together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Datagrams of one SIP call, by its Call-ID (RFC 3261 section 20.8).
+    Sip,
+}
+
+impl Engine {
+    /// As configured and as the kernel calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Engine::Sip => "sip",
+        }
+    }
 }
 
 /// Where packets of a flow go.

@@ -74,7 +74,8 @@ impl VirtualService {
     /// What of it the XDP program cannot do.
     pub fn xdp_lacks(&self) -> Option<String> {
         let (scheduler, forwarding) = (self.scheduler, self.forwarding);
-        xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark)
+        let lacks = xdp_lacks(scheduler, forwarding, self.one_packet, self.fwmark);
+        lacks.or_else(|| engine_in_xdp(self.persistence))
     }
 
     /// What of it IPVS cannot do.
@@ -106,6 +107,14 @@ pub fn xdp_lacks(
         return Some("`fwmark` (firewalls mark packets behind it)".to_owned());
     }
     one_packet.then(|| "`one_packet` (each flow has one real server)".to_owned())
+}
+
+/// What of a client's sticking the XDP program cannot do.
+pub fn engine_in_xdp(persistence: Option<Persistence>) -> Option<String> {
+    let engine = persistence?.engine?.name();
+    Some(format!(
+        "`persistence_engine` \"{engine}\" (it does not read what packets carry)"
+    ))
 }
 
 /// What of a service IPVS cannot do, with what it can do instead.

@@ -186,6 +186,7 @@ fn states() -> Vec<Row> {
     sticky.persistence = Some(Persistence {
         timeout: Duration::from_secs(300),
         prefix: 24,
+        engine: None,
     });
     let mut limited = web(Scheduler::Rr, &[1, 1]);
     limited.backends[0].upper = 5;

@@ -141,6 +141,10 @@ mod tests {
             ),
             ("protocol = \"udp\"\none_packet = true", "no `one_packet`"),
             (
+                "protocol = \"udp\"\npersistence_timeout = \"1m\"\npersistence_engine = \"sip\"",
+                "no `persistence_engine` \"sip\"",
+            ),
+            (
                 "fwmark = 7",
                 "no `fwmark` (firewalls mark packets behind it)",
             ),

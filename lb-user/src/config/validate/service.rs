@@ -218,7 +218,12 @@ impl Validator<'_> {
             pool: self.pool(raw.pool, scheduler),
             hashing: self.hashing(raw.scheduler_flags, scheduler),
             forwarding,
-            persistence: self.persistence(raw.persistence_timeout, raw.persistence_prefix, address),
+            persistence: self.persistence(
+                raw.persistence_timeout,
+                raw.persistence_prefix,
+                raw.persistence_engine,
+                id,
+            ),
             rate: self.rate(
                 raw.new_connections_per_second,
                 raw.new_connections_burst,

@@ -13,8 +13,8 @@ use super::{Validator, values::DAY};
 use crate::{
     config::{raw::RawProtection, reader::At, sources},
     model::{
-        Forwarding, Hashing, IpPrefix, Persistence, Ports, Protection, RateLimit, Scheduler,
-        SourceRule,
+        Engine, Forwarding, Hashing, IpPrefix, Persistence, Ports, Protection, Protocol, RateLimit,
+        Scheduler, ServiceId, SourceRule,
     },
 };
 
@@ -84,9 +84,10 @@ impl Validator<'_> {
         &mut self,
         timeout: Option<At<Duration>>,
         prefix: Option<At<i64>>,
-        vip: IpAddr,
+        engine: Option<At<String>>,
+        id: ServiceId,
     ) -> Option<Persistence> {
-        let bits = if vip.is_ipv4() { 32 } else { 128 };
+        let bits = if id.address.is_ipv4() { 32 } else { 128 };
         if let (None, Some(at)) = (&timeout, &prefix) {
             let help = "how long a client sticks, such as \"5m\"";
             self.error(
@@ -95,6 +96,20 @@ impl Validator<'_> {
                 help,
             );
         }
+        let place = engine.as_ref().map(|at| at.span.clone());
+        if let Some(place) = place {
+            if timeout.is_none() {
+                let help = "how long a call is remembered, such as \"5m\"";
+                let message = "`persistence_engine` without `persistence_timeout`";
+                self.error(&place, message, help);
+            }
+            if id.protocol != Protocol::Udp {
+                let message = "`persistence_engine` is for protocol \"udp\"";
+                self.error(&place, message, "the kernel reads calls in datagrams only");
+            }
+        }
+        let known = [("sip", Some(Engine::Sip))];
+        let engine = self.choice(engine, "persistence_engine", None, &known);
         let whole = self.small(prefix, "persistence_prefix", 0..=bits, bits as u8);
         timeout.map(|at| Persistence {
             timeout: self.duration(
@@ -104,6 +119,7 @@ impl Validator<'_> {
                 DAY,
             ),
             prefix: whole,
+            engine,
         })
     }
 

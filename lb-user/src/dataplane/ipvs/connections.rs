@@ -406,6 +406,7 @@ TCP 0A09
         sticky.persistence = Some(Persistence {
             timeout: std::time::Duration::from_secs(60),
             prefix: 32,
+            engine: None,
         });
         Plan::of(vec![
             service("10.9.0.1:80", Protocol::Tcp),

@@ -113,7 +113,10 @@ fn service(planned: &PlannedService) -> Service {
         flags: options.iter().map(|(on, flag)| u32::from(*on) * flag).sum(),
         timeout_s,
         netmask,
-        engine: None,
+        engine: planned
+            .persistence
+            .and_then(|persistence| persistence.engine)
+            .map(|engine| engine.name().to_owned()),
     }
 }
 

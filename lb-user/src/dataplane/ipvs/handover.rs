@@ -260,6 +260,7 @@ mod tests {
         web.persistence = Some(Persistence {
             timeout: Duration::from_secs(60),
             prefix: 32,
+            engine: None,
         });
         let mut sorry = PlannedBackend::new(Target::Local, 1, BackendState::Standby);
         sorry.sorry = true;

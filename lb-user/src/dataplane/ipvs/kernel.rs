@@ -44,6 +44,19 @@ pub enum KernelError {
         /// Its name.
         scheduler: String,
     },
+    /// The module of a scheduler or of a persistence engine is missing.
+    #[error(
+        "{service}: the kernel does not find scheduler `{scheduler}` or persistence engine `{engine}`: load their \
+         modules with `modprobe -a ip_vs_{scheduler} ip_vs_pe_{engine}`, or leave one of them out"
+    )]
+    NoEngine {
+        /// The service that wants them.
+        service: String,
+        /// Names.
+        scheduler: String,
+        /// Names.
+        engine: String,
+    },
     /// The interface that connections should be shared by is not there.
     #[error("there is no interface {0}: make it, or name another one in [lvs_sync_daemon]")]
     NoSyncInterface(String),
@@ -144,9 +157,17 @@ impl Kernel {
                 Command::NewService(service) | Command::SetService(service)
                     if error.is(libc::ENOENT) =>
                 {
-                    KernelError::NoScheduler {
-                        service: service.key.to_string(),
-                        scheduler: service.scheduler.clone(),
+                    let (name, scheduler) = (service.key.to_string(), service.scheduler.clone());
+                    match service.engine.clone() {
+                        None => KernelError::NoScheduler {
+                            service: name,
+                            scheduler,
+                        },
+                        Some(engine) => KernelError::NoEngine {
+                            service: name,
+                            scheduler,
+                            engine,
+                        },
                     }
                 }
                 _ => error,

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::model::{Advice, MemberRules, PoolRules};
+use crate::model::{Advice, Engine, MemberRules, PoolRules};
 
 fn host(last: u8) -> IpAddr {
     Ipv4Addr::new(10, 1, 15, last).into()
@@ -395,6 +395,7 @@ fn flags_in_the_words_of_ipvsadm() {
         Some(Persistence {
             timeout: std::time::Duration::from_secs(timeout),
             prefix,
+            engine: None,
         })
     };
     assert_eq!(of("10.1.15.50:53", &|_| {}), "");
@@ -413,6 +414,12 @@ fn flags_in_the_words_of_ipvsadm() {
     };
     let expected = " persistent 300 mask 255.255.255.0 ops";
     assert_eq!(of("10.1.15.50:53", &ops), expected);
+    let sip = |s: &mut PlannedService| {
+        ops(s);
+        s.persistence.as_mut().unwrap().engine = Some(Engine::Sip);
+    };
+    let expected = " persistent 300 mask 255.255.255.0 pe sip ops";
+    assert_eq!(of("10.1.15.50:53", &sip), expected);
     let whole = |s: &mut PlannedService| s.persistence = sticky(300, 32);
     assert_eq!(of("10.1.15.50:53", &whole), " persistent 300");
 }
