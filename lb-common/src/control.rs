@@ -56,6 +56,8 @@ impl Features {
     /// The kernel's IPVS still knows connections that the flow tables do not: packets that begin none and
     /// belong to no known flow are its.
     pub const HANDOVER: u32 = 16;
+    /// The kernel's IPVS takes packets that the program leaves to it, for the backend that stands with them.
+    pub const SLOW_PATH: u32 = 32;
 }
 
 /// What the program must know to read one generation.

@@ -17,6 +17,7 @@ pub mod probe;
 pub mod protect;
 pub mod reason;
 pub mod service;
+pub mod slow;
 pub mod table;
 pub mod wide;
 

@@ -22,6 +22,7 @@ mod related;
 mod rewrite;
 mod schedule;
 mod service;
+mod slow;
 mod stats;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -68,7 +69,7 @@ fn handle(packet: &Packet<'_>) -> u32 {
         // One of its own: what it found out need not be kept for the long way.
         let mut trace = Trace::default();
         if let Some(outcome) = pipeline::run_plain(packet, control, &mut trace).transpose() {
-            return action_of(&outcome, &trace);
+            return action_of(&outcome, &trace, |_| ());
         }
     }
     let client = if is_shown() {
@@ -77,7 +78,11 @@ fn handle(packet: &Packet<'_>) -> u32 {
         Address::default()
     };
     let outcome = pipeline::run(packet, control, &mut trace);
-    let action = action_of(&outcome, &trace);
+    let action = action_of(&outcome, &trace, |reason| {
+        if trace.backend != 0 && slow::is_open(control) {
+            slow::note(packet, reason, trace.backend);
+        }
+    });
     if is_shown() {
         capture::show(packet, &trace, client, action, number_of(&outcome));
     }
@@ -95,9 +100,9 @@ fn number_of(outcome: &Result<Forward, Reason>) -> u32 {
     }
 }
 
-/// The XDP action of an outcome, counted.
+/// The XDP action of an outcome, counted. A packet that passes is noted first.
 #[inline(always)]
-fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace) -> u32 {
+fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace, note: impl FnOnce(Reason)) -> u32 {
     let reason = match outcome {
         Ok(Forward::Transmit) => return xdp_action::XDP_TX,
         // The daemon puts an interface into the device map before any backend names it.
@@ -110,7 +115,10 @@ fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace) -> u32 {
     };
     stats::count_reason(trace.service, reason);
     match reason.verdict() {
-        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Pass => {
+            note(reason);
+            xdp_action::XDP_PASS
+        }
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Answer => xdp_action::XDP_TX,
     }

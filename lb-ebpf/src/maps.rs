@@ -21,6 +21,7 @@ use lb_common::{
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
+    slow::SlowWay,
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
     wide::{WideBucket, WideKey},
 };
@@ -162,6 +163,10 @@ pub static PROBE_TARGETS: Array<ProbeTarget, { MAX_PROBES as usize }, MMAPABLE> 
 #[btf_map(name = "probe_flows")]
 pub static PROBE_FLOWS: LruHashMap<ProbeFlow, Waiting, { MAX_PROBE_FLOWS as usize }> =
     LruHashMap::new();
+
+/// The way through IPVS of each backend.
+#[btf_map(name = "slow_ways")]
+pub static SLOW_WAYS: Array<SlowWay, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
 /// The control element, once the daemon has filled it.
 #[inline(always)]

@@ -19,7 +19,7 @@ use crate::{
     },
     protect, related,
     rewrite::{self, direct},
-    service, stats,
+    service, slow, stats,
 };
 
 /// What was found out about a packet on the way, for counters and captures.
@@ -97,13 +97,16 @@ fn proceed<D: Datagram>(
     let vip = ip.vip(control).ok_or_else(|| late(Reason::NotAService))?;
     let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())
         .map_err(late)?;
-    accept(packet, control, trace, link, ip, info.id(), info.role())?;
+    admit(packet, control, trace, link, ip, info.id(), info.role())?;
+    if !ip.may_travel() {
+        return long_way();
+    }
     let outcome = flow::continued(control, info, ip, transport, |chosen, backend| {
         let length = ip.length();
         let forward = match forward::out(packet, backend) {
             Ok(Forward::Redirect(_)) if !rewrite::fits(packet, backend, length) => return None,
             Ok(forward) => forward,
-            Err(reason) => return Some(Err(late(reason))),
+            Err(_) => return None,
         };
         trace.backend = chosen;
         rewrite(backend);
@@ -170,17 +173,26 @@ fn packet_of_a_flow<D: Datagram>(
     let transport = transport::parse(packet, ip.protocol(), ip.transport_offset(), end)?;
     let vip = ip.vip(control).ok_or(Reason::NotAService)?;
     let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())?;
-    accept(packet, control, trace, link, ip, info.id(), info.role())?;
+    admit(packet, control, trace, link, ip, info.id(), info.role())?;
+    if !ip.may_travel() {
+        if slow::is_open(control) {
+            trace.backend = flow::foreseen(packet, info, link, ip);
+        }
+        return Err(Reason::TtlExpired);
+    }
     let chosen = flow::backend_of(packet, info, link, ip)?;
-    if let Piece::First(id) = ip.piece() {
-        fragment::remember(packet, link, ip, id, info.id(), chosen.backend);
+    if let Piece::First(id) = ip.piece()
+        && fragment::remember(packet, link, ip, id, info.id(), chosen.backend)
+    {
+        trace.backend = chosen.backend;
+        return Err(Reason::FragmentEarly);
     }
     Ok(chosen)
 }
 
-/// What every packet of a service must fulfil, whatever it carries.
+/// What every packet of a service must fulfil, whatever it carries, but to be allowed to travel on.
 #[inline(always)]
-fn accept<D: Datagram>(
+fn admit<D: Datagram>(
     packet: &Packet<'_>,
     control: &Control,
     trace: &mut Trace,
@@ -193,12 +205,7 @@ fn accept<D: Datagram>(
     service::require_mastership(control, role).map_err(late)?;
     forward::require_own_address(link).map_err(late)?;
     forward::require_own_vlan(packet, control, link)?;
-    protect::require_unlisted(packet, control, || Place::of(link, ip)).map_err(late)?;
-    if ip.may_travel() {
-        Ok(())
-    } else {
-        Err(late(Reason::TtlExpired))
-    }
+    protect::require_unlisted(packet, control, || Place::of(link, ip)).map_err(late)
 }
 
 /// A later fragment, or an ICMP error: it belongs to a flow that another packet made.
@@ -214,6 +221,10 @@ fn packet_without_ports<D: Datagram>(
         Piece::Later(id) => fragment::recall(packet, link, ip, id)?,
         _ => related::owner(packet, link, ip)?,
     };
-    accept(packet, control, trace, link, ip, owner.service, owner.role)?;
-    Ok(Chosen::known(owner.backend))
+    admit(packet, control, trace, link, ip, owner.service, owner.role)?;
+    if ip.may_travel() {
+        Ok(Chosen::known(owner.backend))
+    } else {
+        Err(Reason::TtlExpired)
+    }
 }

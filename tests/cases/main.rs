@@ -42,6 +42,7 @@ mod reloads;
 mod resets;
 mod shapes;
 mod silent;
+mod slow;
 mod steering;
 mod sync_groups;
 mod tracking;

@@ -164,6 +164,25 @@ pub fn backend_of<D: Datagram>(
     })
 }
 
+/// The backend that a packet would go to if it could, without a trace in any table; 0 where there is none. As with
+/// segments that end a connection nobody remembers, a packet of no flow is scheduled by hash.
+#[inline(always)]
+pub fn foreseen<D: Datagram>(packet: &Packet<'_>, info: ServiceInfo, link: &Link, ip: &D) -> u16 {
+    let place = Place::of(link, ip).0;
+    match answer::decode(find_flow(packet.ctx.ctx, place, info.0)) {
+        Ok(backend) => backend as u16,
+        Err(_) => schedule::choose(packet, place, info, 0).unwrap_or_default(),
+    }
+}
+
+/// The backend of a packet's flow. Verified on its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_flow(ctx: *mut xdp_md, place: u64, info: u64) -> i64 {
+    let backend = Arrival::read(ctx, place, info).and_then(|arrival| peek(&arrival));
+    answer::encode(backend.map(u64::from))
+}
+
 /// Every packet of an IPv4 flow but the commonest ones. Verified on its own.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -204,12 +204,14 @@ mod tests {
                 }
             )
         };
-        let own = lb_common::probe::MARK + 1;
-        let message = errors("ipvs", &(web("") + &format!("fwmark = {own}")));
-        assert!(
-            message.contains("is one of those that health checks have"),
-            "{message}"
-        );
+        for (own, whose) in [
+            (lb_common::probe::MARK, "health checks have"),
+            (lb_common::slow::MARK, "the slow path has"),
+        ] {
+            let message = errors("ipvs", &(web("") + &format!("fwmark = {}", own + 1)));
+            let expected = format!("is one of those that {whose}");
+            assert!(message.contains(&expected), "{message}");
+        }
         for mark in ["0", "4294967296", "-1"] {
             let message = errors("ipvs", &(web("") + &format!("fwmark = {mark}")));
             assert!(message.contains("`fwmark` is"), "{message}");

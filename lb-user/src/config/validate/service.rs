@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     hashing::{MAGLEV_PLACES, SOURCE_BUCKETS},
-    limits, probe,
+    limits, probe, slow,
 };
 
 use super::{Validator, pool};
@@ -146,9 +146,14 @@ impl Validator<'_> {
         // 0 is no mark, and what an error leaves.
         let mark = self.number(Some(given), "fwmark", 1..=i64::from(u32::MAX), 0, |_, _| {});
         let mark = u32::try_from(mark).ok().filter(|mark| *mark != 0)?;
-        if mark & probe::MARK_MASK == probe::MARK {
-            let message = format!("`fwmark` {mark} is one of those that health checks have");
-            let (first, last) = (probe::MARK, probe::MARK | u32::from(u16::MAX));
+        let own = [
+            (probe::MARK, probe::MARK_MASK, "health checks have"),
+            (slow::MARK, slow::MARK_MASK, "the slow path has"),
+        ];
+        let taken = own.iter().find(|(own, mask, _)| mark & mask == *own);
+        if let Some((first, _, whose)) = taken {
+            let message = format!("`fwmark` {mark} is one of those that {whose}");
+            let last = first | u32::from(u16::MAX);
             self.error(
                 &place,
                 message,

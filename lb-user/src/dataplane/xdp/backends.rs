@@ -225,9 +225,13 @@ impl Xdp {
         if deaf.is_empty() {
             return None;
         }
+        let fate = match self.has_slow_path() {
+            true => "take the slow path through IPVS",
+            false => "pass to the kernel",
+        };
         Some(format!(
             "the driver of interface {} cannot send what XDP redirects: packets for real \
-             servers behind it that came in by another interface pass to the kernel (`no_redirect`). Name the interface \
+             servers behind it that came in by another interface {fate} (`no_redirect`). Name the interface \
              in `interfaces` of [dataplane] if clients come in by it, give a veth's other end an XDP program, put \
              the real servers on another interface, or set `mode = \"ipvs\"`",
             deaf.join(", ")

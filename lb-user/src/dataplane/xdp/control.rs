@@ -44,6 +44,8 @@ impl ControlElement {
             element.set_table(table, word);
         }
         element.set_capture(None);
+        // Whether there is one is another question for every daemon.
+        element.set_feature(Features::SLOW_PATH, false);
         element.set_timeouts(timeouts);
         element.role(0).store(1, Ordering::Relaxed);
         ready.store(1, Ordering::Release);

@@ -26,7 +26,7 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
     let kind = match name {
         "control" | "services" | "vips" | "port_ranges" | "details" | "backends" | "tunnels"
         | "loads" | "identities" | "rings" | "cursors" | "half_open_tcp" | "half_open_udp"
-        | "wide_open_tcp" | "wide_open_udp" | "probe_targets" | "vlan_sets" => {
+        | "wide_open_tcp" | "wide_open_udp" | "probe_targets" | "slow_ways" | "vlan_sets" => {
             "array (memory-mapped)"
         }
         "spill" | "wide_spill" | "fragments" | "sticky" | "sticky_new" | "source_rates"
@@ -80,6 +80,7 @@ pub fn entries(xdp: &Xdp, table: &str) -> Option<Vec<Value>> {
             Some(Vec::new())
         }
         "probe_targets" => Some(probe_targets(xdp)),
+        "slow_ways" => Some(slow_ways(xdp)),
         // The same twice for the program: once as a hash, and by interface where that is enough.
         "own_vlans" | "vlan_sets" => Some(own_vlans(xdp)),
         "devices" => Some(devices(xdp)),
@@ -101,6 +102,17 @@ fn probe_targets(xdp: &Xdp) -> Vec<Value> {
         })
     };
     paths.iter().map(entry).collect()
+}
+
+fn slow_ways(xdp: &Xdp) -> Vec<Value> {
+    let way = |id: u16| {
+        let way = xdp.slow_ways.of(id);
+        let used = way.mark != 0 || way.packets != 0;
+        used.then(
+            || json!({ "backend": id, "mark": format!("{:#x}", way.mark), "packets": way.packets }),
+        )
+    };
+    used_backends(xdp).filter_map(way).collect()
 }
 
 /// A MAC address in the usual notation.

@@ -55,10 +55,10 @@ impl Xdp {
         self.object.attach_again(present)
     }
 
-    /// The classifiers of health checks run on these interfaces, whether or not the program does.
-    pub fn follow_probes(&mut self, present: &[(String, u32)]) {
+    /// The classifiers of health checks and of the slow path run on these interfaces, whether or not the program does.
+    pub fn follow_classifiers(&mut self, present: &[(String, u32)]) {
         for (interface, _) in present {
-            self.object.follow_probes(interface);
+            self.object.follow_classifiers(interface);
         }
     }
 

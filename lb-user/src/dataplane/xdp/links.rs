@@ -12,7 +12,7 @@ use aya::programs::{
 use super::{
     object::{Object, chain, errno, map_error, named_program, refused},
     pins::{Pins, absent_is_fine},
-    probes,
+    probes, slow,
     syscall::LinkHandle,
 };
 use crate::dataplane::{Attachment, DataPlaneError};
@@ -36,9 +36,11 @@ impl Object {
             self.links.push(link);
         }
         self.drop_stale_links();
-        if self.no_probes.is_none() {
-            self.no_probes = self.attach_probes(interfaces).err();
-        }
+        let probes = interfaces
+            .iter()
+            .filter_map(|interface| self.attach_classifiers(interface));
+        let refusal = probes.reduce(|first, _| first);
+        self.no_probes = self.no_probes.take().or(refusal);
         if let Some(reason) = &self.no_probes {
             tracing::warn!(
                 reason,
@@ -48,27 +50,27 @@ impl Object {
         Ok(())
     }
 
-    fn attach_probes(&mut self, interfaces: &[String]) -> Result<(), String> {
-        let mut interfaces = interfaces.iter();
-        interfaces.try_for_each(|interface| self.attach_probe(interface))
-    }
-
-    /// They stay on an interface for as long as that is there, whatever becomes of the program.
-    fn attach_probe(&mut self, interface: &str) -> Result<(), String> {
+    /// They stay on an interface for as long as that is there, whatever becomes of the program. Returns why health checks
+    /// cannot ask for the VIPs there, if those may elsewhere.
+    fn attach_classifiers(&mut self, interface: &str) -> Option<String> {
         let ifindex = nix::net::if_::if_nametoindex(interface).unwrap_or_default();
         if self.probed.contains(&ifindex) {
-            return Ok(());
+            return None;
         }
         // One attempt: what is refused would be refused every second.
         self.probed.push(ifindex);
-        probes::attach(&mut self.ebpf, interface)
+        if self.no_slow_path.is_none() {
+            self.no_slow_path = probes::attach(&mut self.ebpf, interface, &slow::PROGRAMS).err();
+        }
+        match self.no_probes {
+            None => probes::attach(&mut self.ebpf, interface, &probes::PROGRAMS).err(),
+            Some(_) => None,
+        }
     }
 
-    /// The programs of health checks run there too.
-    pub fn follow_probes(&mut self, interface: &str) {
-        if self.no_probes.is_none()
-            && let Err(reason) = self.attach_probe(interface)
-        {
+    /// The programs of health checks, and that of the slow path, run there too.
+    pub fn follow_classifiers(&mut self, interface: &str) {
+        if let Some(reason) = self.attach_classifiers(interface) {
             tracing::warn!(
                 interface,
                 reason,
@@ -205,7 +207,7 @@ impl Object {
                 Ok(attached) => {
                     tracing::info!(interface, "the XDP program runs on the interface now");
                     self.refused.clear(interface);
-                    self.follow_probes(interface);
+                    self.follow_classifiers(interface);
                     self.links.push(attached);
                 }
                 Err(error) => {
@@ -268,7 +270,7 @@ impl Object {
                     return Err(error);
                 }
             }
-            self.follow_probes(interface);
+            self.follow_classifiers(interface);
         }
         self.refused.clear_all();
         Ok(())

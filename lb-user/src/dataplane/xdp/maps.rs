@@ -18,6 +18,7 @@ use lb_common::{
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
+    slow::SlowWay,
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
     wide::{WideBucket, WideKey},
 };
@@ -90,6 +91,7 @@ pub fn shape(name: &str) -> Option<(u32, u32, u32)> {
             size_of::<Waiting>(),
             MAX_PROBE_FLOWS,
         ),
+        "slow_ways" => of(4, size_of::<SlowWay>(), MAX_BACKENDS),
         _ => None,
     }
 }

@@ -26,6 +26,7 @@ mod probes;
 mod protect;
 mod questions;
 mod refusals;
+mod slow;
 mod snapshot;
 mod start;
 mod sweep;
@@ -65,6 +66,7 @@ use self::{
     pins::Pins,
     probes::Probes,
     protect::Sources,
+    slow::SlowWays,
     ways::Ways,
 };
 pub use self::{
@@ -96,6 +98,7 @@ pub struct Xdp {
     tables: Vec<TableInfo>,
     /// Maps that only the program writes, held open for as long as it runs.
     probes: Probes,
+    slow_ways: SlowWays,
     _kept: [Map; 2],
     control: ControlElement,
     took_over: bool,
@@ -359,6 +362,7 @@ impl DataPlane for Xdp {
             repairs: Repairs::default(),
             trouble: self.trouble(),
             switching: Switching::default(),
+            slow_path: None,
         }
     }
 

@@ -14,13 +14,14 @@ use super::{
     pins::Pins,
     probes,
     refusals::Refusals,
+    slow,
 };
 use crate::dataplane::DataPlaneError;
 
 /// The compiled program, with every map definition.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
-/// Every map that outlives the daemon, as pinned. Probes do not.
+/// Every map that outlives the daemon, as pinned. Probes and ways of the slow path do not.
 pub const MAPS: [&str; 31] = [
     "control",
     "services",
@@ -68,6 +69,8 @@ pub struct Object {
     pub(super) program: &'static str,
     /// Why health checks cannot ask for the VIP on a real server, if they cannot.
     pub(super) no_probes: Option<String>,
+    /// Why packets cannot be handed to IPVS with their backend, if they cannot.
+    pub(super) no_slow_path: Option<String>,
     /// Indexes of interfaces that have the programs of health checks.
     pub(super) probed: Vec<u32>,
 }
@@ -84,7 +87,7 @@ impl Object {
             loaded = Self::try_load(Some(pins));
         }
         match (loaded, pins) {
-            (Ok((ebpf, program, no_probes)), pins) => Ok(Self {
+            (Ok((ebpf, program, [no_probes, no_slow_path])), pins) => Ok(Self {
                 ebpf,
                 pins,
                 links: Vec::new(),
@@ -92,6 +95,7 @@ impl Object {
                 hook: Hook::Native,
                 program,
                 no_probes,
+                no_slow_path,
                 probed: Vec::new(),
             }),
             (Err(error), pins) => {
@@ -106,7 +110,7 @@ impl Object {
 
     fn try_load(
         pins: Option<&Pins>,
-    ) -> Result<(Ebpf, &'static str, Option<String>), DataPlaneError> {
+    ) -> Result<(Ebpf, &'static str, [Option<String>; 2]), DataPlaneError> {
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
             for name in MAPS {
@@ -133,8 +137,9 @@ impl Object {
                 "lbd_linear"
             }
         };
-        let no_probes = probes::load(&mut ebpf).err();
-        Ok((ebpf, program, no_probes))
+        let lacks = [&probes::PROGRAMS[..], &slow::PROGRAMS]
+            .map(|programs| probes::load(&mut ebpf, programs).err());
+        Ok((ebpf, program, lacks))
     }
 
     /// See [`Xdp::run_probe`](super::Xdp::run_probe).

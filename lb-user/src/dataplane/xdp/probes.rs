@@ -19,7 +19,11 @@ use lb_common::{Address, probe::ProbeTarget};
 use super::{mapped::MappedArray, object::chain};
 use crate::model::{ProbePath, address::wire};
 
-const PROGRAMS: [(&str, TcAttachType); 2] = [
+/// A classifier, and where it runs.
+pub type Classifier = (&'static str, TcAttachType);
+
+/// Those of health checks.
+pub const PROGRAMS: [Classifier; 2] = [
     ("probe_out", TcAttachType::Egress),
     ("probe_in", TcAttachType::Ingress),
 ];
@@ -84,16 +88,16 @@ fn write(targets: &MappedArray<ProbeTarget>, index: usize, target: &ProbeTarget)
     address(std::mem::offset_of!(ProbeTarget, host), target.host);
 }
 
-/// Loads the classifiers.
-pub fn load(ebpf: &mut Ebpf) -> Result<(), String> {
-    for (name, _) in PROGRAMS {
+/// Loads classifiers.
+pub fn load(ebpf: &mut Ebpf, programs: &[Classifier]) -> Result<(), String> {
+    for (name, _) in programs {
         classifier(ebpf, name)?.load().map_err(|e| chain(&e))?;
     }
     Ok(())
 }
 
-/// Attaches them to an interface. What an earlier daemon left there goes first.
-pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
+/// Attaches classifiers to an interface. What an earlier daemon left there goes first.
+pub fn attach(ebpf: &mut Ebpf, interface: &str, programs: &[Classifier]) -> Result<(), String> {
     // As aya decides.
     let by_filter = KernelVersion::current().is_ok_and(|now| now < KernelVersion::new(6, 6, 0));
     if by_filter {
@@ -104,7 +108,7 @@ pub fn attach(ebpf: &mut Ebpf, interface: &str) -> Result<(), String> {
             Err(error) => return Err(format!("{interface}: no clsact: {}", chain(&error))),
         }
     }
-    for (name, at) in PROGRAMS {
+    for &(name, at) in programs {
         if by_filter {
             let _ = tc::qdisc_detach_program(interface, at, name);
         }

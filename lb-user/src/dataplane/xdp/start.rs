@@ -33,6 +33,7 @@ use super::{
     probes::Probes,
     protect::Sources,
     rest,
+    slow::SlowWays,
     ways::Ways,
 };
 use crate::{
@@ -144,6 +145,7 @@ impl Xdp {
             .map_err(fails("open map source_rates"))?;
         let kept = [take("fragments")?, take("probe_flows")?];
         let probes = Probes::new(mapped(&take("probe_targets")?, MAX_PROBES)?);
+        let slow_ways = SlowWays::new(mapped(&take("slow_ways")?, MAX_BACKENDS)?);
         let events = take("events")?
             .try_into()
             .map_err(fails("open map events"))?;
@@ -178,6 +180,7 @@ impl Xdp {
             object,
             tables,
             probes,
+            slow_ways,
             _kept: kept,
             control,
             took_over,
