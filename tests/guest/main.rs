@@ -27,6 +27,7 @@ mod rival;
 mod silent;
 #[path = "../cases/silent/story.rs"]
 mod silent_story;
+mod slow_path;
 mod switching;
 mod traffic;
 #[path = "../cases/on_vip/grid.rs"]

@@ -17,8 +17,10 @@ use lab::{
     server::accept_vip,
     wait,
 };
+use lb_common::slow::{MARK, MARK_MASK};
+use lb_user::api::proto::Status;
 
-use self::load::{Beats, Load, outage, server_of};
+use self::load::{Beats, Load, Odd, outage, server_of};
 use crate::with_modules;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 15, 50);
@@ -108,21 +110,46 @@ fn known(node: &Node) -> usize {
     table.matches("ESTABLISHED").count()
 }
 
+/// A table with services of the slow path, whose marks change; each in one line with its real server and its connections.
+fn without_marks(table: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in table.lines() {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        match (words.first(), lines.last_mut()) {
+            (Some(&"->"), Some(service)) => {
+                service.push(' ');
+                service.push_str(&words.join(" "));
+            }
+            (Some(&"FWM"), _) => {
+                let mark: u32 = words[1].parse().unwrap();
+                assert_eq!(mark & MARK_MASK, MARK, "{table}");
+                words[1] = "slow";
+                lines.push(words.join(" "));
+            }
+            _ => lines.push(words.join(" ")),
+        }
+    }
+    lines[1..].sort();
+    lines.join("\n") + "\n"
+}
+
 fn to(port: u16) -> SocketAddr {
     (VIP, port).into()
 }
 
 impl Site {
-    fn wait_for(&self, kind: &str) {
+    /// Returns the first status that says so.
+    fn wait_for(&self, kind: &str) -> Status {
         let what = format!("{kind} forwards");
-        wait::until_true(&what, Duration::from_secs(120), || {
-            Ok(self.lbd.status()?.data_plane.kind == kind)
+        wait::until(&what, Duration::from_secs(120), || {
+            let status = self.lbd.status()?;
+            Ok((status.data_plane.kind == kind).then_some(status))
         })
-        .unwrap_or_else(|error| panic!("{error:?}\n{}", self.lbd.log()));
+        .unwrap_or_else(|error| panic!("{error:?}\n{}", self.lbd.log()))
     }
 
-    /// XDP forwards and the kernel's IPVS is as it was before: empty, without sync daemons, and set as it
-    /// was.
+    /// XDP forwards and the kernel's IPVS is as it was before: with nothing but a slow path, without sync daemons, and
+    /// set as it was.
     fn wait_until_ipvs_is_clean(&self, before: &str) {
         wait::until_true("IPVS is as it was", Duration::from_secs(60), || {
             Ok(self.ipvs() == before)
@@ -132,7 +159,7 @@ impl Site {
 
     fn ipvs(&self) -> String {
         let node = &self.lbd.node;
-        let table = node.run("ipvsadm", &["-Ln"]).unwrap();
+        let table = without_marks(&node.run("ipvsadm", &["-Ln"]).unwrap());
         let daemons = node.run("ipvsadm", &["-L", "--daemon"]).unwrap();
         let timeouts = node.run("ipvsadm", &["-L", "--timeout"]).unwrap();
         let settings = "cd /proc/sys/net/ipv4/vs; grep . sloppy_tcp expire_nodest_conn backup_only";
@@ -156,7 +183,12 @@ fn no_connection_breaks() {
         text.contains("fallback    IPVS takes over when XDP is lost\n"),
         "{text}"
     );
+    assert!(
+        text.contains("slow path   through IPVS, for 6 real servers; 0 packets\n"),
+        "{text}"
+    );
     let clean = site.ipvs();
+    assert_eq!(clean.matches("FWM slow rr ops").count(), 6, "{clean}");
     let load = Load::start(&site.client, to(PORT), OPEN, RATE);
     let beats = Beats::start(&site.client, to(UDP));
     let stick = site.servers();
@@ -165,12 +197,18 @@ fn no_connection_breaks() {
     })
     .unwrap();
 
+    // The kernel knows a connection because of a packet that XDP left to it. The guard lets that through.
+    let mut odd = Odd::open(&site.client, to(PORT));
+    assert_eq!(known(&site.lbd.node), 1);
+    let slow = site.lbd.status().unwrap().data_plane.slow_path.unwrap();
+    assert!(slow.packets > 0 && slow.servers == 6, "{slow:?}");
+
     // Somebody detaches the program; it comes back when its time has come.
     let lost = Instant::now();
     site.lbd.detach_xdp().unwrap();
-    site.wait_for("ipvs");
+    let status = site.wait_for("ipvs");
+    println!("known after {:.1} s", lost.elapsed().as_secs_f64());
     let reason = "somebody detached the XDP program from eno16777736";
-    let status = site.lbd.status().unwrap();
     let problem = format!("IPVS forwards in the place of XDP: {reason}");
     assert!(status.problems.contains(&problem), "{:?}", status.problems);
     let status = status.data_plane;
@@ -184,11 +222,11 @@ fn no_connection_breaks() {
     assert!(switch.connections >= u64::from(OPEN));
     assert!(known(&site.lbd.node) >= OPEN as usize);
     assert_eq!(site.servers(), stick, "clients that stick");
-    let table = site.lbd.node.run("ipvsadm", &["-Ln"]).unwrap();
-    assert!(table.contains("10.1.15.50:7000 wrr"), "{table}");
+    odd.goes_on();
     println!("with IPVS: {}", load.seen.describe());
     site.wait_for("xdp");
     site.wait_until_ipvs_is_clean(&clean);
+    odd.goes_on();
     assert!(site.lbd.node.has_xdp().unwrap());
     assert_eq!(site.servers(), stick, "clients that stick");
     let log = site.lbd.log();
@@ -200,6 +238,7 @@ fn no_connection_breaks() {
     let theirs = ["--start-daemon", "backup", "--mcast-interface", INTERFACE];
     let theirs = [&theirs[..], &["--syncid", "9"]].concat();
     node.run("ipvsadm", &theirs).unwrap();
+    odd.goes_on_oddly();
     let text = site.lbd.ctl(&["dataplane", "ipvs"]).unwrap();
     assert!(
         text.contains("ipvs until a reload or a restart; ipvs forwards"),
@@ -207,6 +246,12 @@ fn no_connection_breaks() {
     );
     let text = site.lbd.ctl(&["status"]).unwrap();
     assert!(text.contains("ordered     ipvs, by an operator"), "{text}");
+    // What the kernel knows by a mark stays while that lasts, nothing else does, and no view shows the mark.
+    odd.goes_on();
+    let table = node.run("ipvsadm", &["-Ln"]).unwrap();
+    assert!(table.contains("10.1.15.50:7000 wrr"), "{table}");
+    assert!(table.matches("FWM ").count() <= 1, "{table}");
+    assert!(!site.lbd.ctl(&["services"]).unwrap().contains("FWM"));
     assert!(known(node) >= OPEN as usize, "{}", known(node));
     let daemons = node.run("ipvsadm", &["-L", "--daemon"]).unwrap();
     assert!(daemons.starts_with("backup sync daemon"), "{daemons}");
@@ -232,6 +277,16 @@ fn no_connection_breaks() {
         log.contains("took over from the IPVS of an earlier lbd"),
         "{log}"
     );
+
+    // One that dies while XDP forwards left a slow path, and no connections to be taken over.
+    site.lbd.kill().unwrap();
+    site.lbd.launch(&site.lab).unwrap();
+    wait::until("lbd answers", LOADING, || Ok(site.lbd.status().ok())).unwrap();
+    site.wait_until_ipvs_is_clean(&clean);
+    odd.goes_on();
+    let log = site.lbd.log();
+    let (_, last) = log.rsplit_once("data plane: xdp").unwrap();
+    assert!(!last.contains("took over from the IPVS"), "{last}");
 
     let answered = beats.finish();
     let seen = load.finish();

@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "lb-user/src/dataplane/ipvs/probes.rs",
     "lb-user/src/dataplane/ipvs/reconcile.rs",
     "lb-user/src/dataplane/ipvs/sync.rs",
+    "lb-user/src/dataplane/ipvs/slow.rs",
     "lb-user/src/dataplane/ipvs/unanswered.rs",
     "lb-user/src/dataplane/xdp/ids.rs",
     "lb-user/src/dataplane/xdp/image",

@@ -368,6 +368,10 @@ fn data_plane(registry: &mut Registry, status: &Status) {
         help,
         [(Nothing {}, ready)],
     );
+    let help = "Packets that XDP left to the kernel, and IPVS took for the real server that XDP had chosen";
+    let slow = plane.slow_path.as_ref();
+    let taken = [(Nothing {}, slow.map_or(0, |slow| slow.packets))];
+    counter(registry, "slow_path_packets", help, taken);
     let attached = plane.interfaces.iter().map(|one| {
         let labels = OfInterface {
             interface: one.interface.clone(),

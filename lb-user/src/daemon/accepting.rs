@@ -4,11 +4,13 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
+use lb_common::slow;
+
 use super::Daemon;
 use crate::{
     dataplane::{plan::PlannedService, switching::Kind},
     model::{Instance, ServiceId, Target, VirtualService},
-    net::nft::{Closed, Guarded},
+    net::nft::{Closed, ForIpvs, Guarded},
 };
 
 /// Every packet for this host that no data plane takes is compared with every guarded service: with more
@@ -30,7 +32,12 @@ impl Daemon {
             .collect();
         let guarded = self.guarded();
         let closes = !closed.is_empty();
-        match self.firewall.hold(closed, guarded) {
+        self.leads_to_ipvs = self.data_plane.has_slow_path();
+        let for_ipvs = self.leads_to_ipvs.then_some(ForIpvs {
+            mark: slow::MARK,
+            mask: slow::MARK_MASK,
+        });
+        match self.firewall.hold(closed, guarded, for_ipvs) {
             Ok(()) => {
                 self.not_closed = None;
                 self.unguarded = None;

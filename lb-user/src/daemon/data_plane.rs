@@ -23,7 +23,9 @@ impl Daemon {
         }
         if any {
             self.after_switch();
-        } else if settling != self.data_plane.is_settling() {
+        } else if settling != self.data_plane.is_settling()
+            || self.leads_to_ipvs != self.data_plane.has_slow_path()
+        {
             self.follow_accept_mode();
         }
     }

@@ -174,6 +174,8 @@ struct Daemon {
     not_closed: Option<String>,
     /// Why this host's own stack would reset connections while IPVS takes over from XDP.
     unguarded: Option<String>,
+    /// Packets that XDP leaves to IPVS are led past what keeps others from this host's own stack.
+    leads_to_ipvs: bool,
     neighbours: Neighbours,
     roles: Roles,
     vrrp: Option<Driver>,
@@ -255,6 +257,7 @@ impl Daemon {
             untold: BTreeMap::new(),
             not_closed: None,
             unguarded: None,
+            leads_to_ipvs: false,
             neighbours,
             roles: Roles::default(),
             vrrp: Some(vrrp),

@@ -212,6 +212,9 @@ pub struct Snapshot {
     /// How this one and the other take over from each other.
     #[serde(default)]
     pub switching: switching::Switching,
+    /// What IPVS takes of what XDP leaves to the kernel; `None` where XDP does not forward.
+    #[serde(default)]
+    pub slow_path: Option<switching::SlowPath>,
 }
 
 /// Changes by others that were changed back.

@@ -72,7 +72,11 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
         Attempt::Xdp(hook) => {
             let after_ipvs = ipvs::was_left(runtime) && dataplane.mode == Mode::Auto;
             let plane = Box::new(Xdp::start(dataplane, runtime, hook, after_ipvs)?);
-            // Without services there are no connections that would have to come first.
+            if dataplane.mode != Mode::Auto {
+                remove_ipvs_leftovers(runtime);
+                return Ok(with_slow_path(plane, config));
+            }
+            // Without services that forwarded there are no connections that would have to come first.
             if !ipvs::was_left(runtime) {
                 remove_ipvs_leftovers(runtime);
             }
@@ -112,14 +116,31 @@ fn remove_ipvs_leftovers(runtime: &Runtime) {
     }
 }
 
-/// XDP, with IPVS beside it if `mode` permits both and the kernel has it.
-fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
+/// XDP, with IPVS beside it for the slow path alone, if the kernel has it already: `mode` permits no fallback.
+fn with_slow_path(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
     let mode = config.dataplane.mode;
-    if mode != Mode::Auto {
-        let name = Mode::ALL.iter().find(|(_, m)| *m == mode);
-        let name = name.map_or("", |(name, _)| name);
-        return (Pair::Xdp(xdp), format!("mode = \"{name}\""));
+    let name = Mode::ALL.iter().find(|(_, m)| *m == mode);
+    let alone = format!("mode = \"{}\"", name.map_or("", |(name, _)| name));
+    let ipvs = ipvs::is_loaded().then(|| Ipvs::start(&config.dataplane.timeouts, &config.runtime));
+    match ipvs {
+        Some(Ok(ipvs)) => {
+            let pair = Pair::Both {
+                xdp,
+                ipvs: Box::new(ipvs),
+                forwarding: super::switching::Kind::Xdp,
+            };
+            (pair, alone)
+        }
+        Some(Err(error)) => {
+            tracing::warn!(%error, "no slow path through IPVS for what XDP leaves to the kernel");
+            (Pair::Xdp(xdp), alone)
+        }
+        None => (Pair::Xdp(xdp), alone),
     }
+}
+
+/// XDP, with IPVS beside it if the kernel has it.
+fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
     match Ipvs::start(&config.dataplane.timeouts, &config.runtime) {
         Ok(ipvs) => {
             let pair = Pair::Both {

@@ -6,7 +6,7 @@ use std::io;
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::nft::{self, Closed, Guarded};
+use super::nft::{self, Closed, ForIpvs, Guarded};
 
 /// Answers are short: an error with the header that it is about.
 const BUFFER: usize = 8192;
@@ -18,14 +18,19 @@ const NLMSG_ERROR: u16 = 2;
 #[derive(Default)]
 pub struct Firewall {
     socket: Option<Socket>,
-    held: (Vec<Closed>, Vec<Guarded>),
+    held: (Vec<Closed>, Vec<Guarded>, Option<ForIpvs>),
 }
 
 impl Firewall {
-    /// Makes exactly these addresses closed and these services guarded. Nothing is done if they are. Needs
-    /// CAP_NET_ADMIN, and nf_tables in the kernel (5.12 or later) if there are any.
-    pub fn hold(&mut self, closed: Vec<Closed>, guarded: Vec<Guarded>) -> io::Result<()> {
-        let wanted = (closed, guarded);
+    /// Makes exactly these addresses closed and these services guarded, and leads marked packets past both to IPVS.
+    /// Nothing is done if it is so. Needs CAP_NET_ADMIN, and nf_tables in the kernel (5.12 or later) if there are any.
+    pub fn hold(
+        &mut self,
+        closed: Vec<Closed>,
+        guarded: Vec<Guarded>,
+        for_ipvs: Option<ForIpvs>,
+    ) -> io::Result<()> {
+        let wanted = (closed, guarded, for_ipvs);
         if wanted == self.held {
             return Ok(());
         }
@@ -40,8 +45,8 @@ impl Firewall {
                 socket
             }
         };
-        if !wanted.0.is_empty() || !wanted.1.is_empty() {
-            request(&socket, &nft::replace(&wanted.0, &wanted.1))?;
+        if !wanted.0.is_empty() || !wanted.1.is_empty() || wanted.2.is_some() {
+            request(&socket, &nft::replace(&wanted.0, &wanted.1, wanted.2))?;
             self.socket = Some(socket);
         }
         // With nothing to hold the socket, and with it the table, ends here.

@@ -34,6 +34,7 @@ const BEHIND_IPVS: u32 = 200;
 const ACCEPT: u32 = 1;
 const DROP: u32 = 0;
 const REGISTER: u32 = 1;
+const META_MARK: u32 = 3;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
@@ -62,9 +63,18 @@ pub struct Guarded {
     pub ports: RangeInclusive<u16>,
 }
 
+/// Marks whose packets are for IPVS and nobody else: those with these bits under this mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForIpvs {
+    /// The bits.
+    pub mark: u32,
+    /// Which bits count.
+    pub mask: u32,
+}
+
 /// One batch that makes the table hold exactly this; with nothing to hold there is no table. Takes effect
 /// as a whole.
-pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
+pub fn replace(closed: &[Closed], guarded: &[Guarded], for_ipvs: Option<ForIpvs>) -> Vec<u8> {
     let mut batch = Batch::default();
     batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, |_| {});
     let table = |message: &mut Vec<u8>| {
@@ -74,7 +84,7 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
     // What is not there cannot be removed.
     batch.message(NEW_TABLE, CREATE, NFPROTO_INET, 0, table);
     batch.message(DELETE_TABLE, 0, NFPROTO_INET, 0, |m| string(m, 1, TABLE));
-    if !closed.is_empty() || !guarded.is_empty() {
+    if !closed.is_empty() || !guarded.is_empty() || for_ipvs.is_some() {
         batch.message(NEW_TABLE, CREATE, NFPROTO_INET, 0, table);
         batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, |message| {
             chain(message, GUARD, BEFORE_IPVS);
@@ -82,6 +92,14 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded]) -> Vec<u8> {
         batch.message(NEW_CHAIN, CREATE, NFPROTO_INET, 0, |message| {
             chain(message, CHAIN, BEHIND_IPVS);
         });
+        if let Some(marked) = for_ipvs {
+            for (chain, code) in [(GUARD, ACCEPT), (CHAIN, DROP)] {
+                batch.rule(chain, |rule| {
+                    mark_is(rule, marked);
+                    verdict(rule, code);
+                });
+            }
+        }
         batch.rule(CHAIN, |rule| {
             meta_is(rule, META_NFPROTO, NFPROTO_IPV6);
             meta_is(rule, META_L4PROTO, ICMPV6);
@@ -192,6 +210,22 @@ fn meta_is(rule: &mut Vec<u8>, key: u32, value: u8) {
     equals(rule, &[value]);
 }
 
+/// Goes on if the packet has one of these marks. They are in the host's byte order.
+fn mark_is(rule: &mut Vec<u8>, ForIpvs { mark, mask }: ForIpvs) {
+    expression(rule, "meta", |data| {
+        word(data, 1, REGISTER);
+        word(data, 2, META_MARK);
+    });
+    expression(rule, "bitwise", |data| {
+        word(data, 1, REGISTER);
+        word(data, 2, REGISTER);
+        word(data, 3, size_of::<u32>() as u32);
+        nested(data, 4, |value| attribute(value, 1, &mask.to_ne_bytes()));
+        nested(data, 5, |value| attribute(value, 1, &[0; 4]));
+    });
+    equals(rule, &mark.to_ne_bytes());
+}
+
 /// Goes on if the packet is for this address.
 fn destination_is(rule: &mut Vec<u8>, address: IpAddr) {
     let (family, offset, bytes) = match address {
@@ -294,12 +328,12 @@ mod tests {
     #[test]
     fn a_batch_replaces_the_table_or_removes_it() {
         let none = [BATCH_BEGIN, NEW_TABLE, DELETE_TABLE, BATCH_END];
-        assert_eq!(kinds(&replace(&[], &[])), none);
+        assert_eq!(kinds(&replace(&[], &[], None)), none);
         let closed = Closed {
             address: IpAddr::from([10, 1, 15, 50]),
             open: vec![(6, 80..=80), (17, 1000..=1999)],
         };
-        let made = kinds(&replace(&[closed], &[]));
+        let made = kinds(&replace(&[closed], &[], None));
         let expected = [
             BATCH_BEGIN,
             NEW_TABLE,
@@ -319,7 +353,12 @@ mod tests {
             protocol: 6,
             ports: 80..=80,
         };
-        assert_eq!(kinds(&replace(&[], &[guarded])).len(), 9);
+        assert_eq!(kinds(&replace(&[], &[guarded], None)).len(), 9);
+        let marked = ForIpvs {
+            mark: 0x6c73_0000,
+            mask: 0xffff_0000,
+        };
+        assert_eq!(kinds(&replace(&[], &[], Some(marked))).len(), 10);
     }
 
     #[test]

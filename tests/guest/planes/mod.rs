@@ -5,7 +5,7 @@
 //! it: a frame's fate is certain when a second one, sent behind it to a service of its own, has come back.
 
 mod choices;
-mod packets;
+pub mod packets;
 
 use std::{
     io::Read,
@@ -43,11 +43,11 @@ use crate::{
 
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 100);
 /// Real servers are 10.0.0.1 and so on, and 2001:db8::1 and so on, up to this one.
-const SERVERS: u8 = 9;
+pub const SERVERS: u8 = 9;
 /// Where the second frames go: a service of the kernel's, and its real server.
-const FENCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 102);
-const FENCE_PORT: u16 = 7;
-const FENCE_SERVER: u8 = 250;
+pub const FENCE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 102);
+pub const FENCE_PORT: u16 = 7;
+pub const FENCE_SERVER: u8 = 250;
 /// ETH_P_ALL.
 const EVERY_PROTOCOL: u16 = 3;
 
@@ -188,7 +188,7 @@ fn in_the_kernel<T: Send>(work: impl Fn(&mut dyn Plane) -> T + Send + Sync) -> T
 }
 
 /// Addresses, neighbours and settings of the director.
-fn prepare(director: &Node) {
+pub fn prepare(director: &Node) {
     let ip = |words: &str| director.ip(&words.split(' ').collect::<Vec<_>>()).unwrap();
     let mac = |bytes: [u8; 6]| bytes.map(|byte| format!("{byte:02x}")).join(":");
     ip(&format!(
@@ -221,7 +221,7 @@ fn prepare(director: &Node) {
 }
 
 /// Sends and hears whole frames on the interface of this namespace.
-fn wire() -> Socket {
+pub fn wire() -> Socket {
     let all = i32::from(EVERY_PROTOCOL.to_be());
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all))).unwrap();
     let index = nix::net::if_::if_nametoindex(INTERFACE).unwrap();

@@ -12,7 +12,7 @@ use super::{Plane, VIP6, on_both, server};
 use crate::program::{CLIENT_MAC, DIRECTOR_MAC, VIP, server_mac};
 
 #[path = "../../cases/shapes/rows.rs"]
-mod rows;
+pub mod rows;
 
 use rows::{
     CLIENT4, CLIENT6, VIP4, changed, packets_v4, packets_v6, sctp, sealed, tcp, udp, v4, v6,
@@ -121,7 +121,7 @@ const DIFFERENCES: [(&str, Instead, &str); 27] = [
     ),
 ];
 
-fn framed(packet: &[u8]) -> Vec<u8> {
+pub fn framed(packet: &[u8]) -> Vec<u8> {
     let kind = if packet[0] >> 4 == 6 {
         [0x86, 0xdd]
     } else {
@@ -131,7 +131,7 @@ fn framed(packet: &[u8]) -> Vec<u8> {
 }
 
 /// What direct return makes of a packet.
-fn returned(frame: &[u8], last: u8) -> Vec<u8> {
+pub fn returned(frame: &[u8], last: u8) -> Vec<u8> {
     let mut out = frame.to_vec();
     out[..6].copy_from_slice(&server_mac(last));
     out[6..12].copy_from_slice(&DIRECTOR_MAC);

@@ -226,6 +226,55 @@ pub fn server_of(node: &Node, from: Ipv4Addr, to: SocketAddr) -> String {
     String::from_utf8_lossy(&name).trim_end().to_owned()
 }
 
+/// A connection some of whose packets may travel no further than to the director.
+pub struct Odd {
+    stream: std::net::TcpStream,
+    server: [u8; WORD],
+}
+
+impl Odd {
+    /// Connects, and asks once.
+    pub fn open(node: &Node, to: SocketAddr) -> Self {
+        let stream = node
+            .within(move || std::net::TcpStream::connect(to))
+            .unwrap()
+            .unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut odd = Self {
+            stream,
+            server: [0; WORD],
+        };
+        odd.server = odd.answer(&[1, 255]);
+        odd
+    }
+
+    /// Asks in two segments, whose TTL these are: what expires is sent again with the last.
+    fn answer(&mut self, ttls: &[u32; 2]) -> [u8; WORD] {
+        use std::io::{Read as _, Write as _};
+        let mut name = [0; WORD];
+        for ttl in ttls {
+            self.stream.set_ttl(*ttl).unwrap();
+            self.stream.write_all(&[b'?'; WORD / 2]).unwrap();
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.stream.read_exact(&mut name).unwrap();
+        name
+    }
+
+    /// The same server answers as at the beginning.
+    pub fn goes_on(&mut self) {
+        assert_eq!(self.answer(&[64, 64]), self.server);
+    }
+
+    /// The same, with a packet that expires.
+    pub fn goes_on_oddly(&mut self) {
+        assert_eq!(self.answer(&[1, 255]), self.server);
+    }
+}
+
 /// Datagrams at short intervals over one socket, and which of them were answered.
 pub struct Beats {
     stop: Arc<AtomicBool>,

@@ -15,8 +15,9 @@ use super::machine::END;
 use crate::run;
 
 /// Programs that the tests start.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "ip",
+    "tc",
     "bridge",
     "ethtool",
     "nsenter",

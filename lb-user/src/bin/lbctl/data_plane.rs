@@ -34,6 +34,16 @@ pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
     if let Some(why) = &switching.obstacle {
         lines.push(format!("fallback    none: {why}"));
     }
+    if let Some(slow) = &plane.slow_path {
+        lines.push(match &slow.obstacle {
+            None if slow.servers == 0 => "slow path   none: no real servers".to_owned(),
+            None => format!(
+                "slow path   through IPVS, for {} real servers; {} packets",
+                slow.servers, slow.packets
+            ),
+            Some(why) => format!("slow path   none: {why}"),
+        });
+    }
     if let Some(ms) = switching.retry_in_ms {
         let refusal = match &switching.refusal {
             None => String::new(),

@@ -110,6 +110,7 @@ impl Ipvs {
     /// Forwards from now on, and returns the plan's number. What nobody told of is scheduled by its next packet.
     pub fn serve(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         self.learning = false;
+        self.slow.leave();
         self.expect_strangers();
         self.put(plan)
     }

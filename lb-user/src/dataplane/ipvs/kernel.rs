@@ -2,6 +2,7 @@
 //! within the system call, so the daemon's task does not wait for anybody else.
 
 use std::{
+    collections::HashMap,
     io,
     process::{Command as Program, Stdio},
     time::Duration,
@@ -183,18 +184,42 @@ impl Kernel {
             }
         }
         for (entry, servers) in &mut table {
-            let key = entry.service.key;
-            match self.command(&Command::Destinations(key)) {
-                Ok(answers) => {
-                    for answer in answers {
-                        if let Answer::Destination(bytes) = answer {
-                            servers.push(DestinationEntry::read(&bytes, key.is_v6())?);
-                        }
-                    }
-                }
-                // Somebody removed the service in between.
-                Err(error) if error.is(libc::ESRCH) => {}
-                Err(error) => return Err(error),
+            *servers = self.servers(entry.service.key)?;
+        }
+        Ok(table)
+    }
+
+    /// The real servers of a service.
+    fn servers(&mut self, key: Key) -> Result<Vec<DestinationEntry>, KernelError> {
+        let answers = match self.command(&Command::Destinations(key)) {
+            Ok(answers) => answers,
+            // Somebody removed the service in between.
+            Err(error) if error.is(libc::ESRCH) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut servers = Vec::new();
+        for answer in answers {
+            if let Answer::Destination(bytes) = answer {
+                servers.push(DestinationEntry::read(&bytes, key.is_v6())?);
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Everything that IPVS holds, where real servers of services whose counters stand still are as they were `before`.
+    pub fn table_since(&mut self, before: Table) -> Result<Table, KernelError> {
+        let mut known: HashMap<Key, (ServiceEntry, Vec<DestinationEntry>)> = before
+            .into_iter()
+            .map(|(entry, servers)| (entry.service.key, (entry, servers)))
+            .collect();
+        let mut table = Table::new();
+        for answer in self.command(&Command::Services)? {
+            if let Answer::Service(entry) = answer {
+                let servers = match known.remove(&entry.service.key) {
+                    Some((old, servers)) if old == entry => servers,
+                    _ => self.servers(entry.service.key)?,
+                };
+                table.push((entry, servers));
             }
         }
         Ok(table)

@@ -20,6 +20,8 @@ mod own;
 mod probes;
 mod reconcile;
 mod sharing;
+mod slow;
+mod slow_path;
 mod snapshot;
 mod state;
 pub mod sync;
@@ -44,10 +46,11 @@ use self::{
     own::is_own,
     probes::Probes,
     sharing::Sharing,
+    slow::Slow,
     state::StateFile,
     sysctl::Needs,
 };
-pub use self::{feed::Fed, kernel::KernelError};
+pub use self::{feed::Fed, kernel::KernelError, slow_path::servers};
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Repairs,
     Snapshot, TableInfo, Why, WhyQuery, plan::PlannedService, silence::Silence,
@@ -69,6 +72,11 @@ pub struct Ipvs {
     serving: HashSet<u16>,
     /// Health checks of a VIP on one real server.
     probes: Probes,
+    /// What the XDP program leaves to the kernel.
+    slow: Slow,
+    /// How often that was looked after.
+    looks: u32,
+    epoch: Instant,
     timeouts: Timeouts,
     /// Until when connections may come that somebody else forwarded before.
     takes_over_until: Option<Instant>,
@@ -114,6 +122,9 @@ impl Ipvs {
             plan: None,
             serving: HashSet::new(),
             probes: Probes::default(),
+            slow: Slow::default(),
+            looks: 0,
+            epoch: Instant::now(),
             timeouts: seconds(timeouts),
             takes_over_until: None,
             learning: false,
@@ -135,6 +146,11 @@ impl Ipvs {
         self.kernel.changes()
     }
 
+    /// What others changed and was changed back.
+    pub const fn repairs(&self) -> &Repairs {
+        &self.repairs
+    }
+
     fn is_serving(&self, role: u16) -> bool {
         role == 0 || self.serving.contains(&role)
     }
@@ -148,6 +164,7 @@ impl Ipvs {
             .filter(here)
             .map(desired::wanted)
             .chain(self.probes.wanted())
+            .chain(self.slow.wanted())
             .collect()
     }
 
@@ -160,7 +177,8 @@ impl Ipvs {
                     .any(|backend| backend.state.only_known_flows())
         };
         Needs {
-            services: !plan.services.is_empty(),
+            services: !plan.services.is_empty() || !self.slow.is_empty(),
+            slow_path: self.slow.is_open(),
             lost_persistent: plan.services.iter().any(lost),
             takes_over: self
                 .takes_over_until
@@ -189,13 +207,15 @@ impl Ipvs {
     /// Makes the kernel hold what `plan` wants, and returns what had to be done for it.
     fn bring_about(&mut self, plan: &Plan) -> Result<Done, DataPlaneError> {
         let mut done = Vec::new();
-        self.held = self.kernel.table()?;
+        self.held = self.read_table()?;
+        self.slow.let_go(&self.held, plan);
         let wanted = self.wanted(plan);
         let expected = Some((wanted.clone(), self.needs(plan, false)));
         let services = plan.services.iter();
         let configured: HashSet<Key> = services
             .map(desired::key)
             .chain(self.probes.keys())
+            .chain(self.slow.keys())
             .collect();
         let steps = reconcile::steps(&wanted, &self.held, |key| {
             configured.contains(key) || self.state.has(key)
@@ -204,7 +224,9 @@ impl Ipvs {
             .claim(configured.iter().copied())
             .map_err(state_error)?;
         self.set_sysctls(plan, steps.reorders, &mut done)?;
-        self.follow_timeouts(&mut done)?;
+        if !plan.services.is_empty() {
+            self.follow_timeouts(&mut done)?;
+        }
         for command in &steps.commands {
             self.kernel.change(command)?;
             done.push(describe(command));
@@ -351,6 +373,7 @@ impl Ipvs {
         let empty = Plan::default();
         self.takes_over_until = None;
         self.probes = Probes::default();
+        self.slow.clear();
         self.learning = false;
         self.bring_about(&empty)?;
         if let Some([tcp, tcp_fin, udp]) = self.state.timeouts() {
@@ -361,9 +384,14 @@ impl Ipvs {
     }
 }
 
-/// Whether an earlier daemon left services in the kernel's IPVS.
+/// Whether the kernel's IPVS forwarded for an earlier daemon, and still does.
 pub fn was_left(runtime: &Runtime) -> bool {
     StateFile::open(&runtime.socket).was_left()
+}
+
+/// Whether the kernel has IPVS without being asked to load it.
+pub fn is_loaded() -> bool {
+    Path::new("/proc/net/ip_vs").exists()
 }
 
 /// Removes what a daemon with another data plane left in the kernel's IPVS, if it left anything.

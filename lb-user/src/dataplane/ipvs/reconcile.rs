@@ -2,7 +2,7 @@
 //!
 //! New real servers come before others change or go, so that a service is never without any.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     codec::{
@@ -42,9 +42,10 @@ impl Steps {
 /// The way from `held` to `wanted`. Services that are not wanted are removed if `is_ours` says so.
 pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) -> Steps {
     let mut steps = Steps::default();
+    let by_key: HashMap<Key, &(ServiceEntry, Vec<DestinationEntry>)> =
+        held.iter().map(|pair| (pair.0.service.key, pair)).collect();
     for wish in wanted {
-        let key = wish.service.key;
-        match held.iter().find(|(entry, _)| entry.service.key == key) {
+        match by_key.get(&wish.service.key) {
             Some((entry, servers)) => existing(wish, entry, servers, &mut steps),
             None => {
                 steps

@@ -34,6 +34,7 @@ impl Ipvs {
                 .or(self.sharing.trouble())
                 .map(str::to_owned),
             switching: Switching::default(),
+            slow_path: None,
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::Key;
+use super::{codec::Key, slow::is_slow};
 
 /// Differs from boot to boot: what was before a boot is not in the kernel.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
@@ -35,6 +35,15 @@ struct State {
     timeouts: Option<[u32; 3]>,
     /// A sync daemon of ours runs.
     sync: bool,
+    /// Those of the services that only took what the XDP program left.
+    slow: BTreeSet<String>,
+}
+
+impl State {
+    /// Whether IPVS forwarded: there is more than what XDP left.
+    fn has_forwarded(&self) -> bool {
+        self.services.difference(&self.slow).next().is_some()
+    }
 }
 
 impl StateFile {
@@ -55,7 +64,7 @@ impl StateFile {
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .filter(|state: &State| state.boot == boot);
         Self {
-            left: left.as_ref().is_some_and(|left| !left.services.is_empty()),
+            left: left.as_ref().is_some_and(State::has_forwarded),
             state: left.unwrap_or_else(|| State {
                 boot: boot.to_owned(),
                 ..State::default()
@@ -64,7 +73,7 @@ impl StateFile {
         }
     }
 
-    /// Whether an earlier daemon left services behind.
+    /// Whether an earlier daemon left services behind that forwarded, rather than only took what its XDP program left.
     pub const fn was_left(&self) -> bool {
         self.left
     }
@@ -77,6 +86,7 @@ impl StateFile {
             sysctls,
             timeouts,
             sync,
+            slow: _,
         } = &self.state;
         services.is_empty() && sysctls.is_empty() && timeouts.is_none() && !sync
     }
@@ -88,12 +98,22 @@ impl StateFile {
 
     /// Notes that these services, and those noted before, are ours. Comes before the kernel is told.
     pub fn claim(&mut self, keys: impl Iterator<Item = Key>) -> io::Result<()> {
-        self.change(|state| state.services.extend(keys.map(|key| key.to_string())))
+        self.change(|state| {
+            for key in keys {
+                if is_slow(&key) {
+                    state.slow.insert(key.to_string());
+                }
+                state.services.insert(key.to_string());
+            }
+        })
     }
 
     /// Notes that only these are ours. Comes after the others were removed.
     pub fn keep(&mut self, keys: impl Iterator<Item = Key>) -> io::Result<()> {
-        self.change(|state| state.services = keys.map(|key| key.to_string()).collect())
+        self.change(|state| {
+            state.services = keys.map(|key| key.to_string()).collect();
+            state.slow.retain(|key| state.services.contains(key));
+        })
     }
 
     /// Notes how a sysctl was before us, unless that is known.
@@ -208,6 +228,19 @@ mod tests {
         second.claim_sync(false).unwrap();
         second.remember_timeouts([900, 120, 300]).unwrap();
         assert!(!second.is_empty());
+        second.claim([key(80)].into_iter()).unwrap();
+
+        // What took only what XDP left has not forwarded.
+        let mark = Key::Mark {
+            mark: lb_common::slow::MARK | 1,
+            v6: false,
+        };
+        second.claim([mark].into_iter()).unwrap();
+        assert!(StateFile::open(&socket).was_left());
+        second.keep([mark].into_iter()).unwrap();
+        let third = StateFile::open(&socket);
+        assert_eq!((third.was_left(), third.is_empty()), (false, false));
+        assert!(third.has(&mark));
         second.claim([key(80)].into_iter()).unwrap();
 
         let text = fs::read_to_string(&second.path).unwrap();

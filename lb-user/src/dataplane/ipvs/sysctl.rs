@@ -27,13 +27,15 @@ pub struct Needs {
     pub backup: bool,
     /// Real servers are being put into another order.
     pub reorders: bool,
+    /// Packets come that the XDP program leaves, of connections that are its.
+    pub slow_path: bool,
     /// Kernel version.
     pub kernel: (u32, u32),
 }
 
 /// Names and values of everything that matters, given the needs; `None` where the administrator's
 /// value stands.
-pub fn wanted(needs: Needs) -> [(&'static str, Option<&'static str>); 5] {
+pub fn wanted(needs: Needs) -> [(&'static str, Option<&'static str>); 6] {
     [
         // Connections of a real server that is down or removed go elsewhere with their next packet
         // rather than vanish. Not while one is taken out for a moment.
@@ -58,12 +60,14 @@ pub fn wanted(needs: Needs) -> [(&'static str, Option<&'static str>); 5] {
         // told which real servers they belong to.
         (
             "sloppy_tcp",
-            match (needs.learning, needs.takes_over) {
+            match (needs.learning, needs.takes_over || needs.slow_path) {
                 (true, _) => Some("0"),
                 (false, true) => Some("1"),
                 (false, false) => None,
             },
         ),
+        // The same of SCTP.
+        ("sloppy_sctp", needs.slow_path.then_some("1")),
         // What the other director sends here because we are a real server too is not sent back.
         ("backup_only", needs.backup.then_some("1")),
     ]
@@ -192,6 +196,12 @@ mod tests {
                 takes_over,
                 ..Needs::default()
             };
+            let with_slow_path = Needs {
+                slow_path: true,
+                ..needs
+            };
+            let same = wanted(needs) == wanted(with_slow_path);
+            assert!(!same, "a slow path needs more than {needs:?}");
             let all = wanted(needs);
             all.iter()
                 .find(|(name, _)| *name == "sloppy_tcp")

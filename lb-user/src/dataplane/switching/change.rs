@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Kind, News, Order, Planes, Turn};
+use super::{Kind, News, Order, Planes, SlowPath, Turn, slow};
 use crate::dataplane::{
     DataPlane, DataPlaneError, Plan,
     ipvs::{Fed, Ipvs},
@@ -43,7 +43,7 @@ impl Planes {
 
     /// Follows an operator's order. Says what is so now.
     pub fn order(&mut self, order: Order) -> Result<String, String> {
-        if self.pair.both().is_none() {
+        if !self.alone.is_empty() {
             return Err(format!(
                 "there is only {}: {}",
                 self.forwarding().label(),
@@ -95,7 +95,8 @@ impl Planes {
     pub(super) fn fallback(&self) -> Result<(), String> {
         use super::Pair;
         match (&self.pair, self.order) {
-            (Pair::Xdp(_) | Pair::Ipvs(_), _) => Err(self.alone.clone()),
+            _ if !self.alone.is_empty() => Err(self.alone.clone()),
+            (Pair::Xdp(_) | Pair::Ipvs(_), _) => Err("there is no other data plane".to_owned()),
             (Pair::Both { .. }, Order::Only(kind)) => {
                 Err(format!("an operator wants {}", kind.label()))
             }
@@ -144,11 +145,15 @@ impl Planes {
         let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan) {
             Ok(moved) => moved,
             Err(error) => {
+                slow::close(xdp);
                 let _ = ipvs.detach();
                 xdp.follow_interfaces(&present);
+                self.slow = SlowPath::default();
                 return Err(error);
             }
         };
+        slow::close(xdp);
+        self.slow = SlowPath::default();
         if let Some(trouble) = &fed.trouble {
             tracing::error!("{trouble}");
         }
@@ -219,6 +224,7 @@ impl Planes {
         if let Err(error) = ipvs.detach() {
             tracing::error!(%error, "IPVS still holds services; XDP goes before them");
         }
+        self.follow_slow_path();
     }
 
     /// `inner` is that one's own number of what it forwards.

@@ -18,6 +18,7 @@ mod change;
 mod pace;
 mod pair;
 mod show;
+mod slow;
 
 use std::{
     collections::VecDeque,
@@ -31,6 +32,7 @@ use self::pace::Pace;
 pub use self::{
     pair::Pair,
     show::{LastSwitch, Switching},
+    slow::SlowPath,
 };
 use super::{
     BackendKey, CaptureQuery, DataPlane, DataPlaneError, FlowPage, FlowQuery, Plan, Snapshot,
@@ -88,7 +90,7 @@ struct Turn {
 /// Both data planes.
 pub struct Planes {
     pair: Pair,
-    /// Why there is only one.
+    /// Why no other one may forward; empty where one may.
     alone: String,
     order: Order,
     /// Why this one forwards.
@@ -114,10 +116,12 @@ pub struct Planes {
     inner: u64,
     plan: Plan,
     present: Vec<(String, u32)>,
+    /// What IPVS takes while XDP forwards, but for the number of packets.
+    slow: SlowPath,
 }
 
 impl Planes {
-    /// `reason` is why that one forwards, `alone` why there is only one.
+    /// `reason` is why that one forwards, `alone` why no other one may; empty where there is one that may.
     pub fn new(pair: Pair, reason: String, alone: String) -> Self {
         let inherits = match &pair {
             Pair::Both { ipvs, .. } => ipvs.took_over(),
@@ -142,6 +146,7 @@ impl Planes {
             inner: 0,
             plan: Plan::default(),
             present: Vec::new(),
+            slow: SlowPath::default(),
         }
     }
 
@@ -193,7 +198,9 @@ impl DataPlane for Planes {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         let inner = self.pair.active_mut().apply(plan)?;
         self.plan = plan.clone();
-        if let Some((_, ipvs)) = self.pair.both() {
+        if self.alone.is_empty()
+            && let Some((_, ipvs)) = self.pair.both()
+        {
             ipvs.load_schedulers(plan);
         }
         if std::mem::take(&mut self.inherits) {
@@ -205,7 +212,9 @@ impl DataPlane for Planes {
         {
             tracing::debug!(%error, "IPVS does not follow while its connections go to XDP");
         }
-        Ok(self.count(inner))
+        let generation = self.count(inner);
+        self.follow_slow_path();
+        Ok(generation)
     }
 
     fn took_over(&self) -> bool {
@@ -262,7 +271,7 @@ impl DataPlane for Planes {
             self.pair.active_mut().follow_interfaces(present);
             self.after_following();
         } else if let Some(xdp) = self.pair.xdp() {
-            xdp.follow_probes(present);
+            xdp.follow_classifiers(present);
         }
     }
 
@@ -274,10 +283,14 @@ impl DataPlane for Planes {
 
     fn snapshot(&mut self) -> Snapshot {
         let shown = self.show();
+        let slow_path = self.show_slow_path();
+        let repairs = self.pair.repairs();
         Snapshot {
             choice: self.reason.clone(),
             generation: self.generation,
             switching: shown,
+            slow_path,
+            repairs,
             ..self.pair.active_mut().snapshot()
         }
         .with_trouble(self.trouble.as_deref())
@@ -305,6 +318,7 @@ impl DataPlane for Planes {
 
     fn sweep(&mut self) {
         self.pair.active_mut().sweep();
+        self.tend_slow_path();
     }
 
     fn silent(&self) -> Vec<(BackendKey, Silence)> {
@@ -313,7 +327,11 @@ impl DataPlane for Planes {
 
     fn detach(&mut self) -> Result<(), DataPlaneError> {
         let busy = self.settling.take().is_some() || self.forwarding() == Kind::Ipvs;
+        if let Some(xdp) = self.pair.xdp() {
+            slow::close(xdp);
+        }
         match self.pair.both() {
+            Some((xdp, ipvs)) if ipvs.has_slow_path() => ipvs.detach().and(xdp.detach()),
             // One that only stood ready has nothing in the kernel.
             Some((xdp, ipvs)) if busy => ipvs.detach().and(xdp.detach()),
             Some((xdp, _)) => xdp.detach(),

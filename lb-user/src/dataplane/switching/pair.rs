@@ -1,7 +1,7 @@
 //! One data plane, or two of which one forwards.
 
 use super::Kind;
-use crate::dataplane::{DataPlane, ipvs::Ipvs, xdp::Xdp};
+use crate::dataplane::{DataPlane, Repairs, ipvs::Ipvs, xdp::Xdp};
 
 /// What there is.
 pub enum Pair {
@@ -13,7 +13,7 @@ pub enum Pair {
     Both {
         /// XDP, loaded whether it forwards or not.
         xdp: Box<Xdp>,
-        /// IPVS, which holds nothing in the kernel while it does not forward.
+        /// IPVS, which holds nothing in the kernel but the slow path while it does not forward.
         ipvs: Box<Ipvs>,
         /// Which one forwards.
         forwarding: Kind,
@@ -96,6 +96,14 @@ impl Pair {
         match self {
             Pair::Ipvs(ipvs) | Pair::Both { ipvs, .. } => Some(ipvs),
             Pair::Xdp(_) => None,
+        }
+    }
+
+    /// What others changed in IPVS and was changed back.
+    pub fn repairs(&self) -> Repairs {
+        match self {
+            Pair::Xdp(_) => Repairs::default(),
+            Pair::Ipvs(ipvs) | Pair::Both { ipvs, .. } => ipvs.repairs().clone(),
         }
     }
 
