@@ -50,6 +50,7 @@ const NOT_FUZZED: &[(&str, &str)] = &[
     ),
     ("lb-user/src/api/web.rs", "writes"),
     ("lb-user/src/dataplane/genetlink.rs", "writes"),
+    ("lb-user/src/dataplane/ipvs/feed.rs", "compares"),
     (
         "lb-user/src/dataplane/ipvs/kernel.rs",
         "gives datagrams to codec::answers",

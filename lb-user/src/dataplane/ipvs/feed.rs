@@ -1,15 +1,20 @@
 //! Sending messages to sync daemons: to one of this host's kernel, no faster than it reads them, and to those
 //! of other directors, which nobody can ask.
+//!
+//! A message to this host may be on its way for long where the host is busy: ksoftirqd brings it, even over the
+//! loopback interface, and until then it waits in no socket's queue. So we listen to the group as well. Of sockets
+//! that get a copy the newest is the last one (`__udp4_lib_mcast_deliver`): when ours has it, the kernel's has it too.
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    mem::MaybeUninit,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::net::if_::if_nametoindex;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, SockAddr, Socket, Type};
 
 use super::codec::SyncDaemon;
 
@@ -89,15 +94,23 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     socket.set_multicast_ttl_v4(0)?;
     socket.set_multicast_loop_v4(true)?;
     let before = look(to)?;
+    let witness = Witness::listen(to, &daemon.interface)?;
+    let mut arrived = Ok(());
     for batch in messages.chunks(WAITING) {
         for message in batch {
             socket.send_to(message, &SockAddr::from(to))?;
         }
-        wait_until_read(to)?;
+        // What misses one is not waited for again: the rest may arrive all the same.
+        for message in batch {
+            arrived = arrived.and_then(|()| witness.hear(message));
+        }
+        wait_until_read(to, &witness)?;
     }
+    // What it missed is nobody's loss.
+    drop(witness);
     let lost = look(to)?.dropped.wrapping_sub(before.dropped);
     match lost {
-        0 => Ok(()),
+        0 => arrived,
         lost => Err(io::Error::other(format!(
             "{lost} of {} messages found no room",
             messages.len()
@@ -105,9 +118,58 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     }
 }
 
-fn wait_until_read(at: SocketAddrV4) -> io::Result<()> {
+/// A socket that gets what a sync daemon gets, after it.
+struct Witness(UdpSocket);
+
+impl Witness {
+    /// Comes after the daemon's socket was made.
+    fn listen(at: SocketAddrV4, interface: &str) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        // As the kernel's has it.
+        socket.set_reuse_address(true)?;
+        socket.bind_device(Some(interface.as_bytes()))?;
+        socket.bind(&SockAddr::from(at))?;
+        let index = if_nametoindex(interface)?;
+        socket.join_multicast_v4_n(at.ip(), &InterfaceIndexOrAddress::Index(index))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(socket.into()))
+    }
+
+    /// Returns when `message` has come. What others say is passed over.
+    fn hear(&self, message: &[u8]) -> io::Result<()> {
+        let mut heard = vec![0; message.len() + 1];
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            let length = match self.0.recv(&mut heard) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                other => other?,
+            };
+            if heard[..length] == *message {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("a message did not arrive"))
+    }
+
+    /// What others said since.
+    fn pass_over(&self) {
+        let socket = socket2::SockRef::from(&self.0);
+        let mut nothing = [MaybeUninit::uninit(); 1];
+        while socket
+            .recv_with_flags(&mut nothing, libc::MSG_DONTWAIT)
+            .is_ok()
+        {}
+    }
+}
+
+fn wait_until_read(at: SocketAddrV4, witness: &Witness) -> io::Result<()> {
     let begin = Instant::now();
-    while look(at)?.waiting > 0 {
+    loop {
+        // Its queue is one of those that are looked at.
+        witness.pass_over();
+        if look(at)?.waiting == 0 {
+            break;
+        }
         if begin.elapsed() > PATIENCE {
             return Err(io::Error::other("its sync daemon does not read them"));
         }
@@ -159,6 +221,9 @@ mod tests {
     use super::*;
     use crate::dataplane::ipvs::codec::SyncState;
 
+    /// Longer than any message.
+    const LENGTH: usize = 16_000;
+
     #[test]
     fn queues_are_read() {
         let table = "\
@@ -176,6 +241,63 @@ mod tests {
         assert_eq!(seen, expected);
         let other = SocketAddrV4::new(GROUP, 8849);
         assert_eq!(queues(table, other).sockets, 0);
+    }
+
+    /// What listens like the kernel's daemon has everything, in order, when we have done.
+    #[test]
+    fn a_daemon_hears_everything() {
+        let daemon = SyncDaemon {
+            interface: "lo".to_owned(),
+            port: Some(38_848),
+            ..SyncDaemon::bare(SyncState::Backup)
+        };
+        let messages: Vec<Vec<u8>> = (0..50).map(|n| vec![n; 9_000 + usize::from(n)]).collect();
+        assert!(
+            all(&daemon, &messages).is_some_and(|trouble| trouble.contains("nobody listens")),
+            "our own ear is nobody's daemon"
+        );
+        let at = SocketAddrV4::new(GROUP, 38_848);
+        // It is made like ours.
+        let Witness(ear) = Witness::listen(at, "lo").unwrap();
+        let reader = thread::spawn(move || {
+            let mut heard = Vec::new();
+            let mut message = vec![0; LENGTH];
+            while let Ok(length) = ear.recv(&mut message) {
+                heard.push(message[..length].to_vec());
+                if heard.len() == 50 {
+                    break;
+                }
+            }
+            (ear, heard)
+        });
+        assert_eq!(all(&daemon, &messages), None);
+        let (ear, heard) = reader.join().unwrap();
+        assert_eq!(heard, messages);
+        drop(ear);
+
+        let deaf = Witness::listen(at, "lo").unwrap();
+        let trouble = all(&daemon, &messages).unwrap();
+        assert!(trouble.contains("does not read"), "{trouble}");
+        drop(deaf);
+    }
+
+    /// A message that is on its way is waited for, and one that never comes is missed.
+    #[test]
+    fn what_does_not_arrive_is_missed() {
+        let at = SocketAddrV4::new(GROUP, 38_849);
+        let witness = Witness::listen(at, "lo").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let ear = SocketAddrV4::new(GROUP, 38_849);
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            let socket = socket2::SockRef::from(&sender);
+            socket.bind_device(Some(b"lo")).unwrap();
+            sender.send_to(b"of somebody else", ear).unwrap();
+            sender.send_to(b"ours", ear).unwrap();
+        });
+        witness.hear(b"ours").unwrap();
+        late.join().unwrap();
+        assert!(witness.hear(b"ours").is_err());
     }
 
     /// A socket of this host is found in the kernel's list, with what waits in it.
