@@ -13,6 +13,7 @@ pub mod control;
 pub mod flow;
 pub mod hashing;
 pub mod limits;
+pub mod memory;
 pub mod probe;
 pub mod protect;
 pub mod reason;

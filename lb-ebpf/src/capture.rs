@@ -28,10 +28,7 @@ extern "C" fn read_client(ctx: *mut xdp_md, client: *mut Address) -> i64 {
     };
     let ctx = XdpContext::new(ctx);
     let packet = Packet::again(&ctx);
-    let Ok(control) = maps::control() else {
-        return 0;
-    };
-    let Ok(link) = ethernet::parse(&packet, control) else {
+    let Ok(link) = ethernet::parse(&packet, maps::control()) else {
         return 0;
     };
     let offset = link.network_offset();
@@ -75,9 +72,10 @@ pub fn show(packet: &Packet<'_>, trace: &Trace, client: Address, action: u32, ou
 #[inline(never)]
 extern "C" fn send_event(ctx: *mut xdp_md, event: *mut Event) -> i64 {
     // SAFETY: the verifier checks that a pointer that is not null leads to a whole `Event`.
-    let (Some(event), Ok(control)) = (unsafe { event.as_mut() }, maps::control()) else {
+    let Some(event) = (unsafe { event.as_mut() }) else {
         return 0;
     };
+    let control = maps::control();
     if control.capture.wants(event) {
         // SAFETY: the helper takes no argument and always succeeds.
         event.time_ns = unsafe { bpf_ktime_get_ns() };

@@ -3,11 +3,11 @@
 use lb_common::{
     Backend, BackendFlags, Control, Reason,
     control::{EVERY_VLAN, Features, vlan_key},
-    limits::{self, MAX_BACKENDS},
+    limits,
 };
 
 use crate::{
-    maps::{BACKENDS, OWN_VLANS, VLAN_SETS},
+    maps::{OWN_VLANS, VLAN_SETS},
     packet::Packet,
     parse::ethernet::{Addressee, Link},
 };
@@ -20,14 +20,6 @@ pub enum Forward {
     Redirect(u32),
     /// It does not: the backend is this host.
     ToStack,
-}
-
-/// The precomputed answer for a backend.
-#[inline(always)]
-pub fn element(backend: u16) -> Result<&'static Backend, Reason> {
-    BACKENDS
-        .get(u32::from(backend) & (MAX_BACKENDS - 1))
-        .ok_or(Reason::NotReady)
 }
 
 /// Where the frame has to go. Decided before anything is written to it.

@@ -57,16 +57,16 @@ pub fn recall<D: Datagram>(
 #[inline(never)]
 extern "C" fn remember_fragment(ctx: *mut xdp_md, place: u64, id: u32, decision: u64) -> i64 {
     let ctx = XdpContext::new(ctx);
-    let (Ok(key), Ok(control)) = (key_of(&ctx, place, id), maps::control()) else {
+    let Ok(key) = key_of(&ctx, place, id) else {
         return 0;
     };
+    let control = maps::control();
     let value = lasting(control, decision);
     if !slow::is_open(control) || !Place(place).is_v4() {
         let _ = FRAGMENTS.insert(key, value, 0);
         return 0;
     }
-    let way = forward::element(decision as u16)
-        .and_then(|backend| forward::way_to(&Packet::again(&ctx), backend));
+    let way = forward::way_to(&Packet::again(&ctx), maps::backend(decision as u16));
     if way.is_err() {
         let _ = FRAGMENTS.insert(key, lasting(control, u64::from(IN_KERNEL)), 0);
         return 0;
@@ -128,12 +128,12 @@ extern "C" fn recall_fragment(ctx: *mut xdp_md, place: u64, id: u32) -> i64 {
 
 #[inline(always)]
 fn find(ctx: &XdpContext, place: u64, id: u32) -> Result<u64, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let key = key_of(ctx, place, id)?;
     service::vip_of(control, key.destination)?;
     let value = decision(control, &key, Place(place).is_v4()).ok_or(Reason::FragmentEarly)?;
     let (backend, service) = (value as u16, (value >> 16) as u16);
-    if forward::element(backend)?.flags() & BackendFlags::ALIVE == 0 {
+    if maps::backend(backend).flags() & BackendFlags::ALIVE == 0 {
         return Err(Reason::FragmentEarly);
     }
     let generation = service::live(control) * MAX_SERVICES;

@@ -54,13 +54,11 @@ pub fn lbd_linear(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn handle(packet: &Packet<'_>) -> u32 {
     let mut trace = Trace::default();
-    let control = match maps::control() {
-        Ok(control) => control,
-        Err(reason) => {
-            stats::count_reason(trace.service, reason);
-            return xdp_action::XDP_PASS;
-        }
-    };
+    let control = maps::control();
+    if control.ready == 0 {
+        stats::count_reason(trace.service, Reason::NotReady);
+        return xdp_action::XDP_PASS;
+    }
     let capture = i64::from(control.features & Features::CAPTURE);
     // Asked anew each time: the compiler would make two copies of all that lies between.
     let is_shown = || answer::opaque(capture) != 0;
@@ -127,7 +125,7 @@ fn action_of(outcome: &Result<Forward, Reason>, trace: &Trace, note: impl FnOnce
 /// Answers with the present tick: how the daemon learns where the program's clock stands.
 #[xdp]
 pub fn clock(_: XdpContext) -> u32 {
-    maps::control().map_or(0, maps::now)
+    maps::now(maps::control())
 }
 
 /// Runs on the far end of a veth pair, which needs a program of its own before the near end may

@@ -1,4 +1,7 @@
-//! Every BPF map, with BTF key and value types, so that libbpf tools read them too.
+//! Every BPF map: those that are looked up in, with BTF key and value types, so that libbpf tools read
+//! them too, and those whose memory the program has the address of (see `lb_common::memory`).
+
+use core::arch::asm;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -9,7 +12,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Address, Backend, BackendCounters, Control, Reason, RingChunk,
+    Address, Backend, BackendCounters, Control, RingChunk,
     control::VlanSet,
     flow::Bucket,
     limits::{
@@ -18,6 +21,7 @@ use lb_common::{
         MAX_SOURCES, MAX_STICKY, MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS,
         SPILL_FLOWS, VIP_BUCKETS, WIDE_CHUNKS,
     },
+    memory,
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
     service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
@@ -35,25 +39,12 @@ const fn both(one: u32) -> usize {
     (one * GENERATIONS) as usize
 }
 
-#[btf_map(name = "control")]
-static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
-
 /// One generation after the other, as in all maps that generations share.
-#[btf_map(name = "services")]
-pub static SERVICES: Array<ServiceBucket, { both(SERVICE_BUCKETS) }, MMAPABLE> = Array::new();
-
-/// IPv6 addresses of services.
-#[btf_map(name = "vips")]
-pub static VIPS: Array<VipBucket, { both(VIP_BUCKETS) }, MMAPABLE> = Array::new();
-
 #[btf_map(name = "port_ranges")]
 pub static PORT_RANGES: Array<PortRange, { both(MAX_PORT_RANGES) }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "details")]
 pub static DETAILS: Array<ServiceDetail, { both(MAX_SERVICES) }, MMAPABLE> = Array::new();
-
-#[btf_map(name = "backends")]
-pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "tunnels")]
 pub static TUNNELS: Array<Tunnel, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
@@ -168,13 +159,51 @@ pub static PROBE_FLOWS: LruHashMap<ProbeFlow, Waiting, { MAX_PROBE_FLOWS as usiz
 #[btf_map(name = "slow_ways")]
 pub static SLOW_WAYS: Array<SlowWay, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
-/// The control element, once the daemon has filled it.
+/// The address of a map that is one piece of memory, cast to what it holds.
+macro_rules! address {
+    ($memory:expr, $content:ty) => {{
+        let address: *const u8;
+        // SAFETY: one register is written. User space puts the map's address in place of the mark.
+        unsafe {
+            asm!("{0} = {1} ll", out(reg) address, const $memory.mark,
+                options(nomem, nostack, preserves_flags))
+        };
+        address.cast::<$content>()
+    }};
+}
+
+/// The control element.
 #[inline(always)]
-pub fn control() -> Result<&'static Control, Reason> {
-    match CONTROL.get(0) {
-        Some(control) if control.ready != 0 => Ok(control),
-        _ => Err(Reason::NotReady),
-    }
+pub fn control() -> &'static Control {
+    let control = address!(memory::CONTROL, Control);
+    // SAFETY: the map holds one, as long as the program is loaded.
+    unsafe { &*control }
+}
+
+/// A bucket of services of a generation, with a bound that the verifier can see.
+#[inline(always)]
+pub fn service_bucket(generation: u32, index: u32) -> &'static ServiceBucket {
+    let place = generation * SERVICE_BUCKETS + (index & (SERVICE_BUCKETS - 1));
+    let first = address!(memory::SERVICES, ServiceBucket);
+    // SAFETY: the map holds as many for each generation, of which there are 0 and 1.
+    unsafe { &*first.add(place as usize) }
+}
+
+/// The same of IPv6 addresses.
+#[inline(always)]
+pub fn vip_bucket(generation: u32, index: u32) -> &'static VipBucket {
+    let place = generation * VIP_BUCKETS + (index & (VIP_BUCKETS - 1));
+    let first = address!(memory::VIPS, VipBucket);
+    // SAFETY: as above.
+    unsafe { &*first.add(place as usize) }
+}
+
+/// The element of a backend.
+#[inline(always)]
+pub fn backend(id: u16) -> &'static Backend {
+    let first = address!(memory::BACKENDS, Backend);
+    // SAFETY: the map holds one for each id below the limit, a power of two.
+    unsafe { &*first.add(usize::from(id) & (MAX_BACKENDS as usize - 1)) }
 }
 
 /// The clock of flow expiry, in ticks. Jiffies are one load that the verifier inlines; even the

@@ -9,7 +9,7 @@ use crate::{
     answer::{self, late},
     flow::{self, Chosen},
     forward::{self, Forward},
-    fragment,
+    fragment, maps,
     packet::Packet,
     parse::{
         Datagram, Piece, Place,
@@ -145,7 +145,7 @@ fn serve<D: Datagram>(
         packet_of_a_flow(packet, control, trace, link, ip)?
     };
     trace.backend = chosen.backend;
-    let backend = forward::element(chosen.backend)?;
+    let backend = maps::backend(chosen.backend);
     let forward = forward::way_to(packet, backend)?;
     if let Forward::ToStack = forward {
         stats::count_forward(chosen, ip.length());

@@ -175,7 +175,7 @@ fn take_over(ctx: &TcContext, at: Layout) -> Step<()> {
         return Ok(());
     }
     let vip = address(ctx, at.destination, at)?;
-    let control = maps::control().map_err(|_| ())?;
+    let control = maps::control();
     service::vip_of(control, vip).map_err(|_| ())?;
     let local = address(ctx, at.source, at)?;
     let ports = ports(ctx, at.transport)?;
@@ -201,7 +201,7 @@ fn receive(ctx: &TcContext, at: Layout) -> Result<(), Failure> {
         return Ok(());
     }
     let vip = address(ctx, at.source, at)?;
-    let control = maps::control().map_err(|_| ())?;
+    let control = maps::control();
     service::vip_of(control, vip).map_err(|_| ())?;
     if is_error {
         return receive_error(ctx, vip, at);

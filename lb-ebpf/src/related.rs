@@ -66,7 +66,7 @@ extern "C" fn find_quoted_service(ctx: *mut xdp_md, place: u64) -> i64 {
 
 #[inline(always)]
 fn service_of(packet: &Packet<'_>, place: Place) -> Result<ServiceInfo, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let (_, destination) = place.addresses(packet)?;
     let vip = service::vip_of(control, destination)?;
     let quoted = quoted(packet, place)?;

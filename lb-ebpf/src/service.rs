@@ -3,15 +3,13 @@
 use lb_common::{
     Address, Control, Reason,
     control::Generation,
-    limits::{
-        MAX_PORT_RANGES, MAX_ROLES, RANGES_PER_VIP, SERVICE_BUCKETS, SERVICE_PROBES, VIP_BUCKETS,
-    },
+    limits::{MAX_PORT_RANGES, MAX_ROLES, RANGES_PER_VIP, SERVICE_PROBES},
     service::{self, ServiceFlags, ServiceInfo, ServiceKey},
 };
 
 use crate::{
     answer,
-    maps::{self, PORT_RANGES, SERVICES, VIPS},
+    maps::{self, PORT_RANGES},
 };
 
 /// What stands for an address in service keys: a [`ServiceKey`] without port and protocol.
@@ -67,10 +65,8 @@ enum Search<T> {
 
 #[inline(always)]
 fn search_vips(control: &Control, address: [u64; 2], index: u32) -> Search<Vip> {
-    let index = index & generation(control).vip_mask & (VIP_BUCKETS - 1);
-    let Some(bucket) = VIPS.get(live(control) * VIP_BUCKETS + index) else {
-        return Search::Absent;
-    };
+    let index = index & generation(control).vip_mask;
+    let bucket = maps::vip_bucket(live(control), index);
     for way in 0..2 {
         if bucket.addresses[way] == address && bucket.handles[way] != 0 {
             return Search::Found(Vip(ServiceKey::v6(bucket.handles[way], 0, 0).0));
@@ -87,9 +83,7 @@ fn search_vips(control: &Control, address: [u64; 2], index: u32) -> Search<Vip> 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_vip_beyond(high: u64, low: u64) -> i64 {
-    let Ok(control) = maps::control() else {
-        return answer::encode(Err(Reason::NotReady));
-    };
+    let control = maps::control();
     let parameters = generation(control);
     let address = [high, low];
     let first = service::vip_bucket(address, parameters.service_seed, parameters.vip_mask);
@@ -118,10 +112,8 @@ fn entry(control: &Control, key: ServiceKey) -> Option<ServiceInfo> {
 
 #[inline(always)]
 fn search_services(control: &Control, key: ServiceKey, index: u32) -> Search<ServiceInfo> {
-    let index = index & generation(control).service_mask & (SERVICE_BUCKETS - 1);
-    let Some(bucket) = SERVICES.get(live(control) * SERVICE_BUCKETS + index) else {
-        return Search::Absent;
-    };
+    let index = index & generation(control).service_mask;
+    let bucket = maps::service_bucket(live(control), index);
     for entry in &bucket.entries {
         if entry.key == key.0 {
             return Search::Found(ServiceInfo(entry.info));
@@ -137,9 +129,7 @@ fn search_services(control: &Control, key: ServiceKey, index: u32) -> Search<Ser
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn find_entry_beyond(key: u64) -> i64 {
-    let Ok(control) = maps::control() else {
-        return answer::encode(Err(Reason::NotReady));
-    };
+    let control = maps::control();
     let key = ServiceKey(key);
     let parameters = generation(control);
     let first = key.bucket(parameters.service_seed, parameters.service_mask);
@@ -205,7 +195,7 @@ extern "C" fn find_range(key: u64, port_be: u32) -> i64 {
 
 #[inline(always)]
 fn search_ranges(key: ServiceKey, port: u16) -> Result<u64, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let ranges = entry(control, key).ok_or(Reason::NotAService)?;
     let first = live(control) * MAX_PORT_RANGES + ranges.first_range();
     for index in 0..RANGES_PER_VIP {

@@ -14,8 +14,8 @@ use super::{
     slots::{self, Found},
 };
 use crate::{
-    atomic, forward,
-    maps::{LOADS, now},
+    atomic,
+    maps::{self, LOADS, now},
     parse::transport::Kind,
 };
 
@@ -49,7 +49,7 @@ impl<'a, K: Key> Lookup<'a, K> {
         let bucket = K::bucket(self.control.tables[self.table()], self.hash)?;
         let place = slots::find(&self.key, bucket)?;
         let id = place.value.backend();
-        let backend = forward::element(id).ok()?;
+        let backend = maps::backend(id);
         if self.is_reopened(&place) || !backend.is_plain() {
             return None;
         }

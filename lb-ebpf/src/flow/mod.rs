@@ -17,7 +17,7 @@ use self::{
     lookup::{Lookup, table},
 };
 use crate::{
-    answer, forward, maps,
+    answer, maps,
     packet::Packet,
     parse::{
         Datagram, Place,
@@ -241,7 +241,7 @@ fn with_narrow<T>(
     info: u64,
     work: impl FnOnce(&Lookup<'_, FlowKey>) -> T,
 ) -> Result<T, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let arrival = Arrival::read(ctx, place, info)?;
     let client_be = arrival.client.as_v4().unwrap_or_default();
     let key = FlowKey::new(client_be, arrival.client_port_be, arrival.service());
@@ -260,7 +260,7 @@ fn with_wide<T>(
     info: u64,
     work: impl FnOnce(&Lookup<'_, Fingerprinted>) -> T,
 ) -> Result<T, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let arrival = Arrival::read(ctx, place, info)?;
     let key = Fingerprinted::new(control, arrival.wide_key());
     Ok(work(&Lookup::new(
@@ -331,7 +331,7 @@ impl Arrival {
 /// The backend of a flow that exists, without touching it.
 #[inline(always)]
 pub fn peek(arrival: &Arrival) -> Result<u16, Reason> {
-    let control = maps::control()?;
+    let control = maps::control();
     let is_udp = arrival.kind() == Kind::Datagram;
     match arrival.client.as_v4() {
         Some(client_be) if !service::has_several_ports(ServiceInfo(arrival.info)) => {
@@ -380,13 +380,13 @@ fn alive_or(backend: u16) -> Result<u16, Reason> {
 /// Whether a packet of a flow is for its backend. One whose flows are reset has no new ones.
 #[inline(always)]
 fn serves(backend: u16, kind: Kind) -> bool {
-    let flags = forward::element(backend).map_or(0, Backend::flags);
+    let flags = maps::backend(backend).flags();
     flags & BackendFlags::ALIVE != 0 && (kind != Kind::Open || flags & BackendFlags::RESET == 0)
 }
 
 #[inline(always)]
 fn alive(backend: u16) -> bool {
-    forward::element(backend).is_ok_and(|element| element.flags() & BackendFlags::ALIVE != 0)
+    maps::backend(backend).flags() & BackendFlags::ALIVE != 0
 }
 
 const _: () = assert!(BUCKET_WAYS.is_power_of_two());

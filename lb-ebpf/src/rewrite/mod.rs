@@ -10,7 +10,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{Backend, BackendFlags, Reason};
 
 use crate::{
-    answer, forward,
+    answer, maps,
     packet::Packet,
     parse::{
         Datagram, Piece, Place,
@@ -83,7 +83,7 @@ extern "C" fn rewrite_uncommon(ctx: *mut xdp_md, place: u64, backend: u32, lengt
 
 #[inline(always)]
 fn rewrite(packet: &Packet<'_>, job: &Job) -> Result<(), Reason> {
-    let backend = forward::element(job.backend)?;
+    let backend = maps::backend(job.backend);
     if backend.flags() & BackendFlags::RESET != 0 {
         return Err(Reason::Reset);
     }

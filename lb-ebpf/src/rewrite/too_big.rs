@@ -8,8 +8,8 @@ use lb_common::{BackendFlags, Reason};
 
 use super::Job;
 use crate::{
-    answer, forward,
-    maps::TUNNELS,
+    answer,
+    maps::{self, TUNNELS},
     packet::Packet,
     parse::{ethernet::Ethernet, icmp::IcmpHeader, ipv4::Ipv4Header, ipv6::Ipv6Header},
 };
@@ -55,7 +55,7 @@ extern "C" fn answer_too_big(ctx: *mut xdp_md, place: u64, backend: u32, lengths
 /// The largest packet that the backend can be sent.
 #[inline(always)]
 fn limit(job: &Job) -> Result<u32, Reason> {
-    let backend = forward::element(job.backend)?;
+    let backend = maps::backend(job.backend);
     if backend.flags() & BackendFlags::TUNNEL == 0 {
         return Ok((backend.ifindex >> 32) as u32);
     }

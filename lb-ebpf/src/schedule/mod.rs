@@ -16,7 +16,6 @@ use lb_common::{
 use crate::{
     answer, atomic,
     flow::{Arrival, Decision},
-    forward,
     maps::{self, CURSORS, DETAILS, LOADS},
     packet::Packet,
     protect, service,
@@ -47,7 +46,7 @@ pub fn choose(
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn choose_backend(ctx: *mut xdp_md, place: u64, info: u64, flags: u32) -> i64 {
-    let (Ok(arrival), Ok(control)) = (Arrival::read(ctx, place, info), maps::control()) else {
+    let Ok(arrival) = Arrival::read(ctx, place, info) else {
         return answer::encode(Err(Reason::NotReady));
     };
     let newcomer = Newcomer {
@@ -55,7 +54,7 @@ extern "C" fn choose_backend(ctx: *mut xdp_md, place: u64, info: u64, flags: u32
         remember: flags & Decision::REMEMBER != 0,
         limited: flags & Decision::LIMITED != 0,
     };
-    let chosen = match try_choose(control, &newcomer) {
+    let chosen = match try_choose(maps::control(), &newcomer) {
         Err(Reason::SourceIsVip) if arrival.is_land != 0 => Err(Reason::Land),
         chosen => chosen,
     };
@@ -130,11 +129,9 @@ fn by_method(
 /// Whether a backend may get a new connection.
 #[inline(always)]
 fn is_available(backend: u16, counted: bool) -> bool {
-    let Ok(element) = forward::element(backend) else {
-        return false;
-    };
     let usable = BackendFlags::ALIVE | BackendFlags::DRAINING;
-    element.flags() & usable == BackendFlags::ALIVE && !(counted && is_overloaded(backend))
+    maps::backend(backend).flags() & usable == BackendFlags::ALIVE
+        && !(counted && is_overloaded(backend))
 }
 
 /// For the loops over many backends where connections are counted: 0 for one that may not get any

@@ -7,8 +7,7 @@ use lb_common::{BackendFlags, Control, flow::FlowValue, service::ServiceDetail, 
 
 use crate::{
     flow::Arrival,
-    forward,
-    maps::{STICKY, STICKY_NEW, now},
+    maps::{self, STICKY, STICKY_NEW, now},
 };
 
 /// The backend that the client sticks to, unless it is gone. One that is drained keeps those who stick
@@ -17,18 +16,16 @@ use crate::{
 pub fn backend_of(control: &Control, detail: &ServiceDetail, arrival: &Arrival) -> Option<u16> {
     let key = key(detail, arrival);
     // SAFETY: values are copied at once; a concurrent update can only replace them whole.
-    let (old, new) = unsafe { (STICKY.get(key).copied(), STICKY_NEW.get(key).copied()) };
-    match usable(control, old) {
-        Some(backend) => Some(backend),
-        None => usable(control, new),
-    }
+    let [old, new] = unsafe { [STICKY.get(key), STICKY_NEW.get(key)] };
+    // No option: the compiler would copy around what a missing one has for a value, and the verifier minds.
+    let [old, new] = [old, new].map(|bond| FlowValue(bond.copied().unwrap_or_default()));
+    usable(control, old).or_else(|| usable(control, new))
 }
 
-/// The backend of a bond that holds.
+/// The backend of a bond that holds. 0 is no bond, and free.
 #[inline(always)]
-fn usable(control: &Control, value: Option<u64>) -> Option<u16> {
-    let value = FlowValue(value?);
-    let flags = forward::element(value.backend()).ok()?.flags();
+fn usable(control: &Control, value: FlowValue) -> Option<u16> {
+    let flags = maps::backend(value.backend()).flags();
     let stays = flags & (BackendFlags::ALIVE | BackendFlags::PASSING) == BackendFlags::ALIVE;
     (stays && !value.is_free(now(control))).then_some(value.backend())
 }

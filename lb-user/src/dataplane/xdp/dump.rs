@@ -8,6 +8,7 @@ use lb_common::{
     control::{EVERY_VLAN, Features},
     flow::{FlowKey, FlowTable, FlowValue},
     limits::{GENERATIONS, MAX_ROLES, MAX_SERVICES, RING_CHUNK_SLOTS},
+    memory,
     service::ServiceDetail,
 };
 use serde_json::{Value, json};
@@ -38,12 +39,18 @@ pub fn describe(name: &str, info: &MapInfo) -> TableInfo {
         "events" => "perf events",
         _ => "per-CPU array",
     };
+    // To the kernel one large element.
+    let memory = memory::ALL.into_iter().find(|memory| memory.name == name);
+    let (value_size, max_entries) = match memory {
+        Some(memory) => (memory.element, memory.bytes / memory.element),
+        None => (info.value_size(), info.max_entries()),
+    };
     TableInfo {
         name: name.to_owned(),
         kind: kind.to_owned(),
         key_size: info.key_size(),
-        value_size: info.value_size(),
-        max_entries: info.max_entries(),
+        value_size,
+        max_entries,
         id: info.id(),
     }
 }

@@ -6,18 +6,18 @@ use aya::{
     maps::{Map, MapData},
 };
 use lb_common::{
-    Address, Backend, BackendCounters, Control, RingChunk,
+    Address, BackendCounters, RingChunk,
     control::VlanSet,
     flow::Bucket,
     limits::{
         FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS, MAX_FRAGMENTED, MAX_INTERFACES,
         MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, MAX_SOURCES, MAX_STICKY,
-        MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SERVICE_BUCKETS, SPILL_FLOWS, VIP_BUCKETS,
-        VLAN_SETS, WIDE_CHUNKS,
+        MAX_STICKY_NEW, RING_CHUNKS_PER_GENERATION, SPILL_FLOWS, VLAN_SETS, WIDE_CHUNKS,
     },
+    memory,
     probe::{MAX_PROBE_FLOWS, MAX_PROBES, ProbeFlow, ProbeTarget, Waiting},
     reason::REASON_SLOTS,
-    service::{PortRange, ServiceBucket, ServiceDetail, VipBucket},
+    service::{PortRange, ServiceDetail},
     slow::SlowWay,
     table::{Cursor, FragmentKey, Identity, Load, StickyKey, Tunnel},
     wide::{WideBucket, WideKey},
@@ -52,13 +52,12 @@ pods! {
 /// Key size, value size and capacity that a map must have; `None` where the kernel decides.
 pub fn shape(name: &str) -> Option<(u32, u32, u32)> {
     let of = |key: usize, value: usize, entries: u32| Some((key as u32, value as u32, entries));
+    if let Some(memory) = memory::ALL.into_iter().find(|memory| memory.name == name) {
+        return Some((4, memory.bytes, 1));
+    }
     match name {
-        "control" => of(4, size_of::<Control>(), 1),
-        "services" => of(4, size_of::<ServiceBucket>(), SERVICE_BUCKETS * GENERATIONS),
-        "vips" => of(4, size_of::<VipBucket>(), VIP_BUCKETS * GENERATIONS),
         "port_ranges" => of(4, size_of::<PortRange>(), MAX_PORT_RANGES * GENERATIONS),
         "details" => of(4, size_of::<ServiceDetail>(), MAX_SERVICES * GENERATIONS),
-        "backends" => of(4, size_of::<Backend>(), MAX_BACKENDS),
         "tunnels" => of(4, size_of::<Tunnel>(), MAX_BACKENDS),
         "loads" => of(4, size_of::<Load>(), MAX_BACKENDS),
         "identities" => of(4, size_of::<Identity>(), MAX_BACKENDS + MAX_SERVICES),

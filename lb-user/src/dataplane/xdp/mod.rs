@@ -18,6 +18,7 @@ mod image;
 mod links;
 mod mapped;
 mod maps;
+mod memory;
 mod object;
 mod own;
 mod pins;

@@ -1,6 +1,6 @@
 //! The program and its maps in the kernel: loading them, with what an earlier daemon left pinned.
 
-use std::{error::Error, io, path::Path};
+use std::{collections::HashMap, error::Error, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -11,6 +11,7 @@ use aya::{
 use super::{
     links::{Attached, Hook},
     maps::{map_data, shape},
+    memory,
     pins::Pins,
     probes,
     refusals::Refusals,
@@ -19,7 +20,7 @@ use super::{
 use crate::dataplane::DataPlaneError;
 
 /// The compiled program, with every map definition.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LBD_EBPF_OBJECT"));
 
 /// Every map that outlives the daemon, as pinned. Probes and ways of the slow path do not.
 pub const MAPS: [&str; 31] = [
@@ -56,9 +57,19 @@ pub const MAPS: [&str; 31] = [
     "events",
 ];
 
+/// The loaded object, the maps whose addresses it has, the name of the program that runs, and why there are no probes.
+type Loaded = (
+    Ebpf,
+    HashMap<&'static str, Map>,
+    &'static str,
+    [Option<String>; 2],
+);
+
 /// A loaded object with its links.
 pub struct Object {
     pub(super) ebpf: Ebpf,
+    /// Maps whose addresses the program has.
+    memories: HashMap<&'static str, Map>,
     pub(super) pins: Option<Pins>,
     pub(super) links: Vec<Attached>,
     /// Interfaces where attaching failed, and why.
@@ -87,8 +98,9 @@ impl Object {
             loaded = Self::try_load(Some(pins));
         }
         match (loaded, pins) {
-            (Ok((ebpf, program, [no_probes, no_slow_path])), pins) => Ok(Self {
+            (Ok((ebpf, memories, program, [no_probes, no_slow_path])), pins) => Ok(Self {
                 ebpf,
+                memories,
                 pins,
                 links: Vec::new(),
                 refused: Refusals::default(),
@@ -108,16 +120,17 @@ impl Object {
         }
     }
 
-    fn try_load(
-        pins: Option<&Pins>,
-    ) -> Result<(Ebpf, &'static str, [Option<String>; 2]), DataPlaneError> {
+    fn try_load(pins: Option<&Pins>) -> Result<Loaded, DataPlaneError> {
+        let memories = memory::open(pins)?;
         let mut loader = EbpfLoader::new();
         if let Some(pins) = pins {
-            for name in MAPS {
+            let own = |name: &&str| !memories.contains_key(name);
+            for name in MAPS.into_iter().filter(own) {
                 loader.map_pin_path(name, pins.path(name));
             }
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|e| refused(&e))?;
+        let object = memory::addressed(OBJECT, &memories)?;
+        let mut ebpf = loader.load(&object).map_err(|e| refused(&e))?;
         for (name, map) in ebpf.maps() {
             if let Some(problem) = misfit(name, map) {
                 return Err(DataPlaneError::Load(problem));
@@ -139,7 +152,7 @@ impl Object {
         };
         let lacks = [&probes::PROGRAMS[..], &slow::PROGRAMS]
             .map(|programs| probes::load(&mut ebpf, programs).err());
-        Ok((ebpf, program, lacks))
+        Ok((ebpf, memories, program, lacks))
     }
 
     /// See [`Xdp::run_probe`](super::Xdp::run_probe).
@@ -154,8 +167,9 @@ impl Object {
 
     /// Takes a map out.
     pub fn take_map(&mut self, name: &str) -> Result<Map, DataPlaneError> {
-        self.ebpf
-            .take_map(name)
+        self.memories
+            .remove(name)
+            .or_else(|| self.ebpf.take_map(name))
             .ok_or_else(|| DataPlaneError::Load(format!("the object has no map `{name}`")))
     }
 
@@ -193,7 +207,7 @@ fn load(program: &mut Xdp) -> Result<(), ProgramError> {
 }
 
 /// Whether a pinned map has another shape than the program expects.
-fn misfit(name: &str, map: &Map) -> Option<String> {
+pub(super) fn misfit(name: &str, map: &Map) -> Option<String> {
     let (key, value, entries) = shape(name)?;
     let data: &MapData = map_data(map)?;
     let info = data.info().ok()?;
