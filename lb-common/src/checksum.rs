@@ -13,6 +13,15 @@ pub const fn after_ttl_decrement(checksum: u16) -> u16 {
     (sum + ((sum + 1) >> 16)) as u16
 }
 
+/// TTL, protocol and checksum of an IPv4 header, as loaded in one word, after the TTL went down by one: see
+/// [`after_ttl_decrement`].
+#[inline(always)]
+pub const fn aged(word: u32) -> u32 {
+    // One less in the lowest byte and one more in the upper half, whose carry comes round.
+    let sum = u32::from_le(word) as u64 + 0xffff;
+    ((sum + ((sum + 0x1_0000) >> 32 << 16)) as u32).to_le()
+}
+
 /// The one's complement sum of `bytes` added to `start`, not folded. Odd lengths are padded with a
 /// zero byte (RFC 1071 section 4.1). At most 128 KiB, or the accumulator could overflow.
 pub fn sum(start: u32, bytes: &[u8]) -> u32 {
@@ -58,6 +67,18 @@ mod tests {
             let sum = u32::from(!old) + u32::from(u16::from_be(0xfeff));
             let printed = !((sum & 0xffff) + (sum >> 16)) as u16;
             assert_eq!(after_ttl_decrement(old), printed, "{old:#x}");
+        }
+    }
+
+    #[test]
+    fn ttl_and_checksum_in_one_word() {
+        for checksum in 0..=u16::MAX {
+            for ttl in [1, 2, 64, 255] {
+                let [low, high] = checksum.to_ne_bytes();
+                let word = aged(u32::from_ne_bytes([ttl, 6, low, high])).to_ne_bytes();
+                let [low, high] = after_ttl_decrement(checksum).to_ne_bytes();
+                assert_eq!(word, [ttl - 1, 6, low, high], "{ttl} {checksum:#x}");
+            }
         }
     }
 

@@ -6,10 +6,10 @@ use crate::limits::{LOCAL_MAC_SLOTS, MAX_ROLES};
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Control {
-    /// 1 once the daemon has filled the element; until then every packet passes.
-    pub ready: u32,
     /// Which of the two generations is live: 0 or 1. Storing here switches the configuration.
     pub live: u32,
+    /// [`Features`] that are turned on.
+    pub features: u32,
     /// Secrets of the bucket hash, drawn when the maps are created.
     pub hash_secret: [u64; 2],
     /// [`TableWord`] of each [`FlowTable`](crate::flow::FlowTable); 0 for the half-open ones, which have
@@ -17,10 +17,8 @@ pub struct Control {
     pub tables: [u64; 8],
     /// Time-outs of flows.
     pub timeouts: Timeouts,
-    /// How far jiffies are shifted to make ticks: [`tick_shift`](crate::flow::tick_shift).
-    pub tick_shift: u32,
-    /// [`Features`] that are turned on.
-    pub features: u32,
+    /// What jiffies are multiplied with to make ticks: see [`tick_of`](crate::flow::tick_of).
+    pub tick_scale: u64,
     /// Makes the slot of a MAC address in [`Control::macs`]; 0 turns the check of destination
     /// addresses off.
     pub mac_multiplier: u64,
@@ -58,6 +56,8 @@ impl Features {
     pub const HANDOVER: u32 = 16;
     /// The kernel's IPVS takes packets that the program leaves to it, for the backend that stands with them.
     pub const SLOW_PATH: u32 = 32;
+    /// The daemon has filled the element; until then every packet passes.
+    pub const READY: u32 = 64;
 }
 
 /// What the program must know to read one generation.
@@ -149,7 +149,7 @@ impl TableWord {
     #[inline(always)]
     pub const fn chunk(self, hash: u64) -> u32 {
         (self.0 as u32)
-            .wrapping_add((hash >> crate::limits::CHUNK_BITS) as u32 & (self.0 >> 32) as u32)
+            .wrapping_add((hash >> crate::flow::CHUNK_SHIFT) as u32 & (self.0 >> 32) as u32)
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn a_table_of_chunks() {
         let table = TableWord::new(16, 4);
-        let chunk = u64::from(crate::limits::CHUNK_BUCKETS);
+        let chunk = 1 << crate::flow::CHUNK_SHIFT;
         let hashes = [0, chunk - 1, chunk, 3 * chunk, 4 * chunk, u64::MAX];
         assert_eq!(
             hashes.map(|hash| table.chunk(hash)),

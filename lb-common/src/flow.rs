@@ -1,7 +1,7 @@
 //! Flow keys, flow values, buckets and the bucket hash: all that both sides of the flow table
 //! must agree on, and no access to the table itself.
 
-use crate::limits::{BUCKET_WAYS, CHUNK_BUCKETS, HALF_OPEN_BUCKETS};
+use crate::limits::{BUCKET_WAYS, CHUNK_BITS, CHUNK_SLOTS, HALF_OPEN_BUCKETS, MAX_FLOW_SLOTS};
 
 /// The clock of expiry counts ticks of about 64 ms: a power of two of kernel jiffies, so that the
 /// program gets one from a single load. A 32-bit count wraps after eight years, and comparisons are
@@ -16,6 +16,18 @@ pub const fn tick_shift(jiffy_ns: u64) -> u32 {
         shift += 1;
     }
     shift
+}
+
+/// What jiffies are multiplied with for a [`tick_of`] them, where they are shifted so far.
+pub const fn tick_scale(shift: u32) -> u64 {
+    1 << (32 - shift)
+}
+
+/// The tick of a time in jiffies: these shifted right by [`tick_shift`], modulo 2^32. Shifts by a number that is not known
+/// beforehand cost seven instructions on x86-64 (Linux 6.1), and this costs three.
+#[inline(always)]
+pub const fn tick_of(jiffies: u64, scale: u64) -> u32 {
+    (jiffies.wrapping_mul(scale) >> 32) as u32
 }
 
 /// A hit renews its slot only when that moves the expiry by at least this much: 16 ticks, a second.
@@ -162,7 +174,7 @@ impl FlowKey {
     }
 }
 
-/// Backend id in bits 0-15, flags in 16-23, expiry tick in 32-63.
+/// Backend id in bits 0-15, flags in 16-30 and 63, expiry tick in 31-62.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowValue(pub u64);
 
@@ -171,18 +183,25 @@ impl FlowValue {
     const BUSY: u64 = 1 << 16;
     /// The client sent FIN or RST: a new SYN is a new connection.
     const CLOSING: u64 = 1 << 17;
+    /// Goes with both: there is more to do than to continue the flow.
+    const SPECIAL: u64 = 1 << 63;
+    const EXPIRY_SHIFT: u32 = 31;
 
     /// A flow of `backend` until `expires`.
     #[inline(always)]
     pub const fn new(backend: u16, expires: u32, closing: bool) -> Self {
-        let flag = if closing { Self::CLOSING } else { 0 };
-        Self((expires as u64) << 32 | flag | backend as u64)
+        let flag = if closing {
+            Self::CLOSING | Self::SPECIAL
+        } else {
+            0
+        };
+        Self((expires as u64) << Self::EXPIRY_SHIFT | flag | backend as u64)
     }
 
     /// The mark of a writer who claimed the slot at tick `now`.
     #[inline(always)]
     pub const fn busy(now: u32) -> Self {
-        Self((now as u64) << 32 | Self::BUSY)
+        Self((now as u64) << Self::EXPIRY_SHIFT | Self::BUSY | Self::SPECIAL)
     }
 
     /// Backend id.
@@ -194,13 +213,19 @@ impl FlowValue {
     /// Expiry tick.
     #[inline(always)]
     pub const fn expires(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> Self::EXPIRY_SHIFT) as u32
     }
 
     /// Whether a writer owns the slot.
     #[inline(always)]
     pub const fn is_busy(self) -> bool {
         self.0 & Self::BUSY != 0
+    }
+
+    /// Whether a writer owns the slot or the client began to close: one test of a sign.
+    #[inline(always)]
+    pub const fn is_special(self) -> bool {
+        self.0.cast_signed() < 0
     }
 
     /// Whether the client began to close.
@@ -217,30 +242,41 @@ impl FlowValue {
 }
 
 /// The word that chunk and bucket of an IPv4 flow are taken from. Multiply-xorshift with secret
-/// multipliers: an attacker who knows the code but not the secrets cannot aim at one bucket.
+/// multipliers: an attacker who knows the code but not the secrets cannot aim at one bucket. The upper bits
+/// of a product depend on all of its factors; only they are used.
 #[inline(always)]
 pub const fn hash(secret: [u64; 2], key: FlowKey) -> u64 {
     let mut word = (key.0 ^ secret[0]).wrapping_mul(secret[1] | 1);
     word ^= word >> 32;
-    word = word.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    word ^ word >> 32
+    word.wrapping_mul(0xd6e8_feb8_6659_fd93)
 }
 
-/// Bucket of a [`hash`] within its chunk.
+/// Bucket of a [`hash`] within its chunk: the topmost bits.
 #[inline(always)]
 pub const fn bucket(hash: u64) -> u32 {
-    hash as u32 & (CHUNK_BUCKETS - 1)
+    (hash >> (64 - CHUNK_BITS)) as u32
 }
 
-/// Bucket of a [`hash`] in a half-open table. Other bits than [`bucket`]'s.
+/// How far a [`hash`] is shifted for the number of its chunk: the bits below those of [`bucket`], as many as the
+/// largest table needs.
+pub const CHUNK_SHIFT: u32 = 64 - CHUNK_BITS - (MAX_FLOW_SLOTS / CHUNK_SLOTS).ilog2();
+
+/// Bucket of a [`hash`] in a half-open table.
 #[inline(always)]
 pub const fn half_open_bucket(hash: u64) -> u32 {
-    (hash >> 32) as u32 & (HALF_OPEN_BUCKETS - 1)
+    (hash >> (64 - HALF_OPEN_BUCKETS.ilog2())) as u32
+}
+
+/// Which way of its full bucket a new half-open flow takes. Other bits than those of buckets and chunks.
+#[inline(always)]
+pub const fn victim(hash: u64) -> usize {
+    (hash >> (CHUNK_SHIFT - BUCKET_WAYS.ilog2())) as usize & (BUCKET_WAYS - 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::CHUNK_BUCKETS;
     use proptest::prelude::*;
 
     #[test]
@@ -273,6 +309,24 @@ mod tests {
             assert_eq!(ticks(900, jiffy_ns << shift), quarter_hour);
             assert_eq!(ticks(0, jiffy_ns << shift), 0);
         }
+    }
+
+    #[test]
+    fn ticks_are_jiffies_shifted() {
+        // Jiffies begin five minutes before 32 bits overflow.
+        for jiffies in [0, 63, 64, 0xfffe_db08, 0x1_0000_0000, u64::MAX >> 7] {
+            for shift in [2, 4, 6] {
+                let tick = tick_of(jiffies, tick_scale(shift));
+                assert_eq!(tick, (jiffies >> shift) as u32, "{jiffies} {shift}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_busy_or_closing_is_special() {
+        assert!(!FlowValue::new(u16::MAX, u32::MAX, false).is_special());
+        assert!(FlowValue::new(0, 0, true).is_special());
+        assert!(FlowValue::busy(0).is_special());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use core::mem::size_of;
 
 use crate::{
     control::Rate,
-    limits::{SERVICE_PROBES, SERVICE_WAYS},
+    limits::{SERVICE_BUCKETS, SERVICE_PROBES, SERVICE_WAYS},
 };
 
 /// Address, port and protocol in one word. 0 is no key.
@@ -32,12 +32,15 @@ impl ServiceKey {
     /// First bucket to look in.
     #[inline(always)]
     pub const fn bucket(self, seed: u64, mask: u32) -> u32 {
-        scattered(self.0 ^ seed) & mask
+        // The last bytes of addresses and ports come to the front: multiplication carries differences upwards only.
+        let front = (self.0 ^ seed).swap_bytes();
+        (front.wrapping_mul(MULTIPLIER) >> (64 - SERVICE_BUCKETS.ilog2())) as u32 & mask
     }
 }
 
-/// What the program knows of a service at first sight, in one word: id in bits 0-15, role in 16-31,
-/// [`ServiceFlags`] in 32-47; for ranges of ports their number in 48-63 and the first in 0-31.
+/// What the program knows of a service at first sight, in one word: id in bits 0-15, role in 16-29,
+/// [`ServiceFlags`] in 32-47; for ranges of ports their number in 48-63 and the first in 0-29. Bit 30 is set for everything but
+/// a service of one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceInfo(pub u64);
 
@@ -58,14 +61,28 @@ impl ServiceFlags {
 }
 
 impl ServiceInfo {
-    /// A service.
+    const SPECIAL: u64 = 1 << 30;
+
+    /// A service, or with [`ServiceFlags::VIP`] none.
     pub const fn new(id: u16, role: u16, flags: u16) -> Self {
-        Self((flags as u64) << 32 | (role as u64) << 16 | id as u64)
+        let special = if flags & (ServiceFlags::WIDE | ServiceFlags::VIP) == 0 {
+            0
+        } else {
+            Self::SPECIAL
+        };
+        Self(special | (flags as u64) << 32 | (role as u64) << 16 | id as u64)
+    }
+
+    /// Whether it is anything but a service of one port.
+    #[inline(always)]
+    pub const fn is_special(self) -> bool {
+        self.0 & Self::SPECIAL != 0
     }
 
     /// `count` ranges of ports from `first` on.
     pub const fn ranges(first: u32, count: u16) -> Self {
-        Self((count as u64) << 48 | (ServiceFlags::RANGES as u64) << 32 | first as u64)
+        let flags = (ServiceFlags::RANGES as u64) << 32 | Self::SPECIAL;
+        Self((count as u64) << 48 | flags | first as u64)
     }
 
     /// Service id: part of the flow key. Never 0.
@@ -77,7 +94,7 @@ impl ServiceInfo {
     /// Index into [`Control::roles`](crate::Control).
     #[inline(always)]
     pub const fn role(self) -> u16 {
-        (self.0 >> 16) as u16
+        (self.0 >> 16) as u16 & 0x3fff
     }
 
     /// See [`ServiceFlags`].
@@ -89,7 +106,7 @@ impl ServiceInfo {
     /// First range of ports.
     #[inline(always)]
     pub const fn first_range(self) -> u32 {
-        self.0 as u32
+        self.0 as u32 & 0x3fff_ffff
     }
 
     /// Number of ranges of ports.
@@ -139,8 +156,11 @@ pub const fn vip_bucket(address: [u64; 2], seed: u64, mask: u32) -> u32 {
 /// addresses stand, is folded into the lower one before.
 #[inline(always)]
 const fn scattered(word: u64) -> u32 {
-    ((word ^ word >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+    ((word ^ word >> 32).wrapping_mul(MULTIPLIER) >> 40) as u32
 }
+
+/// The golden ratio of 2^64, odd.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A service of ports `first` to `last`.
 #[repr(C)]
@@ -226,6 +246,10 @@ mod tests {
         let ranges = ServiceInfo::ranges(70_000, 32);
         assert_eq!((ranges.first_range(), ranges.range_count()), (70_000, 32));
         assert_eq!(ranges.flags(), ServiceFlags::RANGES);
+        assert!(info.is_special() && ranges.is_special());
+        assert!(ServiceInfo::new(0, 0, ServiceFlags::VIP).is_special());
+        let single = ServiceInfo::new(u16::MAX, 0x3ff, ServiceFlags::COUNTED | ServiceFlags::SCTP);
+        assert!(!single.is_special());
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Cursor {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Destination MAC in bytes 0-5, [`BackendFlags`] in byte 6, 0 in byte 7.
+    /// Destination MAC in bytes 0-5, [`BackendFlags`] in byte 6. The topmost bit is [`Self::is_plain`].
     pub destination: u64,
     /// Source MAC (of the outgoing interface) in bytes 0-5; VLAN id in bytes 6-7 as a number, with
     /// [`Self::TAGGED`], or 0 for an untagged frame.
@@ -66,18 +66,32 @@ impl BackendFlags {
 }
 
 impl Backend {
-    /// What decides whether packets of a flow only get other addresses, and how it stands then.
+    /// The flags that decide whether packets of a flow only get other addresses, and how they stand then.
     const PLAIN: (u8, u8) = {
         let wanted = BackendFlags::ALIVE | BackendFlags::RESOLVED;
         let unwanted = BackendFlags::LOCAL | BackendFlags::TUNNEL | BackendFlags::RESET;
         (wanted | unwanted, wanted)
     };
 
-    /// Whether packets of a flow in frames without tags only get other addresses.
+    const PLAIN_MARK: u64 = 1 << 63;
+
+    /// Whether packets of a flow in frames without tags only get other addresses, from the word of the destination: one test of a
+    /// sign. An element that was not [`Self::marked`] says no.
     #[inline(always)]
-    pub const fn is_plain(&self) -> bool {
+    pub const fn is_plain(destination: u64) -> bool {
+        destination.cast_signed() < 0
+    }
+
+    /// With the mark of [`Self::is_plain`], or without it, as flags and VLANs are.
+    #[must_use]
+    pub const fn marked(self) -> Self {
         let (mask, plain) = Self::PLAIN;
-        self.flags() & mask == plain && self.vlan() as u64 | self.inner_vlan == 0
+        let is_plain = self.flags() & mask == plain && self.vlan() as u64 | self.inner_vlan == 0;
+        Self {
+            destination: self.destination & !Self::PLAIN_MARK
+                | if is_plain { Self::PLAIN_MARK } else { 0 },
+            ..self
+        }
     }
 
     /// Bit of the VLAN word that tells a tag with VLAN id 0 from none.
@@ -264,5 +278,47 @@ mod tests {
         assert_eq!(backend.flags(), BackendFlags::ALIVE);
         assert_eq!(backend.vlan(), Backend::TAGGED | 4094);
         assert_eq!(backend.ifindex, 42);
+        let marked = backend.marked();
+        assert_eq!(marked.flags(), backend.flags());
+        assert_eq!(marked.destination_mac(), backend.destination_mac());
+    }
+
+    #[test]
+    fn only_what_gets_other_addresses_alone_is_plain() {
+        use BackendFlags as Flags;
+        let usable = Flags::ALIVE | Flags::RESOLVED;
+        for (flags, vlan, inner_vlan, plain) in [
+            (usable, 0, 0, true),
+            (
+                usable | Flags::DRAINING | Flags::PASSING | Flags::NO_REDIRECT,
+                0,
+                0,
+                true,
+            ),
+            (Flags::ALIVE, 0, 0, false),
+            (Flags::RESOLVED, 0, 0, false),
+            (usable | Flags::LOCAL, 0, 0, false),
+            (usable | Flags::TUNNEL, 0, 0, false),
+            (usable | Flags::RESET, 0, 0, false),
+            (usable, Backend::TAGGED, 0, false),
+            (usable, 0, u64::from(Backend::TAGGED | 7), false),
+        ] {
+            let backend = Backend {
+                inner_vlan,
+                ..Backend::new([0xff; 6], [0xff; 6], vlan, 42, flags)
+            };
+            let marked = backend.marked();
+            assert_eq!(
+                Backend::is_plain(marked.destination),
+                plain,
+                "{flags:#x} {vlan:#x}"
+            );
+            let down = Backend {
+                destination: Backend::new([0xff; 6], [0; 6], 0, 0, 0).destination,
+                ..marked
+            };
+            assert!(!Backend::is_plain(down.marked().destination));
+            assert!(!Backend::is_plain(down.destination));
+        }
     }
 }

@@ -56,6 +56,13 @@ impl WideKey {
     }
 }
 
+/// What the chunk and bucket of a fingerprint are taken from, in place of [`hash`](crate::flow::hash): its topmost bit is always
+/// the same.
+#[inline(always)]
+pub const fn hash(fingerprint: u64) -> u64 {
+    fingerprint << 1
+}
+
 /// Eight slots, and the whole keys of what they hold.
 #[repr(C)]
 #[derive(Clone, Copy)]

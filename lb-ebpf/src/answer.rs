@@ -48,3 +48,12 @@ pub fn late(reason: Reason) -> Reason {
     // SAFETY: the same number.
     unsafe { core::mem::transmute::<u32, Reason>(opaque(reason as i64) as u32) }
 }
+
+/// 0 if bytes 0-5 of both words are the same. The compiler would load a mask for it.
+#[inline(always)]
+pub fn low_six_bytes_differ(one: u64, other: u64) -> u64 {
+    let mut difference = one ^ other;
+    // SAFETY: one register is shifted.
+    unsafe { asm!("{0} <<= 16", inout(reg) difference, options(nomem, nostack, preserves_flags)) };
+    difference
+}

@@ -55,21 +55,22 @@ pub fn lbd_linear(ctx: XdpContext) -> u32 {
 fn handle(packet: &Packet<'_>) -> u32 {
     let mut trace = Trace::default();
     let control = maps::control();
-    if control.ready == 0 {
+    // What a capture is shown takes the long way, so that the short one has no copy that knows of captures.
+    if control.features & (Features::READY | Features::CAPTURE) == Features::READY {
+        let act = |outcome, trace: &Trace| action_of(&outcome, trace, |_| ());
+        if let Some(action) = pipeline::run_plain(packet, act) {
+            return action;
+        }
+    }
+    let control = maps::control();
+    let features = answer::opaque(i64::from(control.features));
+    if features & i64::from(Features::READY) == 0 {
         stats::count_reason(trace.service, Reason::NotReady);
         return xdp_action::XDP_PASS;
     }
-    let capture = i64::from(control.features & Features::CAPTURE);
+    let capture = features & i64::from(Features::CAPTURE);
     // Asked anew each time: the compiler would make two copies of all that lies between.
     let is_shown = || answer::opaque(capture) != 0;
-    // What a capture is shown takes the long way, so that the short one has no copy that knows of captures.
-    if !is_shown() {
-        // One of its own: what it found out need not be kept for the long way.
-        let mut trace = Trace::default();
-        if let Some(outcome) = pipeline::run_plain(packet, control, &mut trace).transpose() {
-            return action_of(&outcome, &trace, |_| ());
-        }
-    }
     let client = if is_shown() {
         capture::client_of(packet)
     } else {

@@ -14,7 +14,7 @@ use aya_ebpf::{
 use lb_common::{
     Address, Backend, BackendCounters, Control, RingChunk,
     control::VlanSet,
-    flow::Bucket,
+    flow::{self, Bucket},
     limits::{
         self, CHUNK_BUCKETS, FLOW_CHUNKS, GENERATIONS, HALF_OPEN_BUCKETS, MAX_BACKENDS,
         MAX_FRAGMENTED, MAX_INTERFACES, MAX_OWN_VLANS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES,
@@ -183,19 +183,25 @@ pub fn control() -> &'static Control {
 /// A bucket of services of a generation, with a bound that the verifier can see.
 #[inline(always)]
 pub fn service_bucket(generation: u32, index: u32) -> &'static ServiceBucket {
-    let place = generation * SERVICE_BUCKETS + (index & (SERVICE_BUCKETS - 1));
     let first = address!(memory::SERVICES, ServiceBucket);
-    // SAFETY: the map holds as many for each generation, of which there are 0 and 1.
-    unsafe { &*first.add(place as usize) }
+    // SAFETY: the map holds as many for each generation, of which there are 0 and 1. Two sums: the verifier of
+    // Linux 6.1 knows no bounds of what the compiler makes of one.
+    unsafe {
+        let first = first.add(generation as usize * SERVICE_BUCKETS as usize);
+        &*first.add(index as usize & (SERVICE_BUCKETS as usize - 1))
+    }
 }
 
 /// The same of IPv6 addresses.
 #[inline(always)]
 pub fn vip_bucket(generation: u32, index: u32) -> &'static VipBucket {
-    let place = generation * VIP_BUCKETS + (index & (VIP_BUCKETS - 1));
     let first = address!(memory::VIPS, VipBucket);
-    // SAFETY: as above.
-    unsafe { &*first.add(place as usize) }
+    // SAFETY: the map holds as many for each generation, of which there are 0 and 1. Two sums: the verifier of
+    // Linux 6.1 knows no bounds of what the compiler makes of one.
+    unsafe {
+        let first = first.add(generation as usize * VIP_BUCKETS as usize);
+        &*first.add(index as usize & (VIP_BUCKETS as usize - 1))
+    }
 }
 
 /// The element of a backend.
@@ -211,6 +217,12 @@ pub fn backend(id: u16) -> &'static Backend {
 /// does not.
 #[inline(always)]
 pub fn now(control: &Control) -> u32 {
+    flow::tick_of(jiffies(), control.tick_scale)
+}
+
+/// What ticks are made of.
+#[inline(always)]
+pub fn jiffies() -> u64 {
     // SAFETY: the helper takes no argument and always succeeds.
-    (unsafe { bpf_jiffies64() } >> (control.tick_shift & 31)) as u32
+    unsafe { bpf_jiffies64() }
 }

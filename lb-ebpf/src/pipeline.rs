@@ -3,7 +3,8 @@
 //! The service look-up comes before every decision about the packet: what is not for a service of
 //! this node leaves untouched. Nothing is written to the frame before the backend is certain.
 
-use lb_common::{Backend, Control, Reason};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use lb_common::{Address, Backend, BackendFlags, Control, Reason, service::ServiceInfo};
 
 use crate::{
     answer::{self, late},
@@ -13,13 +14,16 @@ use crate::{
     packet::Packet,
     parse::{
         Datagram, Piece, Place,
-        ethernet::{self, Link},
-        ipv4, ipv6, plain,
-        transport::{self, Transport},
+        ethernet::{self, Addressee, Ethernet, Link},
+        ipv4::{self, Ipv4Header},
+        ipv6::{self, Ipv6Header},
+        plain::{self, Frame, Plain},
+        transport::{self, Kind, TCP, UDP},
     },
     protect, related,
     rewrite::{self, direct},
-    service, slow, stats,
+    service::{self, Vip},
+    slow, stats,
 };
 
 /// What was found out about a packet on the way, for counters and captures.
@@ -31,92 +35,203 @@ pub struct Trace {
     pub backend: u16,
 }
 
+/// What turns an outcome into an action. It is handed in because the compiler then knows each outcome where it comes
+/// about, and prepares no answers that it must tell apart later.
+pub trait Act: Fn(Result<Forward, Reason>, &Trace) -> u32 {}
+impl<F: Fn(Result<Forward, Reason>, &Trace) -> u32> Act for F {}
+
 /// The common case on a way of its own, where all offsets are constants: a packet of the commonest
-/// shape that continues a flow. `None` leaves everything to [`run`], and the frame as it was.
+/// shape that continues a flow. `None` leaves everything to [`run`], and the frame as it was. The address of the control
+/// element is loaded anew at each use: to keep it costs as much, and registers.
 #[inline(always)]
-pub fn run_plain(
-    packet: &Packet<'_>,
-    control: &Control,
-    trace: &mut Trace,
-) -> Result<Option<Forward>, Reason> {
-    let Some(link) = ethernet::untagged(packet, control) else {
+pub fn run_plain(packet: &Packet<'_>, act: impl Act) -> Option<u32> {
+    let Some(frame) = plain::frame(packet) else {
         return long_way();
     };
-    match link.ethertype_be {
-        ethernet::IPV4_BE => match plain::v4(packet) {
-            // SAFETY: only array elements are looked up in between.
-            Some((frame, ip, transport)) => proceed(
-                packet,
-                control,
-                trace,
-                &link,
-                &ip,
-                &transport,
-                |backend| unsafe {
-                    direct::plain_v4(frame, backend);
-                },
-            ),
-            None => long_way(),
-        },
-        ethernet::IPV6_BE => match plain::v6(packet) {
-            // SAFETY: as above.
-            Some((frame, ip, transport)) => proceed(
-                packet,
-                control,
-                trace,
-                &link,
-                &ip,
-                &transport,
-                |backend| unsafe {
-                    direct::plain_v6(frame, backend);
-                },
-            ),
-            None => long_way(),
-        },
-        _ => Err(late(Reason::NotIp)),
+    // SAFETY: the bounds were checked, here and for IPv6 below.
+    unsafe {
+        if plain::is_v4(frame) {
+            if plain::is_whole::<false>(frame) {
+                return v4::<false>(packet, frame, act);
+            }
+            if plain::is_whole::<true>(frame) {
+                return v4::<true>(packet, frame, act);
+            }
+        } else if plain::is_v6(frame)
+            && let Ok(frame) = packet.header::<Frame<Ipv6Header>>(0)
+        {
+            match (*frame).network.next_header {
+                TCP => return v6::<false>(packet, frame, act),
+                UDP => return v6::<true>(packet, frame, act),
+                _ => {}
+            }
+        }
     }
+    long_way()
 }
 
 /// Not the common case. The compiler would prepare this answer before it knows, so it is told nothing of it either.
 #[inline(always)]
-fn long_way() -> Result<Option<Forward>, Reason> {
+fn long_way() -> Option<u32> {
     answer::opaque(0);
-    Ok(None)
+    None
 }
 
 #[inline(always)]
-fn proceed<D: Datagram>(
+fn v4<const IS_UDP: bool>(
     packet: &Packet<'_>,
-    control: &Control,
-    trace: &mut Trace,
-    link: &Link,
-    ip: &D,
-    transport: &Transport,
-    rewrite: impl FnOnce(&Backend),
-) -> Result<Option<Forward>, Reason> {
-    let vip = ip.vip(control).ok_or_else(|| late(Reason::NotAService))?;
-    let info = service::look_up(control, vip, transport.destination_port_be, ip.protocol())
-        .map_err(late)?;
-    admit(packet, control, trace, link, ip, info.id(), info.role())?;
-    if !ip.may_travel() {
+    frame: *mut Frame<Ipv4Header>,
+    act: impl Act,
+) -> Option<u32> {
+    // SAFETY: the bounds were checked, here and below.
+    let Some(Plain { frame, length }) = (unsafe { Plain::v4::<IS_UDP>(packet, frame) }) else {
+        return long_way();
+    };
+    let (network, ports) = unsafe {
+        (
+            &raw const (*frame).network,
+            &raw const (*frame).segment.ports,
+        )
+    };
+    let (protocol, kind) = protocol::<IS_UDP>();
+    let (vip, port_be) = unsafe { (Vip::v4((*network).destination_be), (*ports).destination_be) };
+    let Some(info) = service::single(maps::control(), vip, port_be, protocol) else {
+        return match service::has_ranges(maps::control()) {
+            true => long_way(),
+            false => Some(act(Err(late(Reason::NotAService)), &Trace::default())),
+        };
+    };
+    if !may_go_on(packet, info, || Place::plain(true, protocol)) {
         return long_way();
     }
-    let outcome = flow::continued(control, info, ip, transport, |chosen, backend| {
-        let length = ip.length();
-        let forward = match forward::out(packet, backend) {
-            Ok(Forward::Redirect(_)) if !rewrite::fits(packet, backend, length) => return None,
-            Ok(forward) => forward,
-            Err(_) => return None,
-        };
-        trace.backend = chosen;
-        rewrite(backend);
-        stats::count_forward(Chosen::known(chosen), length);
-        Some(Ok(forward))
-    });
-    match outcome {
-        Some(outcome) => outcome.map(Some),
+    let exit = flow::continued_v4(
+        info,
+        kind,
+        || unsafe { ((*network).source_be, (*ports).source_be) },
+        |backend| may_leave(packet, unsafe { &(*frame).link }, backend, length),
+        |chosen, backend, exit| {
+            unsafe { direct::plain_v4(frame, backend) };
+            stats::count_forward(Chosen::known(chosen), length);
+            exit
+        },
+    );
+    match exit {
+        Some(exit) => Some(leave(exit, info, act)),
         None => long_way(),
     }
+}
+
+#[inline(always)]
+fn v6<const IS_UDP: bool>(
+    packet: &Packet<'_>,
+    frame: *mut Frame<Ipv6Header>,
+    act: impl Act,
+) -> Option<u32> {
+    let Some(Plain { frame, length }) = Plain::v6::<IS_UDP>(packet, frame) else {
+        return long_way();
+    };
+    // SAFETY: as above.
+    let (network, ports) = unsafe {
+        (
+            &raw const (*frame).network,
+            &raw const (*frame).segment.ports,
+        )
+    };
+    let (protocol, kind) = protocol::<IS_UDP>();
+    let (address, port_be) = unsafe { ((*network).destination, (*ports).destination_be) };
+    let found = service::vip_v6(maps::control(), address).ok_or(Reason::NotAService);
+    let found =
+        found.and_then(
+            |vip| match service::single(maps::control(), vip, port_be, protocol) {
+                Some(info) => Ok(info),
+                None if service::has_ranges(maps::control()) => {
+                    service::in_a_range(vip, port_be, protocol)
+                }
+                None => Err(Reason::NotAService),
+            },
+        );
+    let info = match found {
+        Ok(info) => info,
+        Err(reason) => return Some(act(Err(late(reason)), &Trace::default())),
+    };
+    if !may_go_on(packet, info, || Place::plain(false, protocol)) {
+        return long_way();
+    }
+    let exit = flow::continued_v6(
+        info,
+        kind,
+        || unsafe {
+            (
+                Address((*network).source),
+                (*ports).source_be,
+                (*ports).destination_be,
+            )
+        },
+        |backend| may_leave(packet, unsafe { &(*frame).link }, backend, length),
+        |chosen, backend, exit| {
+            unsafe { direct::plain_v6(frame, backend) };
+            stats::count_forward(Chosen::known(chosen), length);
+            exit
+        },
+    );
+    match exit {
+        Some(exit) => Some(leave(exit, info, act)),
+        None => long_way(),
+    }
+}
+
+#[inline(always)]
+const fn protocol<const IS_UDP: bool>() -> (u8, Kind) {
+    if IS_UDP {
+        (UDP, Kind::Datagram)
+    } else {
+        (TCP, Kind::Data)
+    }
+}
+
+/// Of what every packet of a service must fulfil, what is not known from its shape. [`accept`] names the reasons.
+#[inline(always)]
+fn may_go_on(packet: &Packet<'_>, info: ServiceInfo, place: impl FnOnce() -> Place) -> bool {
+    service::is_master(maps::control(), info.role())
+        && protect::require_unlisted(packet, maps::control(), place).is_ok()
+}
+
+/// In place of an interface: the frame leaves by the one that it came in by.
+const STAYS: u32 = 0;
+
+/// The interface that the frame leaves by to the backend, if it is this host's and can leave as it is. What comes in by the
+/// interface that the backend is behind was nearly always sent to the address that frames to the backend are
+/// sent from.
+#[inline(always)]
+fn may_leave(packet: &Packet<'_>, link: &Ethernet, backend: &Backend, length: u32) -> Option<u32> {
+    let ifindex = backend.ifindex as u32;
+    if ifindex == packet.ingress_ifindex() && ethernet::is_to(link, backend.source) {
+        return Some(STAYS);
+    }
+    // Reads everything anew, so that nothing is kept for it before.
+    let ctx = XdpContext::new(answer::opaque(packet.ctx.ctx as i64) as *mut xdp_md);
+    let again = Packet::again(&ctx);
+    let addressee = ethernet::addressee(&again, maps::control(), link.destination);
+    if !matches!(addressee, Addressee::Us) {
+        return None;
+    }
+    if ifindex == again.ingress_ifindex() {
+        return Some(STAYS);
+    }
+    let may_redirect = backend.flags() & BackendFlags::NO_REDIRECT == 0;
+    (may_redirect && rewrite::fits(&again, backend, length)).then_some(ifindex)
+}
+
+#[inline(always)]
+fn leave(exit: u32, info: ServiceInfo, act: impl Act) -> u32 {
+    if exit == STAYS {
+        return act(Ok(Forward::Transmit), &Trace::default());
+    }
+    let trace = Trace {
+        service: info.id(),
+        backend: 0,
+    };
+    act(Ok(Forward::Redirect(exit)), &trace)
 }
 
 /// What happens to a frame. `Err` is the reason why it is not forwarded.

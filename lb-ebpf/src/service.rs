@@ -97,6 +97,19 @@ extern "C" fn find_vip_beyond(high: u64, low: u64) -> i64 {
     answer::encode(Err(Reason::NotAService))
 }
 
+/// The service of one port that packets to this address, port and protocol are for.
+#[inline(always)]
+pub fn single(control: &Control, vip: Vip, port_be: u16, protocol: u8) -> Option<ServiceInfo> {
+    // Port 0 in the table means something else, which is special.
+    entry(control, vip.key(port_be, protocol)).filter(|info| !info.is_special())
+}
+
+/// Whether there are services that are not of one port.
+#[inline(always)]
+pub fn has_ranges(control: &Control) -> bool {
+    generation(control).wildcards != 0
+}
+
 #[inline(always)]
 fn entry(control: &Control, key: ServiceKey) -> Option<ServiceInfo> {
     let parameters = generation(control);
@@ -174,7 +187,7 @@ pub fn look_up(
     {
         return Ok(info);
     }
-    if generation(control).wildcards == 0 {
+    if !has_ranges(control) {
         return Err(Reason::NotAService);
     }
     in_a_range(vip, port_be, protocol)
@@ -182,7 +195,7 @@ pub fn look_up(
 
 /// The service of several ports that this one is among.
 #[inline(always)]
-fn in_a_range(vip: Vip, port_be: u16, protocol: u8) -> Result<ServiceInfo, Reason> {
+pub fn in_a_range(vip: Vip, port_be: u16, protocol: u8) -> Result<ServiceInfo, Reason> {
     answer::decode(find_range(vip.key(0, protocol).0, u32::from(port_be))).map(ServiceInfo)
 }
 
@@ -212,10 +225,17 @@ fn search_ranges(key: ServiceKey, port: u16) -> Result<u64, Reason> {
 
 /// Whether this node serves it.
 #[inline(always)]
+pub fn is_master(control: &Control, role: u16) -> bool {
+    control.roles[usize::from(role) & (MAX_ROLES - 1)] != 0
+}
+
+/// The same as a requirement.
+#[inline(always)]
 pub fn require_mastership(control: &Control, role: u16) -> Result<(), Reason> {
-    match control.roles[usize::from(role) & (MAX_ROLES - 1)] {
-        0 => Err(Reason::NotMaster),
-        _ => Ok(()),
+    if is_master(control, role) {
+        Ok(())
+    } else {
+        Err(Reason::NotMaster)
     }
 }
 

@@ -6,7 +6,7 @@ use lb_common::{
     control::TableWord,
     flow::{self, Bucket, FlowKey, FlowTable, FlowValue},
     limits::BUCKET_WAYS,
-    wide::{WideBucket, WideKey},
+    wide::{self, WideBucket, WideKey},
 };
 
 use crate::maps::{
@@ -125,7 +125,7 @@ impl Key for Fingerprinted {
 
     #[inline(always)]
     fn hash(&self, _: &Control) -> u64 {
-        self.fingerprint
+        wide::hash(self.fingerprint)
     }
 
     #[inline(always)]

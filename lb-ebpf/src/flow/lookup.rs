@@ -3,7 +3,7 @@
 use lb_common::{
     Backend, Control, Reason,
     control::Features,
-    flow::{Bucket, FlowTable, FlowValue, REFRESH_TICKS},
+    flow::{self, Bucket, FlowTable, FlowValue, REFRESH_TICKS},
     service::{ServiceFlags, ServiceInfo},
 };
 
@@ -29,6 +29,41 @@ pub struct Lookup<'a, K> {
     now: u32,
 }
 
+/// The common case alone: a packet that neither opens nor ends a connection continues a promoted flow, and the
+/// backend's packets only get other addresses. Goes on with the backend if the packet may leave to it.
+#[inline(always)]
+pub fn established<K: Key, T, L>(
+    key: &K,
+    kind: Kind,
+    jiffies: u64,
+    may_leave: impl FnOnce(&Backend) -> Option<L>,
+    next: impl FnOnce(u16, &Backend, L) -> T,
+) -> Option<T> {
+    let control = maps::control();
+    let is_udp = kind == Kind::Datagram;
+    let bucket = K::bucket(control.tables[table::<K>(is_udp)], key.hash(control))?;
+    let place = slots::find_lasting(key, bucket)?;
+    let id = place.value.backend();
+    let backend = maps::backend(id);
+    // SAFETY: an element of a map. The word is read once more when it is needed, and not kept until then.
+    let destination = unsafe { (&raw const backend.destination).read_volatile() };
+    if !Backend::is_plain(destination) {
+        return None;
+    }
+    let leave = may_leave(backend)?;
+    let control = maps::control();
+    let timeout = if is_udp {
+        control.timeouts.udp
+    } else {
+        control.timeouts.tcp
+    };
+    let expires = flow::tick_of(jiffies, control.tick_scale).wrapping_add(timeout);
+    if expires.wrapping_sub(place.value.expires()) >= REFRESH_TICKS {
+        slots::replace(&place, FlowValue::new(id, expires, false));
+    }
+    Some(next(id, backend, leave))
+}
+
 impl<'a, K: Key> Lookup<'a, K> {
     #[inline(always)]
     pub fn new(control: &'a Control, info: ServiceInfo, key: K, kind: Kind) -> Self {
@@ -40,21 +75,6 @@ impl<'a, K: Key> Lookup<'a, K> {
             kind,
             now: now(control),
         }
-    }
-
-    /// The common case alone: a packet that continues a promoted flow, and a backend whose packets only get other
-    /// addresses.
-    #[inline(always)]
-    pub fn established<T>(&self, next: impl FnOnce(u16, &Backend) -> Option<T>) -> Option<T> {
-        let bucket = K::bucket(self.control.tables[self.table()], self.hash)?;
-        let place = slots::find(&self.key, bucket)?;
-        let id = place.value.backend();
-        let backend = maps::backend(id);
-        if self.is_reopened(&place) || !backend.is_plain() {
-            return None;
-        }
-        self.renew(&place);
-        next(id, backend)
     }
 
     /// Every case.

@@ -22,7 +22,7 @@ use crate::{
     parse::{
         Datagram, Place,
         ethernet::Link,
-        transport::{self, Kind, Transport},
+        transport::{self, Kind},
     },
     schedule, service,
 };
@@ -106,28 +106,37 @@ pub struct Arrival {
     pub is_land: u64,
 }
 
-/// Goes on with the backend of a promoted flow that the packet continues, if packets for it only get other addresses.
-/// What comes next is passed in: a reference that is handed back would be one more look-up.
+/// Goes on with the backend of a promoted flow that an IPv4 packet continues, if packets for it only get other
+/// addresses and this one may leave to it. What comes next is passed in: a reference that is handed back would be one
+/// more look-up. `client` is read when nothing else is in the way.
 #[inline(always)]
-pub fn continued<D: Datagram, T>(
-    control: &Control,
+pub fn continued_v4<T, L>(
     info: ServiceInfo,
-    ip: &D,
-    transport: &Transport,
-    next: impl FnOnce(u16, &Backend) -> Option<T>,
+    kind: Kind,
+    client: impl FnOnce() -> (u32, u16),
+    may_leave: impl FnOnce(&Backend) -> Option<L>,
+    next: impl FnOnce(u16, &Backend, L) -> T,
 ) -> Option<T> {
-    let (port_be, id) = (transport.source_port_be, info.id());
-    if D::IS_V4 {
-        if service::has_several_ports(info) {
-            return None;
-        }
-        let key = FlowKey::new(ip.source_v4(), port_be, id);
-        Lookup::new(control, info, key, transport.kind).established(next)
-    } else {
-        let key = WideKey::new(ip.source(), port_be, transport.destination_port_be, id);
-        let key = Fingerprinted::new(control, key);
-        Lookup::new(control, info, key, transport.kind).established(next)
-    }
+    let jiffies = maps::jiffies();
+    let (address_be, port_be) = client();
+    let key = FlowKey::new(address_be, port_be, info.id());
+    lookup::established(&key, kind, jiffies, may_leave, next)
+}
+
+/// The same of an IPv6 packet; `client` also reads the port that it is sent to.
+#[inline(always)]
+pub fn continued_v6<T, L>(
+    info: ServiceInfo,
+    kind: Kind,
+    client: impl FnOnce() -> (Address, u16, u16),
+    may_leave: impl FnOnce(&Backend) -> Option<L>,
+    next: impl FnOnce(u16, &Backend, L) -> T,
+) -> Option<T> {
+    let jiffies = maps::jiffies();
+    let (address, port_be, vport_be) = client();
+    let key = WideKey::new(address, port_be, vport_be, info.id());
+    let key = Fingerprinted::new(maps::control(), key);
+    lookup::established(&key, kind, jiffies, may_leave, next)
 }
 
 /// Finds or makes the flow of a packet.

@@ -5,7 +5,7 @@
 //! flow's key with another's backend. Memory order is that of x86-64.
 
 use lb_common::{
-    flow::{Bucket, FlowValue, Slot},
+    flow::{self, Bucket, FlowValue, Slot},
     limits::BUCKET_WAYS,
 };
 
@@ -33,6 +33,20 @@ pub fn find<K: Key>(key: &K, bucket: *mut Bucket) -> Option<Found> {
     None
 }
 
+/// The slot of a flow to which there is nothing special; it may be that of another flow with the same word.
+#[inline(always)]
+pub fn find_lasting<K: Key>(key: &K, bucket: *mut Bucket) -> Option<Found> {
+    for way in 0..BUCKET_WAYS {
+        let slot = slot_at(bucket, way);
+        if read_key(slot) == key.word() {
+            let value = read_value(slot);
+            let lasts = !value.is_special() && key.is_at(bucket, way);
+            return (lasts && read_key(slot) == key.word()).then_some(Found { slot, value });
+        }
+    }
+    None
+}
+
 /// Takes the first free slot of the bucket. A lost race counts as a full bucket.
 #[inline(always)]
 pub fn insert<K: Key>(key: &K, bucket: *mut Bucket, flow: FlowValue, now: u32) -> bool {
@@ -47,12 +61,18 @@ pub fn insert<K: Key>(key: &K, bucket: *mut Bucket, flow: FlowValue, now: u32) -
 
 /// Takes a free slot, or any.
 #[inline(always)]
-pub fn insert_evicting<K: Key>(key: &K, bucket: *mut Bucket, flow: FlowValue, now: u32, hash: u64) {
-    if !insert(key, bucket, flow, now) {
-        let victim = (hash >> 40) as usize & (BUCKET_WAYS - 1);
-        let value = read_value(slot_at(bucket, victim));
-        if !value.is_busy() {
-            claim(key, bucket, victim, value, flow, now);
+pub fn insert_evicting<K: Key>(
+    key: &K,
+    bucket: *mut Bucket,
+    value: FlowValue,
+    now: u32,
+    hash: u64,
+) {
+    if !insert(key, bucket, value, now) {
+        let victim = flow::victim(hash);
+        let old = read_value(slot_at(bucket, victim));
+        if !old.is_busy() {
+            claim(key, bucket, victim, old, value, now);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use lb_common::{Backend, Control, Reason, control};
 
-use crate::packet::Packet;
+use crate::{answer, packet::Packet};
 
 /// Ethernet header, in the three words per address that two-byte alignment allows.
 #[repr(C)]
@@ -95,26 +95,17 @@ pub fn parse(packet: &Packet<'_>, control: &Control) -> Result<Link, Reason> {
     Ok(link)
 }
 
-/// Reads the header of a frame without tags; `None` if it has some.
+/// Whether a frame was sent to the address in bytes 0-5 of a word.
 #[inline(always)]
-pub fn untagged(packet: &Packet<'_>, control: &Control) -> Option<Link> {
-    let header = packet.header::<Ethernet>(0).ok()?;
-    // SAFETY: as above.
-    let header = unsafe { &*header };
-    if is_tag(header.ethertype_be) {
-        return None;
-    }
-    Some(Link {
-        addressee: addressee(packet, control, header.destination),
-        ethertype_be: header.ethertype_be,
-        tags: 0,
-        outer: 0,
-        inner: 0,
-    })
+pub fn is_to(header: &Ethernet, address: u64) -> bool {
+    // SAFETY: the header is longer than a word.
+    let word = unsafe { (&raw const *header).cast::<u64>().read_unaligned() };
+    answer::low_six_bytes_differ(word, address) == 0
 }
 
+/// Whom a frame was sent to.
 #[inline(always)]
-fn addressee(packet: &Packet<'_>, control: &Control, destination: [u16; 3]) -> Addressee {
+pub fn addressee(packet: &Packet<'_>, control: &Control, destination: [u16; 3]) -> Addressee {
     /// The lowest bit of the first byte: a group address, broadcast included.
     const GROUP: u16 = u16::from_ne_bytes([1, 0]);
     let word = control::mac_word(destination, packet.ingress_ifindex());

@@ -1,8 +1,8 @@
 //! IPv4 (RFC 791), with options.
 
-use lb_common::{Address, Control, Reason};
+use lb_common::{Control, Reason};
 
-use super::{Datagram, Piece, ethernet};
+use super::{Datagram, Piece};
 use crate::{packet::Packet, service::Vip};
 
 /// The fixed part of the header. Addresses are two-byte aligned on the wire.
@@ -30,7 +30,6 @@ const OFFSET_MASK_BE: u16 = 0x1fff_u16.to_be();
 
 /// What later steps need of the header.
 pub struct Ipv4 {
-    source_be: u32,
     destination_be: u32,
     protocol: u8,
     transport_offset: usize,
@@ -56,7 +55,6 @@ pub fn parse(packet: &Packet<'_>, offset: usize) -> Result<Ipv4, Reason> {
         return Err(Reason::Truncated);
     }
     Ok(Ipv4 {
-        source_be: header.source_be,
         destination_be: header.destination_be,
         protocol: header.protocol,
         transport_offset: offset + header_length,
@@ -65,34 +63,6 @@ pub fn parse(packet: &Packet<'_>, offset: usize) -> Result<Ipv4, Reason> {
         fragment_be: header.fragment_be,
         id_be: header.id_be,
     })
-}
-
-impl Ipv4 {
-    /// Facts of a header without options, of a packet that is whole. Its lengths are not checked.
-    #[inline(always)]
-    pub fn plain(header: &Ipv4Header) -> Option<Self> {
-        if header.version_ihl != 0x45
-            || header.fragment_be & (OFFSET_MASK_BE | MORE_FRAGMENTS_BE) != 0
-        {
-            return None;
-        }
-        Some(Self {
-            source_be: header.source_be,
-            destination_be: header.destination_be,
-            protocol: header.protocol,
-            transport_offset: ethernet::LENGTH + Ipv4Header::LENGTH,
-            total_length: u16::from_be(header.total_length_be),
-            ttl: header.ttl,
-            fragment_be: 0,
-            id_be: 0,
-        })
-    }
-
-    /// Bytes from the header on.
-    #[inline(always)]
-    pub fn total_length(&self) -> u16 {
-        self.total_length
-    }
 }
 
 impl Datagram for Ipv4 {
@@ -128,16 +98,6 @@ impl Datagram for Ipv4 {
         } else {
             Piece::Later(u32::from(self.id_be))
         }
-    }
-
-    #[inline(always)]
-    fn source_v4(&self) -> u32 {
-        self.source_be
-    }
-
-    #[inline(always)]
-    fn source(&self) -> Address {
-        Address::v4(self.source_be)
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! IPv6 (RFC 8200), with a bounded walk over its extension headers.
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
-use lb_common::{Address, Control, Reason};
+use lb_common::{Control, Reason};
 
-use super::{Datagram, Piece, ethernet};
+use super::{Datagram, Piece};
 use crate::{
     answer,
     packet::Packet,
@@ -54,7 +54,6 @@ const MOBILITY: u8 = 135;
 
 /// What later steps need of the headers.
 pub struct Ipv6 {
-    source: [u64; 2],
     destination: [u64; 2],
     payload_length: u16,
     hop_limit: u8,
@@ -81,38 +80,15 @@ pub fn parse(packet: &Packet<'_>, offset: usize) -> Result<Ipv6, Reason> {
     {
         return Err(Reason::Truncated);
     }
-    let (source, destination) = (header.source, header.destination);
+    let destination = header.destination;
     let hop_limit = header.hop_limit;
     let walk = walk(packet, header.next_header, offset + LENGTH)?;
     Ok(Ipv6 {
-        source,
         destination,
         payload_length,
         hop_limit,
         walk,
     })
-}
-
-impl Ipv6 {
-    /// Facts of a header that is followed by a transport header, behind a link-layer header without
-    /// tags. Its length is not checked.
-    #[inline(always)]
-    pub fn plain(header: &Ipv6Header) -> Option<Self> {
-        if header.version_class >> 4 != 6 {
-            return None;
-        }
-        Some(Self {
-            source: header.source,
-            destination: header.destination,
-            payload_length: u16::from_be(header.payload_length_be),
-            hop_limit: header.hop_limit,
-            walk: Walk {
-                protocol: header.next_header,
-                offset: ethernet::LENGTH + LENGTH,
-                piece: Piece::Whole,
-            },
-        })
-    }
 }
 
 /// Follows extension headers from one of type `next` at `offset`. What a later fragment carries
@@ -252,16 +228,6 @@ impl Datagram for Ipv6 {
     #[inline(always)]
     fn piece(&self) -> Piece {
         self.walk.piece
-    }
-
-    #[inline(always)]
-    fn source_v4(&self) -> u32 {
-        0
-    }
-
-    #[inline(always)]
-    fn source(&self) -> Address {
-        Address(self.source)
     }
 
     #[inline(always)]

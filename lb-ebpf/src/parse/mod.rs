@@ -40,10 +40,6 @@ pub trait Datagram {
     fn may_travel(&self) -> bool;
     /// Whether it is whole.
     fn piece(&self) -> Piece;
-    /// Source of an IPv4 packet, in network byte order; 0 otherwise.
-    fn source_v4(&self) -> u32;
-    /// Source.
-    fn source(&self) -> Address;
     /// What stands for the destination in service keys.
     fn vip(&self, control: &Control) -> Option<Vip>;
 }
@@ -62,6 +58,22 @@ impl Place {
                 | (link.network_offset() as u64) << 16
                 | u64::from(D::IS_V4) << 24
                 | u64::from(ip.protocol()) << 32,
+        )
+    }
+
+    /// Of a packet in a frame without tags, with neither options nor extension headers.
+    #[inline(always)]
+    pub const fn plain(is_v4: bool, protocol: u8) -> Self {
+        let length = if is_v4 {
+            Ipv4Header::LENGTH
+        } else {
+            ipv6::LENGTH
+        };
+        Self(
+            (ethernet::LENGTH + length) as u64
+                | (ethernet::LENGTH as u64) << 16
+                | (is_v4 as u64) << 24
+                | (protocol as u64) << 32,
         )
     }
 

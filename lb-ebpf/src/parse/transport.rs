@@ -43,6 +43,9 @@ pub struct SegmentHeader {
     pub urgent_be: u16,
 }
 
+/// Length of a UDP header.
+pub const UDP_LENGTH: usize = size_of::<UdpHeader>();
+
 #[repr(C)]
 struct UdpHeader {
     ports: Ports,
@@ -131,26 +134,10 @@ pub fn parse(
     })
 }
 
-/// The same for a TCP segment that neither opens nor ends a connection, or a UDP datagram, that is
-/// the `payload` bytes of a packet.
+/// Whether a segment with these flags neither opens nor ends a connection.
 #[inline(always)]
-pub fn plain(header: &SegmentHeader, protocol: u8, payload: usize) -> Option<Transport> {
-    let kind = if protocol == TCP {
-        if header.flags & (FIN | SYN | RST) != 0 || payload < size_of::<SegmentHeader>() {
-            return None;
-        }
-        Kind::Data
-    } else {
-        if protocol != UDP || payload < size_of::<UdpHeader>() {
-            return None;
-        }
-        Kind::Datagram
-    };
-    Some(Transport {
-        source_port_be: header.ports.source_be,
-        destination_port_be: header.ports.destination_be,
-        kind,
-    })
+pub fn goes_on(flags: u8) -> bool {
+    flags & (FIN | SYN | RST) == 0
 }
 
 #[inline(always)]

@@ -71,7 +71,7 @@ pub fn age(packet: &Packet<'_>, offset: usize, ipv4: bool) -> Result<(), Reason>
 unsafe fn age_v4(ip: *mut Ipv4Header) {
     // SAFETY: by the caller.
     unsafe {
-        (*ip).ttl -= 1;
-        (*ip).checksum = checksum::after_ttl_decrement((*ip).checksum);
+        let word = (&raw mut (*ip).ttl).cast::<u32>();
+        word.write_unaligned(checksum::aged(word.read_unaligned()));
     }
 }

@@ -136,6 +136,7 @@ impl Xdp {
                 }
             }
         };
+        let element = element.marked();
         if self.backends.load(usize::from(id)) != element {
             self.backends.store(usize::from(id), &element);
         }

@@ -28,10 +28,9 @@ impl ControlElement {
         let element = Self(array, clock);
         element
             .0
-            .half_word(0, offset_of!(Control, tick_shift))
-            .store(clock.shift(), Ordering::Relaxed);
-        let ready = element.0.half_word(0, offset_of!(Control, ready));
-        if ready.load(Ordering::Acquire) == 0 {
+            .word(0, offset_of!(Control, tick_scale))
+            .store(flow::tick_scale(clock.shift()), Ordering::Relaxed);
+        if !Self::is_ready(&element.0) {
             for index in 0..2 {
                 let word = element
                     .0
@@ -48,25 +47,23 @@ impl ControlElement {
         element.set_feature(Features::SLOW_PATH, false);
         element.set_timeouts(timeouts);
         element.role(0).store(1, Ordering::Relaxed);
-        ready.store(1, Ordering::Release);
+        element.set_feature(Features::READY, true);
         element
     }
 
     /// Whether an earlier daemon has filled the element.
     pub fn is_ready(array: &MappedArray<Control>) -> bool {
-        array
-            .half_word(0, offset_of!(Control, ready))
-            .load(Ordering::Acquire)
-            != 0
+        let features = array.half_word(0, offset_of!(Control, features));
+        features.load(Ordering::Acquire) & Features::READY != 0
     }
 
     /// Where flow tables lie that an earlier daemon made, and that one was moving out of.
     pub fn tables(array: &MappedArray<Control>) -> [[u64; FlowTable::ALL.len()]; 2] {
-        let control = array.load(0);
-        match control.ready {
-            0 => [[0; FlowTable::ALL.len()]; 2],
-            _ => [control.tables, control.previous],
+        if !Self::is_ready(array) {
+            return [[0; FlowTable::ALL.len()]; 2];
         }
+        let control = array.load(0);
+        [control.tables, control.previous]
     }
 
     /// Which generation is live.

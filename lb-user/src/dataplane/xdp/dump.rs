@@ -149,7 +149,7 @@ fn control(xdp: &Xdp) -> Value {
         })
         .collect();
     json!({
-        "ready": control.ready != 0,
+        "ready": on(Features::READY),
         "live_generation": control.live,
         "roles_serving": serving,
         "flow_slots": slots,

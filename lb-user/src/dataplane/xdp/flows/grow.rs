@@ -188,7 +188,7 @@ impl Flows {
     ) -> bool {
         let place = &self.tables[table as usize];
         let hash = match wide {
-            Some(_) => key,
+            Some(_) => lb_common::wide::hash(key),
             None => flow::hash(secret, FlowKey(key)),
         };
         let (index, bucket) = match table.is_half_open() {
