@@ -32,8 +32,8 @@ const ROUNDS: u32 = 3;
 /// it cheaper lowers them.
 const BUDGETS: [(Stream, f64); 3] = [
     (Stream::Established, 250.0),
-    (Stream::NewFlows, 1_625.0),
-    (Stream::SynFlood, 1_625.0),
+    (Stream::NewFlows, 1_430.0),
+    (Stream::SynFlood, 1_430.0),
 ];
 
 /// Net instructions of each target for one kind of traffic.
