@@ -277,6 +277,14 @@ fn no_change_of_ours_hides_a_repair() {
         assert!(listed(&[])[1].contains("10.1.15.45"));
         ipvs.sweep();
         assert_eq!(ipvs.snapshot().repairs.count, 6);
+        // What is taken back of a plan that the kernel refuses was no change by others.
+        let mut refused = of_weight(3);
+        let servers = vec![server("10.1.15.46", 1)];
+        refused
+            .services
+            .push(service("10.1.15.50:81", Scheduler::Twos, servers));
+        assert!(ipvs.apply(&refused).is_err());
+        assert_eq!(ipvs.snapshot().repairs.count, 6);
         ipvs.detach().unwrap();
     });
 }

@@ -39,7 +39,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use self::{
-    codec::{Command, Key, SyncState, Timeouts},
+    codec::{Command, Key, SyncDaemon, SyncState, Timeouts},
     desired::Wanted,
     kernel::{Kernel, Table, describe},
     looking::Looking,
@@ -84,8 +84,8 @@ pub struct Ipvs {
     learning: bool,
     /// Schedulers whose modules were asked for.
     loaded: HashSet<String>,
-    /// What the kernel was made to hold last, and how its settings were.
-    expected: Option<(Vec<Wanted>, Needs)>,
+    /// What the kernel was made to hold last; nothing after a change of ours that was not done in full.
+    expected: Option<Expected>,
     held: Table,
     read: Instant,
     generation: u64,
@@ -101,10 +101,22 @@ pub struct Ipvs {
 }
 
 /// What had to be done.
+#[derive(Default)]
 struct Done {
     what: Vec<String>,
     /// Nothing else was wanted than before: somebody else made it necessary.
     by_others: bool,
+}
+
+/// Everything that the kernel is made to hold.
+#[derive(Debug, PartialEq)]
+struct Expected {
+    services: Vec<Wanted>,
+    needs: Needs,
+    timeouts: Timeouts,
+    sync: Option<SyncDaemon>,
+    /// Those that take answers of probes.
+    interfaces: Vec<String>,
 }
 
 impl Ipvs {
@@ -204,13 +216,30 @@ impl Ipvs {
         self.takes_over_until = Instant::now().checked_add(longest);
     }
 
-    /// Makes the kernel hold what `plan` wants, and returns what had to be done for it.
-    fn bring_about(&mut self, plan: &Plan) -> Result<Done, DataPlaneError> {
-        let mut done = Vec::new();
+    /// Makes the kernel hold what `plan` wants, and returns what had to be done for it. What others made necessary is
+    /// told, also where a later step fails.
+    fn bring_about(&mut self, plan: &Plan) -> Result<Vec<String>, DataPlaneError> {
+        let mut done = Done::default();
+        let result = self.do_what_is_missing(plan, &mut done);
+        if done.by_others {
+            self.note_repairs(&done.what);
+        }
+        result.map(|()| done.what)
+    }
+
+    fn do_what_is_missing(&mut self, plan: &Plan, done: &mut Done) -> Result<(), DataPlaneError> {
         self.held = self.read_table()?;
         self.slow.let_go(&self.held, plan);
         let wanted = self.wanted(plan);
-        let expected = Some((wanted.clone(), self.needs(plan, false)));
+        let expected = Some(Expected {
+            services: wanted.clone(),
+            needs: self.needs(plan, false),
+            timeouts: self.timeouts,
+            sync: self.sync_daemon(plan),
+            interfaces: self.probes.interfaces().to_vec(),
+        });
+        done.by_others = self.expected == expected;
+        let done = &mut done.what;
         let services = plan.services.iter();
         let configured: HashSet<Key> = services
             .map(desired::key)
@@ -223,9 +252,9 @@ impl Ipvs {
         self.state
             .claim(configured.iter().copied())
             .map_err(state_error)?;
-        self.set_sysctls(plan, steps.reorders, &mut done)?;
+        self.set_sysctls(plan, steps.reorders, done)?;
         if !plan.services.is_empty() {
-            self.follow_timeouts(&mut done)?;
+            self.follow_timeouts(done)?;
         }
         for command in &steps.commands {
             self.kernel.change(command)?;
@@ -234,7 +263,7 @@ impl Ipvs {
         for command in &steps.tidying {
             self.kernel.change(command)?;
         }
-        self.follow_sync(plan, &mut done)?;
+        self.follow_sync(plan, done)?;
         if steps.reorders {
             self.set_sysctls(plan, false, &mut Vec::new())?;
         }
@@ -245,12 +274,8 @@ impl Ipvs {
             self.held = self.kernel.table()?;
         }
         self.read = Instant::now();
-        let by_others = self.expected == expected;
         self.expected = expected;
-        Ok(Done {
-            what: done,
-            by_others,
-        })
+        Ok(())
     }
 
     fn set_sysctls(
@@ -280,18 +305,14 @@ impl Ipvs {
     }
 
     /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else. Comes before
-    /// another plan, which would put that right without a word; a change of roles cannot wait for it.
+    /// another plan, which would put that right and could not tell whose change it was; a change of roles cannot wait
+    /// for it.
     fn repair(&mut self) {
         let Some(plan) = self.plan.take() else { return };
         let result = self.bring_about(&plan);
         self.plan = Some(plan);
         match result {
-            Ok(done) => {
-                self.trouble = None;
-                if done.by_others {
-                    self.note_repairs(&done.what);
-                }
-            }
+            Ok(_) => self.trouble = None,
             Err(error) => {
                 let error = error.to_string();
                 if self.trouble.as_ref() != Some(&error) {
@@ -340,12 +361,13 @@ impl Ipvs {
             Ok(done) => done,
             Err(error) => {
                 // All of a plan or nothing of it.
+                self.expected = None;
                 self.follow();
                 return Err(error);
             }
         };
-        if !done.what.is_empty() || self.plan.is_none() {
-            tracing::debug!(changes = done.what.join("; "), "IPVS");
+        if !done.is_empty() || self.plan.is_none() {
+            tracing::debug!(changes = done.join("; "), "IPVS");
             self.generation += 1;
         }
         self.plan = Some(plan.clone());
@@ -478,6 +500,7 @@ impl DataPlane for Ipvs {
         self.plan = Some(plan);
         result.map(drop).map_err(|error| {
             self.probes = before;
+            self.expected = None;
             self.follow();
             DataPlaneError::NoProbes(error.to_string())
         })

@@ -50,11 +50,7 @@ impl Ipvs {
     }
 
     fn hold_slow_path(&mut self) -> Result<(), DataPlaneError> {
-        let done = self.bring_about(&Plan::default())?;
-        if done.by_others {
-            self.note_repairs(&done.what);
-        }
-        Ok(())
+        self.bring_about(&Plan::default()).map(drop)
     }
 
     /// Whether there are services of the slow path.
