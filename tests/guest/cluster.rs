@@ -28,12 +28,22 @@ pub fn shares(guide: &Guide, requests: usize) -> [usize; 2] {
 }
 
 /// How many of 40 requests each real server must get: none is lost, and the scheduler is disturbed by nothing.
+/// A sorry server that leaves when the last of its connections has run out, minutes after the real servers came
+/// back, makes the kernel's scheduler begin its round again (`ip_vs_wrr_dest_changed`); then they are counted anew.
 fn are_exactly(guide: &Guide, expected: [usize; 2]) {
-    let seen = shares(guide, 40);
-    let logs = || {
-        [&guide.node1, &guide.node2]
-            .map(|director| format!("{}:\n{}", director.node.name, director.log()))
+    let directors = [&guide.node1, &guide.node2];
+    let sorry_servers = || {
+        directors.map(|director| {
+            let table = director.node.run("ipvsadm", &["-Ln"]).unwrap();
+            table.matches("127.0.0.1:80").count()
+        })
     };
+    let before = sorry_servers();
+    let mut seen = shares(guide, 40);
+    if sorry_servers() != before {
+        seen = shares(guide, 40);
+    }
+    let logs = || directors.map(|director| format!("{}:\n{}", director.node.name, director.log()));
     assert_eq!(seen, expected, "{}", logs().concat());
 }
 
