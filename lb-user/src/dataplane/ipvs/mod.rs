@@ -252,7 +252,11 @@ impl Ipvs {
         self.state
             .claim(configured.iter().copied())
             .map_err(state_error)?;
-        self.set_sysctls(plan, steps.reorders, done)?;
+        // The kernel lets go of a removed service's connections only with `expire_nodest_conn`: it goes last.
+        let is_the_end = wanted.is_empty();
+        if !is_the_end {
+            self.set_sysctls(plan, steps.reorders, done)?;
+        }
         if !plan.services.is_empty() {
             self.follow_timeouts(done)?;
         }
@@ -264,7 +268,7 @@ impl Ipvs {
             self.kernel.change(command)?;
         }
         self.follow_sync(plan, done)?;
-        if steps.reorders {
+        if is_the_end || steps.reorders {
             self.set_sysctls(plan, false, &mut Vec::new())?;
         }
         self.state
