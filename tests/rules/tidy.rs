@@ -226,9 +226,9 @@ fn only_what_is_shown_has_a_wall_clock() {
         "lb-user/src/vrrp/driver/thread.rs", // And the stamps of HMAC.
         "lb-user/src/vrrp/round.rs",
         "lb-user/src/vrrp/runner.rs",
-        "lb-user/src/dataplane/ipvs/mod.rs", // When it was repaired last.
+        "lb-user/src/dataplane/ipvs/upkeep.rs", // When it was repaired last.
         "lb-user/src/dataplane/xdp/capture.rs", // Time stamps of packets.
-        "lb-user/src/notify/",               // The date of a mail, and when something failed last.
+        "lb-user/src/notify/", // The date of a mail, and when something failed last.
         "lb-user/src/bin/lbctl/print.rs",
     ];
     // What begins or measures a wait, beside the wall clock on one line.
