@@ -1,13 +1,13 @@
 //! The deployment guide's cluster with the kernel's IPVS in the place of XDP: users notice nothing,
 //! and operators see the same with lbctl as with ipvsadm.
 
-use std::{collections::BTreeSet, fs, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use lab::{
     Director, Download, Drips, Guide, Lab, Node, Process,
     guide::{self, Settings, VIP},
     http,
-    network::{INTERFACE, run},
+    network::INTERFACE,
     server::WebServer,
     wait,
 };
@@ -40,7 +40,8 @@ fn are_exactly(guide: &Guide, expected: [usize; 2]) {
     };
     let before = sorry_servers();
     let mut seen = shares(guide, 40);
-    if sorry_servers() != before {
+    let left = |(before, now): (usize, usize)| now < before;
+    if before.into_iter().zip(sorry_servers()).any(left) {
         seen = shares(guide, 40);
     }
     let logs = || directors.map(|director| format!("{}:\n{}", director.node.name, director.log()));
@@ -94,7 +95,6 @@ fn lines(text: &str) -> Vec<&str> {
 #[test]
 fn the_guides_cluster() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let mut guide = Guide::prepare().unwrap();
     guide
         .node1
@@ -252,7 +252,6 @@ fn survives_failover(guide: &mut Guide) {
 #[test]
 fn auto_takes_ipvs_where_xdp_cannot_be() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let client = lab.node("client", [10, 1, 15, 1]).unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();

@@ -1,12 +1,8 @@
 //! Hosts that are set in ways that are no part of lbd's configuration, and that change while it runs.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
-use lab::{
-    Director, Lab,
-    network::{INTERFACE, run},
-    wait,
-};
+use lab::{Director, Lab, network::INTERFACE, wait};
 use lb_user::model::VrrpState;
 
 use crate::with_modules;
@@ -18,7 +14,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[test]
 fn a_sync_interface_that_is_gone() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
     let make = || {
@@ -81,12 +76,13 @@ fn a_sync_interface_that_is_gone() {
     tells(&lbd, 9);
     assert_eq!(lbd.status().unwrap().data_plane.repairs.count, 0);
     // Made again under its name: the kernel's socket is bound to one that is no more.
+    let seen = lbd.log().len();
     delete();
     make();
     wait::until_true("its socket follows", LIMIT, || {
-        Ok(lbd.log().contains("start a sync daemon on sync0") || lbd.log().contains("again"))
+        Ok(lbd.log()[seen..].contains("start a sync daemon on sync0"))
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error:?}: {}", &lbd.log()[seen..]));
     tells(&lbd, 9);
     lbd.stop().unwrap();
     assert_eq!(node.run("ipvsadm", &["-L", "--daemon"]).unwrap(), "");
@@ -96,7 +92,6 @@ fn a_sync_interface_that_is_gone() {
 #[test]
 fn a_host_whose_sockets_may_have_any_address() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
     for family in ["ipv4", "ipv6"] {
@@ -144,7 +139,6 @@ fn a_host_whose_sockets_may_have_any_address() {
 #[test]
 fn a_host_without_a_bpffs() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
     let config = |mode: &str| {

@@ -83,7 +83,6 @@ fn sysctls() -> BTreeMap<&'static str, String> {
 /// Runs `work` on a node of its own.
 fn on_a_node(work: impl FnOnce(&Lab, &Node) + Send) {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let node = lab.node("director", [10, 1, 15, 43]).unwrap();
     let address = ["-6", "address", "add", "2001:db8::43/64", "dev"];

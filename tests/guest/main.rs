@@ -33,14 +33,21 @@ mod traffic;
 #[path = "../cases/on_vip/grid.rs"]
 mod vip_grid;
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    process::Command,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use lab::network::run;
 
 /// The kernel's modules: used by many tests at once, or taken away by one.
 static MODULES: RwLock<()> = RwLock::new(());
 
-/// Nobody unloads IPVS for as long as this lives.
+/// IPVS is loaded, and nobody unloads it for as long as this lives.
 pub fn with_modules() -> RwLockReadGuard<'static, ()> {
-    MODULES.read().unwrap_or_else(PoisonError::into_inner)
+    let guard = MODULES.read().unwrap_or_else(PoisonError::into_inner);
+    run(Command::new("modprobe").arg("ip_vs")).unwrap();
+    guard
 }
 
 /// Nobody uses IPVS for as long as this lives.

@@ -1,13 +1,13 @@
 //! A service by firewall mark: nftables says which packets, IPVS spreads them, and both ports of a client
 //! go to one real server.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use lab::{
     Director, Lab, Process,
     guide::VIP,
     http,
-    network::{INTERFACE, run},
+    network::INTERFACE,
     server::{WebServer, accept_vip},
     wait,
 };
@@ -39,7 +39,6 @@ fn page(client: &lab::Node, port: u16) -> String {
 #[test]
 fn a_firewall_says_which_packets() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let client = lab.node("client", [10, 1, 15, 1]).unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();

@@ -1,12 +1,12 @@
 //! A pair of which one director forwards with XDP and the other with the kernel's IPVS: by `mh` and `sh` every
 //! client keeps its real server when the pair fails over, either way, and so do connections that are open.
 
-use std::{collections::BTreeMap, process::Command, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use lab::{
     Director, Download, Guide, Lab,
     guide::{self, Settings, VIP},
-    network::{INTERFACE, run},
+    network::INTERFACE,
     wait,
 };
 use lb_user::model::VrrpState;
@@ -79,7 +79,6 @@ fn goes_on(guide: &Guide, download: Download) {
 #[test]
 fn every_client_keeps_its_server() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let mut guide = Guide::prepare().unwrap();
     for last in 1..=CLIENTS {
         let address = format!("10.1.16.{last}/16");

@@ -1,16 +1,9 @@
 //! Services of every kind beside those of others: what is ours is shown as ipvsadm shows it and comes back
 //! however it was changed, and what is not ours stays as it is.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use lab::{
-    Director, Lab, Node,
-    network::{INTERFACE, run},
-    wait,
-};
+use lab::{Director, Lab, Node, network::INTERFACE, wait};
 
 use crate::{cluster::same_views, with_modules};
 
@@ -153,7 +146,6 @@ const CHANGES: [&str; 21] = [
 #[test]
 fn ours_is_mended_and_theirs_left_alone() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let node = lab.node("node1", [10, 1, 15, 43]).unwrap();
     node.ip(&[
@@ -212,9 +204,11 @@ fn ours_is_mended_and_theirs_left_alone() {
     };
     let good = table();
     // What a second look finds is nothing.
-    assert_eq!(lbd.status().unwrap().data_plane.repairs.count, 0);
+    let told = || lbd.status().unwrap().data_plane.repairs.count;
+    assert_eq!(told(), 0);
     let mut failed = Vec::new();
     for line in CHANGES {
+        let before = told();
         if let Err(error) = ipvsadm(line) {
             failed.push(format!("{line}: {error:?}"));
             continue;
@@ -229,6 +223,16 @@ fn ours_is_mended_and_theirs_left_alone() {
         println!("{line}: {:?}", begin.elapsed());
         if mended.is_err() {
             failed.push(format!("{line}: {:?}", table()));
+        }
+        // What was done is counted after it was done.
+        let counted =
+            wait::until_true(
+                "it is told",
+                Duration::from_secs(10),
+                || Ok(told() > before),
+            );
+        if counted.is_err() {
+            failed.push(format!("{line}: not told"));
         }
     }
     // Views: those of others are not shown.

@@ -50,7 +50,6 @@ fn accepts_own(director: &Director) -> String {
 #[test]
 fn ipvs_asks_for_the_vip() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let mut grid = Grid::prepare(HEAD, "", false).unwrap();
     grid.start().unwrap();
     grid.walk().unwrap();
@@ -109,7 +108,6 @@ fn ipvs_asks_for_the_vip() {
 #[test]
 fn ipvs_on_a_backup_with_the_vip_asks_elsewhere() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let sync = "[lvs_sync_daemon]\ninterface = \"eno16777736\"\nvrrp = \"VI_4\"\nid = 7\n";
     let mut grid = Grid::prepare(&format!("{HEAD}{sync}"), "", false).unwrap();
     grid.start().unwrap();

@@ -1,11 +1,10 @@
 //! What the states of a pool are in the kernel's table, as ipvsadm shows it: slow start, inhibition, draining.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use lab::{
     Guide,
     guide::{self, Settings},
-    network::run,
     wait,
 };
 use lb_user::model::VrrpState;
@@ -41,7 +40,6 @@ fn wait_for(guide: &Guide, what: &str, expected: [Option<u32>; 2]) {
 #[test]
 fn the_programmed_weights() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let mut guide = Guide::prepare().unwrap();
     for server in [&guide.rs1, &guide.rs2] {
         server.publish("health", b"well\n").unwrap();

@@ -37,7 +37,6 @@ fn config(instances: &[(&str, u8, &[&str])]) -> String {
 #[test]
 fn an_address_that_moves_is_served_all_the_time() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let (one, two) = (format!("{VIP}/16"), format!("{VIP2}/16"));
     let (one, two, other) = (one.as_str(), two.as_str(), "10.1.15.71/16");
     let mut guide = Guide::prepare().unwrap();

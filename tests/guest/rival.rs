@@ -1,13 +1,13 @@
 //! keepalived with IPVS as the other director of a pair: elections in both directions, connections that
 //! survive them because the kernels tell each other, and the same table of real servers.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use lab::{
     Download, Drips, Guide, Lab, Node, Process,
     guide::{Settings, VIP},
     http,
-    network::{INTERFACE, run},
+    network::INTERFACE,
     peer, wait,
 };
 use lb_user::model::VrrpState;
@@ -102,7 +102,6 @@ const SERVERS: [&str; 2] = ["10.1.15.45:80", "10.1.15.46:80"];
 #[test]
 fn keepalived_as_the_other_director() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let mut guide = Guide::prepare().unwrap();
     let node1 = guide.node1.node.clone();
     let node2 = guide.node2.node.clone();

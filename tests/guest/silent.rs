@@ -1,14 +1,9 @@
 //! Real servers that take connections and answer none, with IPVS.
 
-use std::process::Command;
-
-use lab::network::run;
-
 use crate::{cluster::MODE, silent_story, with_modules};
 
 #[test]
 fn silence_speeds_up_checks_with_ipvs() {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     silent_story::silence_speeds_up_checks_and_decides_nothing(MODE);
 }

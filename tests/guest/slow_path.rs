@@ -231,7 +231,6 @@ fn settings() -> Vec<String> {
 
 fn with_site(work: impl FnOnce(&mut Site) + Send) {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let director = lab.node("director", [10, 0, 0, 43]).unwrap();
     let source = lab.node("source", [10, 0, 9, 8]).unwrap();

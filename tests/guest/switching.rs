@@ -5,18 +5,12 @@ mod load;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    process::Command,
     sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use lab::{
-    Director, Lab, Node,
-    network::{INTERFACE, run},
-    server::accept_vip,
-    wait,
-};
+use lab::{Director, Lab, Node, network::INTERFACE, server::accept_vip, wait};
 use lb_common::slow::{MARK, MARK_MASK};
 use lb_user::api::proto::Status;
 
@@ -53,7 +47,6 @@ struct Site {
 }
 
 fn site() -> Site {
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     load::allow_many_sockets();
     let lab = Lab::new().unwrap();
     let client = lab.node("client", [10, 1, 15, 1]).unwrap();
@@ -189,6 +182,10 @@ fn no_connection_breaks() {
     );
     let clean = site.ipvs();
     assert_eq!(clean.matches("FWM slow rr ops").count(), 6, "{clean}");
+    assert!(
+        clean.contains("sloppy_tcp:1\nexpire_nodest_conn:1\n"),
+        "{clean}"
+    );
     let load = Load::start(&site.client, to(PORT), OPEN, RATE);
     let beats = Beats::start(&site.client, to(UDP));
     let stick = site.servers();

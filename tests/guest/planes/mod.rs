@@ -10,14 +10,10 @@ pub mod packets;
 use std::{
     io::Read,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    process::Command,
     time::Duration,
 };
 
-use lab::{
-    Lab, Node,
-    network::{INTERFACE, run},
-};
+use lab::{Lab, Node, network::INTERFACE};
 use lb_user::{
     dataplane::{
         DataPlane, Plan,
@@ -151,7 +147,6 @@ pub fn on_both<T: Send>(work: impl Fn(&mut dyn Plane) -> T + Send + Sync) -> [T;
 
 fn in_the_kernel<T: Send>(work: impl Fn(&mut dyn Plane) -> T + Send + Sync) -> T {
     let _modules = with_modules();
-    run(Command::new("modprobe").arg("ip_vs")).unwrap();
     let lab = Lab::new().unwrap();
     let director = lab.node("director", [10, 0, 0, 43]).unwrap();
     let source = lab.node("source", [10, 0, 9, 8]).unwrap();
