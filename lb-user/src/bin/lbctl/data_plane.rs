@@ -14,7 +14,7 @@ pub enum Which {
     Ipvs,
 }
 
-/// Lines of `lbctl status`; none where only one data plane is permitted and nobody ordered anything.
+/// Lines of `lbctl status`; an order, the fallback, the slow path and the last switch, each where there is one.
 pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
     let switching = &plane.switching;
     let mut lines = Vec::new();
