@@ -203,6 +203,16 @@ pub const CASES: [Case; 16] = [
 ];
 
 impl Case {
+    /// Whether every packet is of another flow.
+    pub fn is_of_new_flows(&self) -> bool {
+        self.flow_mask == u32::MAX
+    }
+
+    /// How many flows take turns, if they do.
+    pub fn flows(&self) -> u32 {
+        self.flow_mask.wrapping_add(1)
+    }
+
     /// Which of [`FLOORS`] is this case's.
     pub fn floor(&self) -> usize {
         let same = |floor: &Case| floor.packet.wrapper() == self.packet.wrapper();

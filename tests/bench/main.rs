@@ -5,6 +5,7 @@
 //! them; the wrapper's own cost is subtracted within the round. Reported are minimum and median.
 
 mod cases;
+mod hammer;
 mod harness;
 
 use std::{fs, path::PathBuf};
