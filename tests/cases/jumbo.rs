@@ -8,7 +8,7 @@ use lb_user::{
         plan::{BackendState::Up, PlannedBackend},
         xdp::Xdp,
     },
-    model::{Forwarding, Hop, Neighbour, Protocol::Tcp, Target},
+    model::{Forwarding, Hop, Neighbour, Protocol::Tcp, Target, Tunnel},
 };
 
 use crate::program::{
@@ -75,7 +75,7 @@ fn travels_in_a_tunnel_or_is_answered() {
             hop.source = source;
             hop.mtu = 9_216;
         };
-        let mut xdp = ready(wide, Forwarding::Tunnel);
+        let mut xdp = ready(wide, Forwarding::Tunnel(Tunnel::Ipip));
         let (verdict, out) = xdp.run(&frame, 0).unwrap();
         assert_eq!(verdict, TX);
         let (outer, inner) = Ipv4Header::from_slice(&out[14..]).unwrap();
@@ -83,7 +83,7 @@ fn travels_in_a_tunnel_or_is_answered() {
         assert_eq!(outer.header_checksum, outer.calc_header_checksum());
         assert!(inner == &direct(&frame, 1)[14..], "bytes changed");
 
-        let mut xdp = ready(|hop| hop.source = source, Forwarding::Tunnel);
+        let mut xdp = ready(|hop| hop.source = source, Forwarding::Tunnel(Tunnel::Ipip));
         let (verdict, out) = xdp.run(&frame, 0).unwrap();
         assert_eq!((verdict, passed(&mut xdp, "too_big")), (TX, 1));
         let (answer, icmp) = Ipv4Header::from_slice(&out[14..]).unwrap();

@@ -10,7 +10,7 @@ use etherparse::{
 };
 use lb_user::{
     dataplane::{DataPlane, xdp::Xdp},
-    model::{ProbePath, Protocol},
+    model::{ProbePath, Protocol, Tunnel},
 };
 
 use crate::program::{CLIENT_MAC, DIRECTOR_MAC, SMALL, VIP, apply, in_namespace, load, service};
@@ -98,7 +98,7 @@ fn ready(cast: &Cast, tunnel: bool) -> (Xdp, u32) {
         index: 5,
         vip: cast.vip,
         host: cast.host,
-        tunnel,
+        tunnel: tunnel.then_some(Tunnel::Ipip),
     };
     xdp.set_probes(&[path], &[]).unwrap();
     (xdp, path.mark())

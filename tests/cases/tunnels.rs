@@ -9,7 +9,7 @@ use lb_user::{
         plan::{BackendState::Up, PlannedBackend, PlannedService},
         xdp::Xdp,
     },
-    model::{Forwarding, Hop, Neighbour, Protocol, Scheduler, ServiceId, Target},
+    model::{Forwarding, Hop, Neighbour, Protocol, Scheduler, ServiceId, Target, Tunnel},
 };
 
 use crate::program::{
@@ -48,7 +48,7 @@ fn ready(inner_v4: bool, outer_v4: bool, vlan: u16) -> Xdp {
     let id = ServiceId::new(Protocol::Tcp, SocketAddr::new(vip(inner_v4), 80));
     let backend = PlannedBackend::new(Target::Host(far(outer_v4)), 1, Up);
     let mut service = PlannedService::new(id, 1, Scheduler::Rr, vec![backend]);
-    service.forwarding = Forwarding::Tunnel;
+    service.forwarding = Forwarding::Tunnel(Tunnel::Ipip);
     apply(&mut xdp, vec![service]);
     let hop = Hop {
         on_link: false,

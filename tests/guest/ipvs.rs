@@ -23,7 +23,7 @@ use lb_user::{
     model::{
         Forwarding, Hashing, Persistence,
         Protocol::{Sctp, Tcp, Udp},
-        Runtime, Scheduler, ServiceId, Target,
+        Runtime, Scheduler, ServiceId, Target, Tunnel,
     },
 };
 
@@ -132,7 +132,7 @@ fn rich() -> Plan {
         vec![server("172.20.0.5", 1), server("2001:db8:20::5", 2)],
     );
     tunnel.id.protocol = Sctp;
-    tunnel.forwarding = Forwarding::Tunnel;
+    tunnel.forwarding = Forwarding::Tunnel(Tunnel::Ipip);
     tunnel.hashing = Hashing {
         port: true,
         fallback: true,

@@ -30,6 +30,7 @@ mod silent_story;
 mod slow_path;
 mod switching;
 mod traffic;
+mod tunnels;
 #[path = "../cases/on_vip/grid.rs"]
 mod vip_grid;
 

@@ -84,6 +84,11 @@ fn config() -> String {
         &[("10.1.15.45", ""), ("2001:db8::45", "")],
     );
     add(
+        "10.1.15.55:80",
+        "forward = \"tunnel\"\ntunnel_type = \"gue\"\ntunnel_port = 6080\ntunnel_checksum = \"remcsum\"",
+        &[("10.1.15.45", "")],
+    );
+    add(
         "10.1.15.51:0",
         "scheduler = \"dh\"\npersistence_timeout = \"5m\"\npersistence_prefix = 24",
         &[("10.1.15.45", "")],
@@ -119,7 +124,7 @@ fn foreign(node: &Node) -> String {
 }
 
 /// Ways to change what is ours.
-const CHANGES: [&str; 21] = [
+const CHANGES: [&str; 24] = [
     "-E -t 10.1.15.50:80 -s rr",
     "-E -t 10.1.15.50:80 -s wrr -p 30",
     "-E -t [2001:db8::50]:80 -s mh -b mh-port -p 360 -M 64",
@@ -134,6 +139,9 @@ const CHANGES: [&str; 21] = [
     "-e -t 10.1.15.50:80 -r 10.1.15.45:80 -i -w 3 -x 100 -y 50",
     "-e -t 10.1.15.50:80 -r 10.1.15.46:80 -g -w 1",
     "-e --sctp-service 10.1.15.50:9000 -r 10.1.15.45:9000 -i -w 1 --tun-type gue --tun-port 6635",
+    "-e -t 10.1.15.55:80 -r 10.1.15.45:80 -i -w 1 --tun-type gue --tun-port 6081 --tun-remcsum",
+    "-e -t 10.1.15.55:80 -r 10.1.15.45:80 -i -w 1 --tun-type gue --tun-port 6080 --tun-csum",
+    "-e -t 10.1.15.55:80 -r 10.1.15.45:80 -i -w 1 --tun-type ipip",
     "-d -t 10.1.15.52:80 -r 10.1.15.45:8080",
     "-a -t 10.1.15.52:80 -r 10.1.15.45:80 -m",
     "-a -t 10.1.15.52:80 -r 10.1.15.49:80 -i",

@@ -127,6 +127,12 @@ pub struct RawInstance {
     pub mail: Option<At<bool>>,
 }
 
+pub struct RawTunnel {
+    pub kind: Option<At<String>>,
+    pub port: Option<At<i64>>,
+    pub checksum: Option<At<String>>,
+}
+
 pub struct RawService {
     pub address: Option<At<String>>,
     pub protocol: Option<At<String>>,
@@ -134,6 +140,7 @@ pub struct RawService {
     pub scheduler: Option<At<String>>,
     pub scheduler_flags: Option<At<Vec<At<String>>>>,
     pub forward: Option<At<String>>,
+    pub tunnel: RawTunnel,
     pub persistence_timeout: Option<At<Duration>>,
     pub persistence_prefix: Option<At<i64>>,
     pub persistence_engine: Option<At<String>>,
@@ -338,6 +345,11 @@ fn service(fields: &mut Fields<'_, '_>) -> RawService {
         scheduler: fields.string("scheduler"),
         scheduler_flags: fields.strings("scheduler_flags"),
         forward: fields.string("forward"),
+        tunnel: RawTunnel {
+            kind: fields.string("tunnel_type"),
+            port: fields.integer("tunnel_port"),
+            checksum: fields.string("tunnel_checksum"),
+        },
         persistence_timeout: fields.duration("persistence_timeout"),
         persistence_prefix: fields.integer("persistence_prefix"),
         persistence_engine: fields.string("persistence_engine"),

@@ -162,6 +162,42 @@ fn what_is_refused_and_how() {
         ),
         (
             "sorry_server = \"local\"",
+            "forward = \"dr\"\ntunnel_type = \"gue\"",
+            &["`tunnel_type` without `forward = \"tunnel\"`"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"tunnel\"\ntunnel_type = \"vxlan\"",
+            &[
+                "`tunnel_type` cannot be \"vxlan\"",
+                "\"ipip\", \"gue\", \"gre\"",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"tunnel\"\ntunnel_type = \"gue\"",
+            &["type \"gue\" needs `tunnel_port`", "fou add port"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"tunnel\"\ntunnel_type = \"gue\"\ntunnel_port = 65536",
+            &["`tunnel_port` is 65536", "1 to 65535"],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"tunnel\"\ntunnel_type = \"gre\"\ntunnel_port = 6080\ntunnel_checksum = \"remcsum\"",
+            &[
+                "type \"gre\" has no port",
+                "type \"gre\" has no checksum \"remcsum\"",
+            ],
+        ),
+        (
+            "sorry_server = \"local\"",
+            "forward = \"tunnel\"\ntunnel_checksum = \"csum\"",
+            &["type \"ipip\" has no checksum"],
+        ),
+        (
+            "sorry_server = \"local\"",
             "vrrp = \"VI_2\"",
             &["there is no VRRP instance `VI_2`", "VI_1"],
         ),

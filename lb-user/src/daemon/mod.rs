@@ -464,7 +464,7 @@ impl Daemon {
         match self.neighbours.locate(address, &self.interfaces) {
             Some(Neighbour::ThisHost) => true,
             Some(Neighbour::Host(hop)) => match service.forwarding {
-                Forwarding::Tunnel => hop.source.is_some(),
+                Forwarding::Tunnel(_) => hop.source.is_some(),
                 Forwarding::Nat => true,
                 Forwarding::Dr => hop.on_link,
             },

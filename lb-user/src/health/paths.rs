@@ -8,7 +8,7 @@ use std::{
 use lb_common::probe::MAX_PROBES;
 
 use super::plan::{Job, Via};
-use crate::model::{Config, Forwarding, ProbePath, ProbeStyle};
+use crate::model::{Config, Forwarding, ProbePath, ProbeStyle, Tunnel};
 
 /// The paths in use. One keeps its number, and with it its checks go on, for as long as it is needed.
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub struct Paths {
     numbers: HashMap<Way, u16>,
 }
 
-/// VIP, real server, and whether a tunnel leads there.
-type Way = (IpAddr, IpAddr, bool);
+/// VIP, real server, and the tunnel that leads there, if one does.
+type Way = (IpAddr, IpAddr, Option<Tunnel>);
 
 impl Paths {
     /// Sends those of `jobs` to the VIP that want it and can reach it there. `sees` says whether the data
@@ -36,8 +36,8 @@ impl Paths {
         let way = |job: &Job| -> Option<Way> {
             let (service, host) = job.subject;
             let tunnel = match forwarding.get(&service)? {
-                Forwarding::Dr => false,
-                Forwarding::Tunnel => true,
+                Forwarding::Dr => None,
+                Forwarding::Tunnel(tunnel) => Some(*tunnel),
                 // The real server has no VIP.
                 Forwarding::Nat => return None,
             };

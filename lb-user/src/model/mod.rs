@@ -12,6 +12,7 @@ mod pool;
 mod probe;
 mod spread;
 mod track;
+mod tunnel;
 mod vrrp;
 
 use std::{
@@ -41,6 +42,7 @@ pub use self::track::{
     Condition, Effect, InitialValue, LinkDamping, ProcessPattern, Rest, Restart, TrackFile,
     TrackProcess, TrackRoute, TrackScript, Tracked, Verdict, Watch,
 };
+pub use self::tunnel::{GueChecksum, Tunnel};
 pub use self::vrrp::{
     ChecksumForm, Instance, NotifyScripts, Prefix, RouterId, UnicastTtl, VrrpState, VrrpVersion,
 };
@@ -417,13 +419,12 @@ pub struct Hashing {
 }
 
 /// How packets reach the real servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Forwarding {
     /// Direct return: on a connected network, by their MAC address.
     Dr,
-    /// In a tunnel, through routers (IPIP, and the same with IPv6).
-    Tunnel,
+    /// In a tunnel, through routers.
+    Tunnel(Tunnel),
     /// With address and port translated; answers come back through the director.
     Nat,
 }

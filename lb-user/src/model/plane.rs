@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId, VirtualService};
+use super::{Forwarding, Persistence, Ports, Scheduler, ServiceId, Tunnel, VirtualService};
 
 /// Which data plane forwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +102,12 @@ pub fn xdp_lacks(
     }
     if forwarding == Forwarding::Nat {
         return Some("`forward` \"nat\" (it has \"dr\" and \"tunnel\")".to_owned());
+    }
+    if let Forwarding::Tunnel(tunnel) = forwarding
+        && tunnel != Tunnel::Ipip
+    {
+        let name = tunnel.name();
+        return Some(format!("`tunnel_type` \"{name}\" (it has \"ipip\")"));
     }
     if fwmark.is_some() {
         return Some("`fwmark` (firewalls mark packets behind it)".to_owned());

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::Ports;
+use super::{Ports, Tunnel};
 
 /// What becomes of the packets of sockets with a mark: they reach one real server with the VIP for their
 /// destination, and its answers come back to the socket.
@@ -14,8 +14,8 @@ pub struct ProbePath {
     pub vip: IpAddr,
     /// The real server's own address, of the same family.
     pub host: IpAddr,
-    /// Whether the real server is reached in a tunnel.
-    pub tunnel: bool,
+    /// The tunnel in which the real server is reached, if it is.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// How a data plane brings the packets of a marked socket to a VIP on one real server.
@@ -65,7 +65,7 @@ mod tests {
             index,
             vip: [192, 0, 2, 1].into(),
             host: [10, 0, 0, 1].into(),
-            tunnel: false,
+            tunnel: None,
         };
         let ports = |first, last| Ports { first, last };
         assert_eq!(path(0).ports(), ports(32_768, 32_783));

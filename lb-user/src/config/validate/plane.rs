@@ -139,6 +139,10 @@ mod tests {
                 "forward = \"nat\"",
                 "no `forward` \"nat\" (it has \"dr\" and \"tunnel\")",
             ),
+            (
+                "forward = \"tunnel\"\ntunnel_type = \"gre\"",
+                "no `tunnel_type` \"gre\" (it has \"ipip\")",
+            ),
             ("protocol = \"udp\"\none_packet = true", "no `one_packet`"),
             (
                 "protocol = \"udp\"\npersistence_timeout = \"1m\"\npersistence_engine = \"sip\"",

@@ -185,7 +185,7 @@ impl Validator<'_> {
                 ("sctp", Protocol::Sctp),
             ],
         );
-        let forwarding = self.forwarding(raw.forward);
+        let forwarding = self.forwarding(raw.forward, raw.tunnel);
         let scheduler = self.choice(raw.scheduler, "scheduler", Scheduler::Wrr, &Scheduler::ALL);
         let id = ServiceId {
             protocol,
@@ -307,7 +307,7 @@ impl Validator<'_> {
                         format!("duplicate real server {address}"),
                         "raise its weight instead",
                     );
-                } else if forwarding != Forwarding::Tunnel
+                } else if !matches!(forwarding, Forwarding::Tunnel(_))
                     && !address.is_unspecified()
                     && address.is_ipv4() != service.address.is_ipv4()
                 {

@@ -11,10 +11,14 @@ use lb_common::limits;
 
 use super::{Validator, values::DAY};
 use crate::{
-    config::{raw::RawProtection, reader::At, sources},
+    config::{
+        raw::{RawProtection, RawTunnel},
+        reader::At,
+        sources,
+    },
     model::{
-        Engine, Forwarding, Hashing, IpPrefix, Persistence, Ports, Protection, Protocol, RateLimit,
-        Scheduler, ServiceId, SourceRule,
+        Engine, Forwarding, GueChecksum, Hashing, IpPrefix, Persistence, Ports, Protection,
+        Protocol, RateLimit, Scheduler, ServiceId, SourceRule, Tunnel,
     },
 };
 
@@ -44,13 +48,84 @@ impl Validator<'_> {
         (address, ports)
     }
 
-    pub(super) fn forwarding(&mut self, raw: Option<At<String>>) -> Forwarding {
+    pub(super) fn forwarding(&mut self, raw: Option<At<String>>, tunnel: RawTunnel) -> Forwarding {
         let known = &[
             ("dr", Forwarding::Dr),
-            ("tunnel", Forwarding::Tunnel),
+            ("tunnel", Forwarding::Tunnel(Tunnel::Ipip)),
             ("nat", Forwarding::Nat),
         ];
-        self.choice(raw, "forward", Forwarding::Dr, known)
+        let forwarding = self.choice(raw, "forward", Forwarding::Dr, known);
+        let first = [
+            tunnel.kind.as_ref().map(|at| ("tunnel_type", &at.span)),
+            tunnel.port.as_ref().map(|at| ("tunnel_port", &at.span)),
+            tunnel
+                .checksum
+                .as_ref()
+                .map(|at| ("tunnel_checksum", &at.span)),
+        ];
+        if matches!(forwarding, Forwarding::Tunnel(_)) {
+            return Forwarding::Tunnel(self.tunnel(tunnel));
+        }
+        if let Some((key, place)) = first.into_iter().flatten().next() {
+            let message = format!("`{key}` without `forward = \"tunnel\"`");
+            self.error(place, message, "");
+        }
+        forwarding
+    }
+
+    fn tunnel(&mut self, raw: RawTunnel) -> Tunnel {
+        let checksum_place = raw.checksum.as_ref().map(|at| at.span.clone());
+        let known = [
+            ("none", GueChecksum::None),
+            ("csum", GueChecksum::Full),
+            ("remcsum", GueChecksum::Remote),
+        ];
+        let checksum = self.choice(raw.checksum, "tunnel_checksum", GueChecksum::None, &known);
+        let kind_place = raw.kind.as_ref().map(|at| at.span.clone());
+        let gue = Tunnel::Gue { port: 0, checksum };
+        let gre = Tunnel::Gre {
+            checksum: checksum != GueChecksum::None,
+        };
+        let known = [("ipip", Tunnel::Ipip), ("gue", gue), ("gre", gre)];
+        let tunnel = self.choice(raw.kind, "tunnel_type", Tunnel::Ipip, &known);
+        let has_port = matches!(tunnel, Tunnel::Gue { .. });
+        if let (false, Some(at)) = (has_port, &raw.port) {
+            let message = format!("a tunnel of type \"{}\" has no port", tunnel.name());
+            self.error(
+                &at.span,
+                message,
+                "`tunnel_port` is for `tunnel_type = \"gue\"`",
+            );
+        }
+        if let (true, None, Some(place)) = (has_port, &raw.port, &kind_place) {
+            let help = "where the real server's `ip fou add port ... gue` listens, such as 6080";
+            self.error(place, "a tunnel of type \"gue\" needs `tunnel_port`", help);
+        }
+        if let Some(place) = checksum_place {
+            let message = match (tunnel, checksum) {
+                (Tunnel::Ipip, GueChecksum::Full | GueChecksum::Remote) => {
+                    "a tunnel of type \"ipip\" has no checksum"
+                }
+                (Tunnel::Gre { .. }, GueChecksum::Remote) => {
+                    "a tunnel of type \"gre\" has no checksum \"remcsum\""
+                }
+                _ => "",
+            };
+            if !message.is_empty() {
+                self.error(
+                    &place,
+                    message,
+                    "\"csum\" is for gue and gre, \"remcsum\" for gue",
+                );
+            }
+        }
+        match tunnel {
+            Tunnel::Gue { checksum, .. } => Tunnel::Gue {
+                port: self.number(raw.port, "tunnel_port", 1..=65_535, 1, |_, _| {}) as u16,
+                checksum,
+            },
+            Tunnel::Ipip | Tunnel::Gre { .. } => tunnel,
+        }
     }
 
     pub(super) fn hashing(

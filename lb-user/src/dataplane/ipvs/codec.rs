@@ -13,7 +13,7 @@ mod tests;
 
 pub use self::{
     daemon::{SyncDaemon, SyncState, Timeouts},
-    destination::{Destination, DestinationEntry, Forward},
+    destination::{Destination, DestinationEntry, Forward, Wrapping},
     service::{Key, Service, ServiceEntry, flags, whole},
     stats::Stats,
 };

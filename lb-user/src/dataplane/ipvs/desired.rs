@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::codec::{Destination, Forward, Key, Service, flags, whole};
+use super::codec::{Destination, Forward, Key, Service, Wrapping, flags, whole};
 use crate::{
     dataplane::plan::{BackendState, PlannedBackend, PlannedService},
-    model::{Forwarding, Persistence, Scheduler, Target},
+    model::{Forwarding, GueChecksum, Persistence, Scheduler, Target, Tunnel},
 };
 
 /// A service with its real servers as IPVS should hold it.
@@ -134,20 +134,41 @@ pub fn server(planned: &PlannedService, backend: &PlannedBackend) -> Destination
         // The director's own stack has the VIP: nothing needs to be changed.
         (Target::Local, _) => (loopback(planned.id.address), Forward::Route),
         (Target::Host(address), Forwarding::Dr) => (address, Forward::Route),
-        (Target::Host(address), Forwarding::Tunnel) => (address, Forward::Tunnel),
+        (Target::Host(address), Forwarding::Tunnel(_)) => (address, Forward::Tunnel),
         (Target::Host(address), Forwarding::Nat) => (address, Forward::Masquerade),
     };
     Destination {
         address,
         port: match planned.forwarding {
             Forwarding::Nat => backend.port.unwrap_or(port(planned)),
-            Forwarding::Dr | Forwarding::Tunnel => port(planned),
+            Forwarding::Dr | Forwarding::Tunnel(_) => port(planned),
         },
         forward,
+        wrapping: match planned.forwarding {
+            Forwarding::Tunnel(tunnel) if forward == Forward::Tunnel => wrapping(tunnel),
+            Forwarding::Tunnel(_) | Forwarding::Dr | Forwarding::Nat => Wrapping::default(),
+        },
         weight: backend.given(),
         upper: backend.upper,
         lower: backend.lower,
     }
+}
+
+/// The kernel's words for a tunnel.
+pub const fn wrapping(tunnel: Tunnel) -> Wrapping {
+    let (kind, port, flags) = match tunnel {
+        Tunnel::Ipip => (0, 0, 0),
+        Tunnel::Gue { port, checksum } => {
+            let flags = match checksum {
+                GueChecksum::None => 0,
+                GueChecksum::Full => 1,
+                GueChecksum::Remote => 2,
+            };
+            (1, port, flags)
+        }
+        Tunnel::Gre { checksum } => (2, 0, checksum as u16),
+    };
+    Wrapping { kind, port, flags }
 }
 
 const fn loopback(vip: IpAddr) -> IpAddr {
@@ -181,6 +202,26 @@ mod tests {
         assert_eq!(marked.servers[0].port, 0);
         planned.forwarding = Forwarding::Nat;
         assert_eq!(wanted(&planned).servers[0].port, 8080);
+    }
+
+    /// include/uapi/linux/ip_vs.h: IP_VS_CONN_F_TUNNEL_TYPE_* and IP_VS_TUNNEL_ENCAP_FLAG_*.
+    #[test]
+    fn tunnels_have_the_kernels_numbers() {
+        let gue = |checksum| Tunnel::Gue {
+            port: 6080,
+            checksum,
+        };
+        for (tunnel, expected) in [
+            (Tunnel::Ipip, (0, 0, 0)),
+            (gue(GueChecksum::None), (1, 6080, 0)),
+            (gue(GueChecksum::Full), (1, 6080, 1)),
+            (gue(GueChecksum::Remote), (1, 6080, 2)),
+            (Tunnel::Gre { checksum: false }, (2, 0, 0)),
+            (Tunnel::Gre { checksum: true }, (2, 0, 1)),
+        ] {
+            let Wrapping { kind, port, flags } = wrapping(tunnel);
+            assert_eq!((kind, port, flags), expected, "{tunnel:?}");
+        }
     }
 
     /// A state, and the weight that the kernel holds with wrr and with sh, if it holds the server.

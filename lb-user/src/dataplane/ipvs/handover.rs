@@ -233,7 +233,7 @@ fn by_server(plan: &Plan) -> HashMap<(ServiceId, IpAddr, u16), &PlannedBackend> 
 mod tests {
     use super::*;
     use crate::dataplane::plan::BackendState;
-    use crate::model::{Forwarding, Persistence, Scheduler, Target};
+    use crate::model::{Forwarding, Persistence, Scheduler, Target, Tunnel};
 
     const PHASES: [Phase; 4] = [
         Phase::Opening,
@@ -267,7 +267,7 @@ mod tests {
         sorry.sorry = true;
         web.backends.push(sorry);
         let mut six = service(Protocol::Udp, "[2001:db8::50]:53", &[("2001:db8::45", up)]);
-        six.forwarding = Forwarding::Tunnel;
+        six.forwarding = Forwarding::Tunnel(Tunnel::Ipip);
         Plan::of(vec![web, six])
     }
 

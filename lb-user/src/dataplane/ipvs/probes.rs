@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use super::{
     codec::{Destination, Forward, Key, Service, flags},
-    desired::Wanted,
+    desired::{self, Wanted},
 };
 use crate::model::ProbePath;
 
@@ -75,10 +75,8 @@ fn wanted(path: &ProbePath) -> Wanted {
         servers: vec![Destination {
             address: path.host,
             port: 0,
-            forward: match path.tunnel {
-                true => Forward::Tunnel,
-                false => Forward::Route,
-            },
+            forward: path.tunnel.map_or(Forward::Route, |_| Forward::Tunnel),
+            wrapping: path.tunnel.map(desired::wrapping).unwrap_or_default(),
             weight: 1,
             upper: 0,
             lower: 0,

@@ -146,7 +146,7 @@ fn existing(wish: &Wanted, entry: &ServiceEntry, held: &[DestinationEntry], step
                     .push(Command::DeleteDestination(key, *server));
                 steps.add(wish, index);
             }
-            Some(entry) if entry.destination != *server || entry.tunnel_type != 0 => {
+            Some(entry) if entry.destination != *server => {
                 steps.commands.push(Command::SetDestination(key, *server));
             }
             Some(_) => {}
@@ -184,7 +184,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::dataplane::ipvs::codec::{Forward, Stats, SyncState};
+    use crate::dataplane::ipvs::codec::{Forward, Stats, SyncState, Wrapping};
 
     fn key(port: u16) -> Key {
         Key::Address(6, IpAddr::from([10, 1, 15, 50]), port)
@@ -195,6 +195,7 @@ mod tests {
             address: IpAddr::from([10, 1, 15, last]),
             port: 80,
             forward: Forward::Route,
+            wrapping: Wrapping::default(),
             weight,
             upper: 0,
             lower: 0,
@@ -268,7 +269,6 @@ mod tests {
     fn entry(destination: Destination, active: u32) -> DestinationEntry {
         DestinationEntry {
             destination,
-            tunnel_type: 0,
             active,
             inactive: 0,
             persistent: 0,

@@ -272,7 +272,7 @@ mod tests {
             ipvs::codec::{DestinationEntry, Forward, ServiceEntry, Stats},
             plan::{BackendState, PlannedBackend, PlannedService},
         },
-        model::{Forwarding, Protocol, Scheduler, ServiceId},
+        model::{Forwarding, Protocol, Scheduler, ServiceId, Tunnel},
     };
 
     fn plan(states: &[BackendState]) -> Plan {
@@ -305,7 +305,6 @@ mod tests {
             let service = wanted.service;
             let server = DestinationEntry {
                 destination: wanted.servers[0],
-                tunnel_type: 0,
                 active: u32::from(busy.contains(&service.key)),
                 inactive: 0,
                 persistent: 0,
@@ -326,7 +325,7 @@ mod tests {
         assert_eq!(listed[1].server.port, 0);
         assert_eq!(listed[1].server.weight, 1);
         let mut tunnelled = plan;
-        tunnelled.services[0].forwarding = Forwarding::Tunnel;
+        tunnelled.services[0].forwarding = Forwarding::Tunnel(Tunnel::Ipip);
         assert_eq!(all(&tunnelled)[0].server.forward, Forward::Tunnel);
     }
 

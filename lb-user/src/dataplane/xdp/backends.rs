@@ -96,7 +96,7 @@ impl Xdp {
             }
             Target::Host(address) => self.neighbours.get(&address).copied(),
         };
-        let tunnelled = service.forwarding == Forwarding::Tunnel;
+        let tunnelled = matches!(service.forwarding, Forwarding::Tunnel(_));
         let element = match neighbour {
             Some(Neighbour::ThisHost) if backend.state != BackendState::Resetting => {
                 Backend::new([0; 6], [0; 6], 0, 0, flags | BackendFlags::LOCAL)

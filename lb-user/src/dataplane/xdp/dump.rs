@@ -105,7 +105,7 @@ fn probe_targets(xdp: &Xdp) -> Vec<Value> {
             "mark": format!("{:#x}", path.mark()),
             "vip": path.vip.to_string(),
             "real_server": path.host.to_string(),
-            "tunnel": path.tunnel,
+            "tunnel": path.tunnel.is_some(),
         })
     };
     paths.iter().map(entry).collect()

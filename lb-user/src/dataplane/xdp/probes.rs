@@ -59,7 +59,7 @@ impl Probes {
                 let target = ProbeTarget {
                     vip: wire(path.vip),
                     host: wire(path.host),
-                    tunnel: u64::from(path.tunnel),
+                    tunnel: u64::from(path.tunnel.is_some()),
                 };
                 write(&self.targets, usize::from(*index), &target);
             }

@@ -102,7 +102,7 @@ impl Xdp {
                     },
                     forward: match (backend.target, service.forwarding) {
                         (Target::Local, _) => "Local",
-                        (_, Forwarding::Tunnel) => "Tunnel",
+                        (_, Forwarding::Tunnel(_)) => "Tunnel",
                         (_, Forwarding::Dr | Forwarding::Nat) => "Route",
                     }
                     .to_owned(),

@@ -74,6 +74,17 @@ impl Forward {
     }
 }
 
+/// How packets to a real server are wrapped: IP_VS_CONN_F_TUNNEL_TYPE_*, kept also where they are not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wrapping {
+    /// 0 is IP in IP, 1 GUE, 2 GRE.
+    pub kind: u8,
+    /// UDP port of GUE; 0 with all else.
+    pub port: u16,
+    /// IP_VS_TUNNEL_ENCAP_FLAG_*: 1 is a checksum, 2 a remote one.
+    pub flags: u16,
+}
+
 /// A real server's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
@@ -83,6 +94,8 @@ pub struct Destination {
     pub port: u16,
     /// How packets reach it.
     pub forward: Forward,
+    /// How they are wrapped on the way, in a tunnel.
+    pub wrapping: Wrapping,
     /// Share of new connections; 0 gets none.
     pub weight: u32,
     /// From this many connections on it gets no new ones; 0 is no limit.
@@ -99,10 +112,9 @@ impl Destination {
         out.put_be16(attr::PORT, self.port);
         out.put_u32(attr::FORWARD, self.forward.number());
         out.put_u32(attr::WEIGHT, self.weight);
-        // IP in IP, the only kind of tunnel that the XDP program has as well.
-        out.put_u8(attr::TUNNEL_TYPE, 0);
-        out.put_be16(attr::TUNNEL_PORT, 0);
-        out.put_u16(attr::TUNNEL_FLAGS, 0);
+        out.put_u8(attr::TUNNEL_TYPE, self.wrapping.kind);
+        out.put_be16(attr::TUNNEL_PORT, self.wrapping.port);
+        out.put_u16(attr::TUNNEL_FLAGS, self.wrapping.flags);
         out.put_u32(attr::UPPER, self.upper);
         out.put_u32(attr::LOWER, self.lower);
     }
@@ -113,8 +125,6 @@ impl Destination {
 pub struct DestinationEntry {
     /// Settings.
     pub destination: Destination,
-    /// Kind of tunnel: 0 is IP in IP. Others are not ours.
-    pub tunnel_type: u8,
     /// Established connections.
     pub active: u32,
     /// Others.
@@ -136,11 +146,11 @@ impl DestinationEntry {
                 address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 port: 0,
                 forward: Forward::Masquerade,
+                wrapping: Wrapping::default(),
                 weight: 0,
                 upper: 0,
                 lower: 0,
             },
-            tunnel_type: 0,
             active: 0,
             inactive: 0,
             persistent: 0,
@@ -162,7 +172,9 @@ impl DestinationEntry {
                 attr::PERSISTENT => entry.persistent = attribute.u32()?,
                 attr::STATS => entry.stats = Stats::read(attribute.value)?,
                 attr::STATS64 => wide = Some(Stats::read(attribute.value)?),
-                attr::TUNNEL_TYPE => entry.tunnel_type = attribute.u8()?,
+                attr::TUNNEL_TYPE => entry.destination.wrapping.kind = attribute.u8()?,
+                attr::TUNNEL_PORT => entry.destination.wrapping.port = attribute.be16()?,
+                attr::TUNNEL_FLAGS => entry.destination.wrapping.flags = attribute.u16()?,
                 _ => {}
             }
         }

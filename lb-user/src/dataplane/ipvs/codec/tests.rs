@@ -54,6 +54,7 @@ fn server(address: &str, port: u16, forward: Forward, weight: u32) -> Destinatio
         address: ip(address),
         port,
         forward,
+        wrapping: Wrapping::default(),
         weight,
         upper: 0,
         lower: 0,
@@ -396,10 +397,13 @@ proptest! {
     #[test]
     fn servers_come_back(
         address in address(), port: u16, forward in 0_usize..5, weight: u32, upper: u32, lower: u32, v6: bool,
+        tunnel: (u8, u16, u16),
     ) {
         use Forward::*;
         let forward = [Masquerade, Local, Tunnel, Route, Bypass][forward];
-        let server = Destination { address, port, forward, weight, upper, lower };
+        let (kind, tunnel_port, flags) = tunnel;
+        let wrapping = Wrapping { kind, port: tunnel_port, flags };
+        let server = Destination { address, port, forward, wrapping, weight, upper, lower };
         let mut writer = Writer::default();
         server.write(&mut writer);
         prop_assert_eq!(DestinationEntry::read(&writer.finish(), v6).unwrap().destination, server);
