@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_micros(200);
 /// one as long as a frame takes 2,304 bytes.
 const AT_ONCE: usize = 30;
 const BREATH: Duration = Duration::from_millis(1);
+/// Messages of others that are passed over at once: more than a socket's receive buffer has room for.
+const PASSED_OVER: usize = 1_000;
 /// Sockets of the network namespace of the thread that asks.
 const SOCKETS: &str = "/proc/thread-self/net/udp";
 
@@ -68,6 +70,8 @@ pub fn others(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
         true => socket.set_multicast_hops_v6(ttl)?,
         false => socket.set_multicast_ttl_v4(ttl)?,
     }
+    // A full queue of the interface would hold up whoever waits for the end.
+    socket.set_write_timeout(Some(PATIENCE))?;
     for batch in messages.chunks(AT_ONCE) {
         for message in batch {
             socket.send_to(message, &SockAddr::from(to))?;
@@ -94,7 +98,8 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     socket.set_multicast_ttl_v4(0)?;
     socket.set_multicast_loop_v4(true)?;
     let before = look(to)?;
-    let witness = Witness::listen(to, &daemon.interface)?;
+    // Without it the daemon is told all the same, and nobody knows what has arrived.
+    let witness = Witness::listen(to, &daemon.interface);
     let mut arrived = Ok(());
     for batch in messages.chunks(WAITING) {
         for message in batch {
@@ -102,12 +107,14 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
         }
         // What misses one is not waited for again: the rest may arrive all the same.
         for message in batch {
-            arrived = arrived.and_then(|()| witness.hear(message));
+            if let (Ok(witness), Ok(())) = (&witness, &arrived) {
+                arrived = witness.hear(message);
+            }
         }
-        wait_until_read(to, &witness)?;
+        wait_until_read(to, witness.as_ref().ok())?;
     }
     // What it missed is nobody's loss.
-    drop(witness);
+    let arrived = witness.map(drop).and(arrived);
     let lost = look(to)?.dropped.wrapping_sub(before.dropped);
     match lost {
         0 => arrived,
@@ -151,22 +158,28 @@ impl Witness {
         Err(io::Error::other("a message did not arrive"))
     }
 
-    /// What others said since.
+    /// What others said since. Some may go on speaking: there is an end to it.
     fn pass_over(&self) {
         let socket = socket2::SockRef::from(&self.0);
         let mut nothing = [MaybeUninit::uninit(); 1];
-        while socket
-            .recv_with_flags(&mut nothing, libc::MSG_DONTWAIT)
-            .is_ok()
-        {}
+        for _ in 0..PASSED_OVER {
+            if socket
+                .recv_with_flags(&mut nothing, libc::MSG_DONTWAIT)
+                .is_err()
+            {
+                break;
+            }
+        }
     }
 }
 
-fn wait_until_read(at: SocketAddrV4, witness: &Witness) -> io::Result<()> {
+fn wait_until_read(at: SocketAddrV4, witness: Option<&Witness>) -> io::Result<()> {
     let begin = Instant::now();
     loop {
         // Its queue is one of those that are looked at.
-        witness.pass_over();
+        if let Some(witness) = witness {
+            witness.pass_over();
+        }
         if look(at)?.waiting == 0 {
             break;
         }
@@ -312,6 +325,30 @@ mod tests {
         assert!(look(at).unwrap().waiting >= 100);
         drop(socket);
         assert!(look(at).is_err());
+    }
+
+    /// Where we cannot listen beside the daemon, it is told all the same, and that nobody knows whether it heard.
+    #[test]
+    fn a_daemon_is_told_where_nobody_can_listen() {
+        let daemon = SyncDaemon {
+            interface: "lo".to_owned(),
+            port: Some(38_850),
+            ..SyncDaemon::bare(SyncState::Backup)
+        };
+        // It shares its address with nobody.
+        let ear = UdpSocket::bind((GROUP, 38_850)).unwrap();
+        let index = if_nametoindex("lo").unwrap();
+        socket2::SockRef::from(&ear)
+            .join_multicast_v4_n(&GROUP, &InterfaceIndexOrAddress::Index(index))
+            .unwrap();
+        ear.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let reader = thread::spawn(move || {
+            let mut message = [0; 100];
+            ear.recv(&mut message).map(|length| (ear, length))
+        });
+        let trouble = all(&daemon, &[vec![7; 20]]).unwrap();
+        assert!(trouble.contains("in use"), "{trouble}");
+        assert_eq!(reader.join().unwrap().unwrap().1, 20);
     }
 
     #[test]
