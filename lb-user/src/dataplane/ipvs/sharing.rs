@@ -18,7 +18,7 @@ use super::{
 use crate::dataplane::{DataPlaneError, Plan};
 
 /// Nobody tells the others of more connections at the end: whoever lists the table waits for it.
-const MOST_TOLD: u64 = 50_000;
+const MOST_TOLD: u64 = 10_000;
 
 /// What the sync daemon is known to be at.
 #[derive(Debug, Default)]

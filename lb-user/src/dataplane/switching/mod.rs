@@ -331,9 +331,8 @@ impl DataPlane for Planes {
             slow::close(xdp);
         }
         match self.pair.both() {
-            Some((xdp, ipvs)) if ipvs.has_slow_path() => ipvs.detach().and(xdp.detach()),
+            Some((xdp, ipvs)) if busy || ipvs.has_slow_path() => ipvs.detach().and(xdp.detach()),
             // One that only stood ready has nothing in the kernel.
-            Some((xdp, ipvs)) if busy => ipvs.detach().and(xdp.detach()),
             Some((xdp, _)) => xdp.detach(),
             None => self.pair.active_mut().detach(),
         }
