@@ -41,6 +41,7 @@ mod program;
 mod reloads;
 mod resets;
 mod shapes;
+mod short_way;
 mod silent;
 mod slow;
 mod steering;

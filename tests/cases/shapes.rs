@@ -1,7 +1,7 @@
 //! Every kind of packet in every kind of frame: IPv4 and IPv6 with what may precede the transport
 //! header, untagged, with a priority, in a VLAN, and with two tags.
 
-mod rows;
+pub mod rows;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
