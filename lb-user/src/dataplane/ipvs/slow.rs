@@ -27,7 +27,7 @@ use crate::{
 
 /// With more real servers there is no slow path: those with traffic are read back every second, one question for each.
 pub const MAX_SERVERS: usize = 4096;
-/// Connections last between once and twice as long.
+/// Connections last between once and four times as long: a look a second sees each step late.
 pub const RENEWAL: Duration = Duration::from_secs(2);
 
 /// A real server as the program knows it.
