@@ -364,7 +364,7 @@ fn a_real_server_that_is_a_director_too_keeps_its_packets() {
             vec![server("10.1.15.45", 1)],
         );
         warm.role = 1;
-        ipvs.apply(&plan(vec![own, warm])).unwrap();
+        ipvs.apply(&plan(vec![own.clone(), warm])).unwrap();
         let names = |lines: Vec<String>| -> Vec<String> {
             lines
                 .into_iter()
@@ -382,6 +382,15 @@ fn a_real_server_that_is_a_director_too_keeps_its_packets() {
         assert_eq!(names(listed(&[])), both[1..]);
         ipvs.sweep();
         assert_eq!(ipvs.snapshot().repairs.count, 0);
+        // With no other service either, the settings are ours all the same.
+        let mut only = own;
+        only.backends[0].weight = 2;
+        ipvs.apply(&plan(vec![only])).unwrap();
+        assert!(listed(&[]).is_empty());
+        fs::write("/proc/sys/net/ipv4/vs/expire_nodest_conn", "0").unwrap();
+        ipvs.sweep();
+        assert_eq!(sysctls()["expire_nodest_conn"], "1");
+        assert_eq!(ipvs.snapshot().repairs.count, 1);
         ipvs.detach().unwrap();
     });
 }

@@ -4,6 +4,7 @@
 //! behind it on the same way, has come back.
 
 mod same_server;
+mod upkeep;
 
 use std::{
     fs,
@@ -99,21 +100,7 @@ impl Site {
 
     /// The second real server of the web's services is in this state, all others are up.
     fn apply(&mut self, second: BackendState) {
-        let service = |protocol: Protocol, vip: IpAddr, port, servers: &[u8]| {
-            let backends = servers.iter().map(|last| {
-                let state = if *last == 2 { second } else { Up };
-                PlannedBackend::new(Target::Host(server(vip, *last)), 1, state)
-            });
-            let id = ServiceId::new(protocol, SocketAddr::new(vip, port));
-            PlannedService::new(id, 0, Scheduler::Wrr, backends.collect())
-        };
-        let services = vec![
-            service(Tcp, VIP.into(), WEB, &[1, 2, 3]),
-            service(Udp, VIP.into(), DNS, &[4, 5, 6]),
-            service(Tcp, VIP6.into(), WEB, &[1, 2, 3]),
-            service(Udp, FENCE.into(), FENCE_PORT, &[FENCE_SERVER]),
-        ];
-        self.planes.apply(&Plan::of(services)).unwrap();
+        self.planes.apply(&Plan::of(services(second))).unwrap();
     }
 
     /// Whether XDP knows the way to a real server. The kernel always does.
@@ -188,6 +175,24 @@ impl Site {
             self.planes.sweep();
         }
     }
+}
+
+/// The second real server of the web's services is in this state, all others are up.
+fn services(second: BackendState) -> Vec<PlannedService> {
+    let service = |protocol: Protocol, vip: IpAddr, port, servers: &[u8]| {
+        let backends = servers.iter().map(|last| {
+            let state = if *last == 2 { second } else { Up };
+            PlannedBackend::new(Target::Host(server(vip, *last)), 1, state)
+        });
+        let id = ServiceId::new(protocol, SocketAddr::new(vip, port));
+        PlannedService::new(id, 0, Scheduler::Wrr, backends.collect())
+    };
+    vec![
+        service(Tcp, VIP.into(), WEB, &[1, 2, 3]),
+        service(Udp, VIP.into(), DNS, &[4, 5, 6]),
+        service(Tcp, VIP6.into(), WEB, &[1, 2, 3]),
+        service(Udp, FENCE.into(), FENCE_PORT, &[FENCE_SERVER]),
+    ]
 }
 
 fn table() -> String {

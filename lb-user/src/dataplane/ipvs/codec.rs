@@ -115,6 +115,27 @@ impl Command {
         }
     }
 
+    /// The service that it changes, itself or its real servers.
+    pub const fn changed_service(&self) -> Option<Key> {
+        match self {
+            Command::NewService(service) | Command::SetService(service) => Some(service.key),
+            Command::DeleteService(key)
+            | Command::NewDestination(key, _)
+            | Command::SetDestination(key, _)
+            | Command::DeleteDestination(key, _) => Some(*key),
+            Command::Services
+            | Command::Destinations(_)
+            | Command::NewDaemon(_)
+            | Command::DeleteDaemon(_)
+            | Command::Daemons
+            | Command::SetTimeouts(_)
+            | Command::Timeouts
+            | Command::Info
+            | Command::Zero(_)
+            | Command::Flush => None,
+        }
+    }
+
     /// Whether the answer ends with a message of its own.
     const fn is_dump(&self) -> bool {
         matches!(

@@ -256,7 +256,6 @@ impl DataPlane for Ipvs {
         self.plan = Some(plan);
         result.map(drop).map_err(|error| {
             self.probes = before;
-            self.expected = None;
             self.follow();
             DataPlaneError::NoProbes(error.to_string())
         })

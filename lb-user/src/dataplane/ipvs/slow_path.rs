@@ -41,11 +41,13 @@ impl Ipvs {
         self.looks = self.looks.wrapping_add(1);
         let before = self.held.clone();
         self.held = self.read_table()?;
-        let renewed = self.slow.renew(&self.held, self.epoch.elapsed());
-        let is_quiet = !renewed && self.held == before && !self.is_whole_look();
-        match is_quiet {
-            true => Ok(()),
-            false => self.hold_slow_path(),
+        if self.held != before || self.is_whole_look() {
+            // What others changed is told as theirs, before services of ours change.
+            self.amend(&Plan::default())?;
+        }
+        match self.slow.renew(&self.held, self.epoch.elapsed()) {
+            true => self.amend(&Plan::default()).map(drop),
+            false => Ok(()),
         }
     }
 

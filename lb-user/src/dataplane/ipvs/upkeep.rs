@@ -40,16 +40,24 @@ impl Ipvs {
     /// Makes the kernel hold what `plan` wants, and returns what had to be done for it. What others made necessary is
     /// told, also where a later step fails.
     pub(super) fn bring_about(&mut self, plan: &Plan) -> Result<Vec<String>, DataPlaneError> {
+        self.held = self.read_table()?;
+        self.amend(plan)
+    }
+
+    /// The same where what the kernel holds was read just now.
+    pub(super) fn amend(&mut self, plan: &Plan) -> Result<Vec<String>, DataPlaneError> {
         let mut done = Done::default();
         let result = self.do_what_is_missing(plan, &mut done);
         if done.by_others {
             self.note_repairs(&done.what);
+        } else if result.is_err() {
+            // Some of our change may be in the kernel: nobody else has done that.
+            self.expected = None;
         }
         result.map(|()| done.what)
     }
 
     fn do_what_is_missing(&mut self, plan: &Plan, done: &mut Done) -> Result<(), DataPlaneError> {
-        self.held = self.read_table()?;
         self.slow.let_go(&self.held, plan);
         let wanted = self.wanted(plan);
         let expected = Some(Expected {
@@ -74,7 +82,7 @@ impl Ipvs {
             .claim(configured.iter().copied())
             .map_err(state_error)?;
         // The kernel lets go of a removed service's connections only with `expire_nodest_conn`: it goes last.
-        let is_the_end = wanted.is_empty();
+        let is_the_end = plan.services.is_empty() && self.slow.is_empty();
         if !is_the_end {
             self.set_sysctls(plan, steps.reorders, done)?;
         }
@@ -95,8 +103,17 @@ impl Ipvs {
         self.state
             .keep(configured.into_iter())
             .map_err(state_error)?;
-        if !steps.commands.is_empty() || !steps.tidying.is_empty() {
-            self.held = self.kernel.table()?;
+        let told: HashSet<Key> = steps
+            .commands
+            .iter()
+            .chain(&steps.tidying)
+            .filter_map(Command::changed_service)
+            .collect();
+        if !told.is_empty() {
+            // All else was read a moment ago.
+            self.held
+                .retain(|(entry, _)| !told.contains(&entry.service.key));
+            self.held = self.kernel.table_since(std::mem::take(&mut self.held))?;
         }
         self.read = Instant::now();
         self.expected = expected;
@@ -186,7 +203,6 @@ impl Ipvs {
             Ok(done) => done,
             Err(error) => {
                 // All of a plan or nothing of it.
-                self.expected = None;
                 self.follow();
                 return Err(error);
             }

@@ -76,6 +76,9 @@ impl Planes {
                 if let Some(xdp) = self.pair.xdp() {
                     close(xdp);
                 }
+                if let Some((_, ipvs)) = self.pair.both() {
+                    abandon(ipvs);
+                }
                 let is_news = self.slow.obstacle.as_ref() != Some(&obstacle);
                 // With one data plane alone that is what was configured, or was told at the start.
                 if is_news && self.pair.both().is_some() && self.news.len() < AT_ONCE {
@@ -111,6 +114,15 @@ impl Planes {
 pub(super) fn close(xdp: &mut Xdp) {
     xdp.open_slow_path(false);
     xdp.clear_slow_marks();
+}
+
+/// Half a slow path is none. What cannot be removed now is removed by the next attempt.
+fn abandon(ipvs: &mut Ipvs) {
+    if ipvs.has_slow_path()
+        && let Err(error) = ipvs.follow_slow_path(&[])
+    {
+        tracing::debug!(%error, "services of the slow path stay for now");
+    }
 }
 
 /// Returns the number of real servers.
