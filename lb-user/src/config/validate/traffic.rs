@@ -55,20 +55,18 @@ impl Validator<'_> {
             ("nat", Forwarding::Nat),
         ];
         let forwarding = self.choice(raw, "forward", Forwarding::Dr, known);
-        let first = [
-            tunnel.kind.as_ref().map(|at| ("tunnel_type", &at.span)),
-            tunnel.port.as_ref().map(|at| ("tunnel_port", &at.span)),
-            tunnel
-                .checksum
-                .as_ref()
-                .map(|at| ("tunnel_checksum", &at.span)),
-        ];
         if matches!(forwarding, Forwarding::Tunnel(_)) {
             return Forwarding::Tunnel(self.tunnel(tunnel));
         }
-        if let Some((key, place)) = first.into_iter().flatten().next() {
-            let message = format!("`{key}` without `forward = \"tunnel\"`");
-            self.error(place, message, "");
+        for (key, place) in [
+            ("tunnel_type", tunnel.kind.map(|at| at.span)),
+            ("tunnel_port", tunnel.port.map(|at| at.span)),
+            ("tunnel_checksum", tunnel.checksum.map(|at| at.span)),
+        ] {
+            if let Some(place) = place {
+                let message = format!("`{key}` without `forward = \"tunnel\"`");
+                self.error(&place, message, "");
+            }
         }
         forwarding
     }
@@ -101,23 +99,18 @@ impl Validator<'_> {
             let help = "where the real server's `ip fou add port ... gue` listens, such as 6080";
             self.error(place, "a tunnel of type \"gue\" needs `tunnel_port`", help);
         }
-        if let Some(place) = checksum_place {
-            let message = match (tunnel, checksum) {
-                (Tunnel::Ipip, GueChecksum::Full | GueChecksum::Remote) => {
-                    "a tunnel of type \"ipip\" has no checksum"
-                }
-                (Tunnel::Gre { .. }, GueChecksum::Remote) => {
-                    "a tunnel of type \"gre\" has no checksum \"remcsum\""
-                }
-                _ => "",
-            };
-            if !message.is_empty() {
-                self.error(
-                    &place,
-                    message,
-                    "\"csum\" is for gue and gre, \"remcsum\" for gue",
-                );
+        let lacks = match (tunnel, checksum) {
+            (Tunnel::Ipip, GueChecksum::Full | GueChecksum::Remote) => {
+                Some("a tunnel of type \"ipip\" has no checksum")
             }
+            (Tunnel::Gre { .. }, GueChecksum::Remote) => {
+                Some("a tunnel of type \"gre\" has no checksum \"remcsum\"")
+            }
+            _ => None,
+        };
+        if let (Some(message), Some(place)) = (lacks, checksum_place) {
+            let help = "\"csum\" is for gue and gre, \"remcsum\" for gue";
+            self.error(&place, message, help);
         }
         match tunnel {
             Tunnel::Gue { checksum, .. } => Tunnel::Gue {

@@ -256,7 +256,7 @@ impl DataPlane for Ipvs {
         self.plan = Some(plan);
         result.map(drop).map_err(|error| {
             self.probes = before;
-            self.follow();
+            self.repair();
             DataPlaneError::NoProbes(error.to_string())
         })
     }
@@ -276,7 +276,7 @@ impl DataPlane for Ipvs {
         if serving {
             self.expect_strangers();
         }
-        self.follow();
+        self.repair();
     }
 
     /// The kernel looks for its neighbours itself.
@@ -285,7 +285,7 @@ impl DataPlane for Ipvs {
     fn set_timeouts(&mut self, timeouts: &FlowTimeouts) {
         self.repair();
         self.timeouts = seconds(timeouts);
-        self.follow();
+        self.repair();
     }
 
     fn set_receive_mtu(&mut self, _mtu: u32) {}

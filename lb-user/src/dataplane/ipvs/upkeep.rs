@@ -146,23 +146,23 @@ impl Ipvs {
         Ok(())
     }
 
-    /// Looks after the kernel's table: whatever is not as it should be was changed by somebody else. Comes before
-    /// another plan, which would put that right and could not tell whose change it was; a change of roles cannot wait
-    /// for it.
+    /// Makes the kernel hold the plan again, after a change of ours and every second. What else is not as it should be was
+    /// changed by somebody else: so this comes before another plan, which would put that right and could not tell whose
+    /// change it was; a change of roles cannot wait for it.
     pub(super) fn repair(&mut self) {
         let Some(plan) = self.plan.take() else { return };
         let result = self.bring_about(&plan);
         self.plan = Some(plan);
-        match result {
-            Ok(_) => self.trouble = None,
-            Err(error) => {
-                let error = error.to_string();
-                if self.trouble.as_ref() != Some(&error) {
-                    tracing::error!(error, "IPVS is not as it should be");
-                    self.trouble = Some(error);
-                }
-            }
+        let error = result.err().map(|error| error.to_string());
+        if let Some(error) = &error
+            && self.trouble.as_ref() != Some(error)
+        {
+            tracing::error!(
+                error,
+                "IPVS is not as it should be; trying again every second"
+            );
         }
+        self.trouble = error;
     }
 
     fn note_repairs(&mut self, done: &[String]) {
@@ -203,7 +203,7 @@ impl Ipvs {
             Ok(done) => done,
             Err(error) => {
                 // All of a plan or nothing of it.
-                self.follow();
+                self.repair();
                 return Err(error);
             }
         };
@@ -213,22 +213,6 @@ impl Ipvs {
         }
         self.plan = Some(plan.clone());
         Ok(self.generation)
-    }
-
-    /// Follows a change that we made ourselves.
-    pub(super) fn follow(&mut self) {
-        if let Some(plan) = self.plan.take() {
-            let result = self.bring_about(&plan);
-            self.plan = Some(plan);
-            match result {
-                Ok(_) => self.trouble = None,
-                Err(error) => {
-                    let error = error.to_string();
-                    tracing::error!(error, "IPVS does not follow; the next second tries again");
-                    self.trouble = Some(error);
-                }
-            }
-        }
     }
 
     /// Removes what is ours from the kernel.
