@@ -38,7 +38,7 @@ const SYSCTLS: [&str; 5] = [
     "backup_only",
 ];
 
-fn runtime(lab: &Lab) -> Runtime {
+pub fn runtime(lab: &Lab) -> Runtime {
     Runtime {
         socket: lab.directory().join("lbd.sock"),
         pin_path: lab.pin_path("lbd"),
@@ -47,12 +47,12 @@ fn runtime(lab: &Lab) -> Runtime {
     }
 }
 
-fn server(address: &str, weight: u32) -> PlannedBackend {
+pub fn server(address: &str, weight: u32) -> PlannedBackend {
     let address: IpAddr = address.parse().unwrap();
     PlannedBackend::new(Target::Host(address), weight, Up)
 }
 
-fn service(vip: &str, scheduler: Scheduler, servers: Vec<PlannedBackend>) -> PlannedService {
+pub fn service(vip: &str, scheduler: Scheduler, servers: Vec<PlannedBackend>) -> PlannedService {
     let vip: SocketAddr = vip.parse().unwrap();
     PlannedService::new(ServiceId::new(Tcp, vip), 0, scheduler, servers)
 }
@@ -81,7 +81,7 @@ fn sysctls() -> BTreeMap<&'static str, String> {
 }
 
 /// Runs `work` on a node of its own.
-fn on_a_node(work: impl FnOnce(&Lab, &Node) + Send) {
+pub fn on_a_node(work: impl FnOnce(&Lab, &Node) + Send) {
     let _modules = with_modules();
     let lab = Lab::new().unwrap();
     let node = lab.node("director", [10, 1, 15, 43]).unwrap();

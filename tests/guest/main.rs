@@ -29,6 +29,7 @@ mod silent;
 mod silent_story;
 mod slow_path;
 mod switching;
+mod sync_daemons;
 mod traffic;
 mod tunnels;
 #[path = "../cases/on_vip/grid.rs"]

@@ -86,8 +86,7 @@ impl Ipvs {
         let is_ours = theirs.is_none();
         let daemon = theirs.unwrap_or_else(own_daemon);
         if is_ours {
-            self.state.claim_sync(true).map_err(state_error)?;
-            self.kernel.change(&Command::NewDaemon(daemon.clone()))?;
+            self.start_learning(&daemon)?;
         }
         let id = u8::try_from(daemon.id).unwrap_or_default();
         let longest = match (is_ours, daemon.length) {
@@ -97,14 +96,36 @@ impl Ipvs {
         };
         let trouble = feed::all(&daemon, &Message::encode_all(id, &told, longest));
         if is_ours {
-            // Returns when it has dealt with the message that it is at.
-            self.kernel.change(&Command::DeleteDaemon(daemon.state))?;
-            self.state.claim_sync(false).map_err(state_error)?;
+            self.stop_learning()?;
         }
         Ok(Fed {
             connections: told.len(),
             trouble,
         })
+    }
+
+    fn start_learning(&mut self, daemon: &SyncDaemon) -> Result<(), DataPlaneError> {
+        self.state.claim_sync(daemon.state).map_err(state_error)?;
+        let started = self.kernel.change(&Command::NewDaemon(daemon.clone()));
+        started.or_else(|error| {
+            // It may run all the same where the answer did not come.
+            self.stop_learning()?;
+            Err(error.into())
+        })
+    }
+
+    /// Stops the daemon that learns from us. One that cannot be stopped stays ours; one that somebody else has put in
+    /// its place is not.
+    fn stop_learning(&mut self) -> Result<(), DataPlaneError> {
+        let ours = own_daemon();
+        let is_ours = |d: &SyncDaemon| {
+            (d.state, &d.interface, d.id) == (ours.state, &ours.interface, ours.id)
+        };
+        if self.kernel.daemons()?.iter().any(is_ours) {
+            // Returns when it has dealt with the message that it is at.
+            self.kernel.change(&Command::DeleteDaemon(ours.state))?;
+        }
+        self.state.forget_sync(ours.state).map_err(state_error)
     }
 
     /// Forwards from now on, and returns the plan's number. What nobody told of is scheduled by its next packet.

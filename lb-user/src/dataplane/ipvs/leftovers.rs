@@ -6,6 +6,7 @@ use super::{
     codec::Command,
     codec::Timeouts,
     kernel::Kernel,
+    reconcile,
     state::StateFile,
     state_error,
     sysctl::{self, Needs},
@@ -36,10 +37,12 @@ pub fn remove_leftovers(runtime: &Runtime) -> Result<bool, DataPlaneError> {
             kernel.change(&Command::DeleteService(key))?;
         }
     }
-    if state.has_sync() {
-        for daemon in kernel.daemons()? {
-            kernel.change(&Command::DeleteDaemon(daemon.state))?;
+    if !state.sync_daemons().is_empty() {
+        let ours = state.sync_daemons();
+        for command in reconcile::sync_steps(None, &kernel.daemons()?, ours, false) {
+            kernel.change(&command)?;
         }
+        state.keep_sync(None).map_err(state_error)?;
     }
     sysctl::apply(Needs::default(), &mut state).map_err(sysctl_error)?;
     sysctl::accept_own(&[], &mut state).map_err(sysctl_error)?;

@@ -2,11 +2,12 @@
 //!
 //! New real servers come before others change or go, so that a service is never without any.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{
     codec::{
-        Command, Destination, DestinationEntry, Key, Service, ServiceEntry, SyncDaemon, flags,
+        Command, Destination, DestinationEntry, Key, Service, ServiceEntry, SyncDaemon, SyncState,
+        flags,
     },
     desired::Wanted,
     kernel::Table,
@@ -66,19 +67,19 @@ pub fn steps(wanted: &[Wanted], held: &Table, is_ours: impl Fn(&Key) -> bool) ->
     steps
 }
 
-/// The way to the sync daemon that is wanted. With none, those in the kernel are stopped if they are
+/// The way to the sync daemon that is wanted. With none, those in the kernel are stopped that are
 /// ours. One whose interface was made again hears and says nothing: `is_deaf`.
 pub fn sync_steps(
     wanted: Option<&SyncDaemon>,
     held: &[SyncDaemon],
-    is_ours: bool,
+    ours: &BTreeSet<SyncState>,
     is_deaf: bool,
 ) -> Vec<Command> {
     let right =
         |held: &SyncDaemon| !is_deaf && wanted.is_some_and(|wanted| same_daemon(wanted, held));
     let mut commands: Vec<Command> = held
         .iter()
-        .filter(|held| !right(held) && (is_ours || wanted.is_some()))
+        .filter(|held| !right(held) && (wanted.is_some() || ours.contains(&held.state)))
         .map(|held| Command::DeleteDaemon(held.state))
         .collect();
     if let Some(wanted) = wanted
@@ -184,7 +185,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::dataplane::ipvs::codec::{Forward, Stats, SyncState, Wrapping};
+    use crate::dataplane::ipvs::codec::{Forward, Stats, Wrapping};
 
     fn key(port: u16) -> Key {
         Key::Address(6, IpAddr::from([10, 1, 15, 50]), port)
@@ -414,11 +415,12 @@ mod tests {
         use SyncState::{Backup, Master};
         let running = |state| daemon(state, Some(8848));
         let wanted = daemon(Master, None);
-        let to = |held: &[SyncDaemon]| sync_steps(Some(&wanted), held, false, false);
+        let none = BTreeSet::new();
+        let to = |held: &[SyncDaemon]| sync_steps(Some(&wanted), held, &none, false);
         assert_eq!(to(&[]), [Command::NewDaemon(wanted.clone())]);
         assert!(to(&[running(Master)]).is_empty());
         assert_eq!(
-            sync_steps(Some(&wanted), &[running(Master)], true, true),
+            sync_steps(Some(&wanted), &[running(Master)], &[Master].into(), true),
             [
                 Command::DeleteDaemon(Master),
                 Command::NewDaemon(wanted.clone())
@@ -433,17 +435,28 @@ mod tests {
         );
         let other_port = daemon(Master, Some(9));
         assert_eq!(
-            sync_steps(Some(&other_port), &[running(Master)], true, false),
+            sync_steps(
+                Some(&other_port),
+                &[running(Master)],
+                &[Master].into(),
+                false
+            ),
             [
                 Command::DeleteDaemon(Master),
                 Command::NewDaemon(other_port.clone())
             ]
         );
-        assert!(sync_steps(None, &[running(Backup)], false, false).is_empty());
-        assert_eq!(
-            sync_steps(None, &[running(Backup)], true, false),
-            [Command::DeleteDaemon(Backup)]
-        );
+        // Without one of our own, those of others run on.
+        let both = [running(Master), running(Backup)];
+        let ends = |ours: &[SyncState]| {
+            let ours = ours.iter().copied().collect();
+            sync_steps(None, &both, &ours, false)
+        };
+        let stops = Command::DeleteDaemon;
+        assert_eq!(ends(&[]), []);
+        assert_eq!(ends(&[Backup]), [stops(Backup)]);
+        assert_eq!(ends(&[Master]), [stops(Master)]);
+        assert_eq!(ends(&[Master, Backup]), [stops(Master), stops(Backup)]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! What is wrong with it is told, and tried again every second; services and real servers do not wait for it.
 
+use std::collections::BTreeSet;
+
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -60,14 +62,17 @@ impl Ipvs {
         done: &mut Vec<String>,
     ) -> Result<(), DataPlaneError> {
         let wanted = self.sync_daemon(plan);
-        let ours = self.state.has_sync();
-        if wanted.is_none() && !ours {
+        let ours = self.state.sync_daemons().clone();
+        if wanted.is_none() && ours.is_empty() {
             self.sharing = Sharing::default();
             return Ok(());
         }
-        self.state.claim_sync(true).map_err(state_error)?;
+        let state = wanted.as_ref().map(|wanted| wanted.state);
+        if let Some(state) = state {
+            self.state.claim_sync(state).map_err(state_error)?;
+        }
         let was_well = self.sharing.trouble.is_none();
-        match self.bring_sync(plan, wanted.as_ref(), ours) {
+        match self.bring_sync(plan, wanted.as_ref(), &ours) {
             Ok(changes) => {
                 // What became possible was changed by nobody.
                 if was_well {
@@ -76,7 +81,7 @@ impl Ipvs {
                     tracing::info!("the kernel shares connections again");
                 }
                 self.sharing.trouble = None;
-                self.state.claim_sync(wanted.is_some()).map_err(state_error)
+                self.state.keep_sync(state).map_err(state_error)
             }
             Err(error) => {
                 let text = format!("connections are not shared with other directors: {error}");
@@ -93,7 +98,7 @@ impl Ipvs {
         &mut self,
         plan: &Plan,
         wanted: Option<&SyncDaemon>,
-        ours: bool,
+        ours: &BTreeSet<SyncState>,
     ) -> Result<Vec<String>, KernelError> {
         let index = wanted.and_then(|wanted| if_nametoindex(wanted.interface.as_str()).ok());
         let made_again =
@@ -102,7 +107,8 @@ impl Ipvs {
         let mut changes = Vec::new();
         let yields = wanted.is_some_and(|wanted| wanted.state == SyncState::Backup);
         let telling = held.iter().find(|held| held.state == SyncState::Master);
-        if let (true, true, Some(telling)) = (yields, ours, telling) {
+        let tells = ours.contains(&SyncState::Master);
+        if let (true, true, Some(telling)) = (yields, tells, telling) {
             self.tell_at_the_end(plan, telling);
         }
         for command in reconcile::sync_steps(wanted, &held, ours, made_again) {
@@ -111,6 +117,14 @@ impl Ipvs {
             }
             self.kernel.change(&command)?;
             changes.push(describe(&command));
+            if let Command::DeleteDaemon(state) = command
+                && !ours.contains(&state)
+            {
+                tracing::warn!(
+                    "stopped the {} sync daemon of somebody else: it is not the one of [lvs_sync_daemon]",
+                    state.name()
+                );
+            }
         }
         match (wanted, index) {
             (Some(wanted), None) => Err(KernelError::NoSyncInterface(wanted.interface.clone())),

@@ -12,7 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{codec::Key, slow::is_slow};
+use super::{
+    codec::{Key, SyncState},
+    slow::is_slow,
+};
 
 /// Differs from boot to boot: what was before a boot is not in the kernel.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
@@ -33,13 +36,24 @@ struct State {
     sysctls: BTreeMap<String, String>,
     /// TCP, TCP after a FIN, UDP, in seconds.
     timeouts: Option<[u32; 3]>,
-    /// A sync daemon of ours runs.
+    /// The sync daemons that are ours: of each kind there is at most one in the kernel.
+    sync_daemons: BTreeSet<SyncState>,
+    /// Earlier versions wrote no more than that some are.
+    #[serde(skip_serializing)]
     sync: bool,
     /// Those of the services that only took what the XDP program left.
     slow: BTreeSet<String>,
 }
 
 impl State {
+    /// Either may be ours where nobody noted which.
+    fn of_this_version(mut self) -> Self {
+        if std::mem::take(&mut self.sync) {
+            self.sync_daemons = [SyncState::Master, SyncState::Backup].into();
+        }
+        self
+    }
+
     /// Whether IPVS forwarded: there is more than what XDP left.
     fn has_forwarded(&self) -> bool {
         self.services.difference(&self.slow).next().is_some()
@@ -62,7 +76,8 @@ impl StateFile {
         let left: Option<State> = fs::read(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .filter(|state: &State| state.boot == boot);
+            .filter(|state: &State| state.boot == boot)
+            .map(State::of_this_version);
         Self {
             left: left.as_ref().is_some_and(State::has_forwarded),
             state: left.unwrap_or_else(|| State {
@@ -85,10 +100,11 @@ impl StateFile {
             services,
             sysctls,
             timeouts,
-            sync,
+            sync_daemons,
+            sync: _,
             slow: _,
         } = &self.state;
-        services.is_empty() && sysctls.is_empty() && timeouts.is_none() && !sync
+        services.is_empty() && sysctls.is_empty() && timeouts.is_none() && sync_daemons.is_empty()
     }
 
     /// Whether a service was programmed by us.
@@ -151,18 +167,41 @@ impl StateFile {
         self.state.timeouts
     }
 
-    /// Whether the kernel's sync daemon is ours.
-    pub const fn has_sync(&self) -> bool {
-        self.state.sync
+    /// Which of the kernel's sync daemons are ours, if they run.
+    pub const fn sync_daemons(&self) -> &BTreeSet<SyncState> {
+        &self.state.sync_daemons
     }
 
-    /// Notes whether the kernel's sync daemon is ours.
-    pub fn claim_sync(&mut self, ours: bool) -> io::Result<()> {
-        self.change(|state| state.sync = ours)
+    /// Notes that this one is ours as well. Comes before it is started.
+    pub fn claim_sync(&mut self, which: SyncState) -> io::Result<()> {
+        self.change(|state| {
+            state.sync_daemons.insert(which);
+        })
     }
 
-    /// Removes the file: nothing of ours is in the kernel.
+    /// Notes that no other one is ours than this. Comes after the others were stopped.
+    pub fn keep_sync(&mut self, which: Option<SyncState>) -> io::Result<()> {
+        self.change(|state| state.sync_daemons.retain(|ours| Some(*ours) == which))
+    }
+
+    /// Notes that this one is not ours any more. Comes after it was stopped.
+    pub fn forget_sync(&mut self, which: SyncState) -> io::Result<()> {
+        self.change(|state| {
+            state.sync_daemons.remove(&which);
+        })
+    }
+
+    /// Removes the file: nothing of ours is in the kernel. But it says on which sync daemons could not be stopped.
     pub fn remove(&mut self) -> io::Result<()> {
+        if !self.state.sync_daemons.is_empty() {
+            return self.change(|state| {
+                *state = State {
+                    boot: std::mem::take(&mut state.boot),
+                    sync_daemons: std::mem::take(&mut state.sync_daemons),
+                    ..State::default()
+                };
+            });
+        }
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => {
@@ -223,9 +262,6 @@ mod tests {
         assert!(!second.is_empty());
         second.keep([].into_iter()).unwrap();
         assert!(second.is_empty());
-        second.claim_sync(true).unwrap();
-        assert!(!second.is_empty());
-        second.claim_sync(false).unwrap();
         second.remember_timeouts([900, 120, 300]).unwrap();
         assert!(!second.is_empty());
         second.claim([key(80)].into_iter()).unwrap();
@@ -252,5 +288,47 @@ mod tests {
         second.remove().unwrap();
         second.remove().unwrap();
         fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn whose_each_sync_daemon_is() {
+        use SyncState::{Backup, Master};
+        let folder = std::env::temp_dir().join(format!("lbd-sync-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("lbd.sock");
+        let ours = || -> Vec<SyncState> {
+            let file = StateFile::open(&socket);
+            assert_eq!(file.is_empty(), file.sync_daemons().is_empty());
+            file.sync_daemons().iter().copied().collect()
+        };
+        let mut file = StateFile::open(&socket);
+        assert_eq!(ours(), []);
+        file.claim_sync(Backup).unwrap();
+        assert_eq!(ours(), [Backup]);
+        file.claim_sync(Master).unwrap();
+        assert_eq!(ours(), [Master, Backup]);
+        file.forget_sync(Backup).unwrap();
+        file.forget_sync(Backup).unwrap();
+        assert_eq!(ours(), [Master]);
+        file.claim_sync(Backup).unwrap();
+        file.keep_sync(Some(Backup)).unwrap();
+        assert_eq!(ours(), [Backup]);
+
+        // One that runs on stays ours when all else is gone.
+        file.claim([key(80)].into_iter()).unwrap();
+        file.remove().unwrap();
+        assert_eq!(ours(), [Backup]);
+        assert!(!StateFile::open(&socket).has(&key(80)));
+        file.keep_sync(None).unwrap();
+        assert_eq!(ours(), []);
+
+        // What earlier versions wrote.
+        let boot = fs::read_to_string(BOOT).unwrap();
+        for (said, expected) in [("true", &[Master, Backup][..]), ("false", &[])] {
+            let text = format!("{{\"boot\":\"{}\",\"sync\":{said}}}", boot.trim());
+            fs::write(&file.path, text).unwrap();
+            assert_eq!(ours(), expected);
+        }
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

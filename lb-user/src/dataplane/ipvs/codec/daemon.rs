@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::address::exact;
 use crate::dataplane::genetlink::attribute::{CodecError, Writer, attributes};
 
@@ -18,7 +20,8 @@ mod attr {
 }
 
 /// Which end of the kernel's connection synchronisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SyncState {
     /// Tells others of its connections.
     Master,
@@ -32,6 +35,14 @@ impl SyncState {
         match self {
             SyncState::Master => 1,
             SyncState::Backup => 2,
+        }
+    }
+
+    /// As ipvsadm has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SyncState::Master => "master",
+            SyncState::Backup => "backup",
         }
     }
 }
