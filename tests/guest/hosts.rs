@@ -80,10 +80,17 @@ fn a_sync_interface_that_is_gone() {
     delete();
     make();
     wait::until_true("its socket follows", LIMIT, || {
-        Ok(lbd.log()[seen..].contains("start a sync daemon on sync0"))
+        let log = lbd.log();
+        let mut lines = log[seen..].lines();
+        let told = |line: &str| {
+            line.contains("sync daemon was made again")
+                && line.contains("start a sync daemon on sync0")
+        };
+        Ok(lines.any(told))
     })
     .unwrap_or_else(|error| panic!("{error:?}: {}", &lbd.log()[seen..]));
     tells(&lbd, 9);
+    assert_eq!(lbd.status().unwrap().data_plane.repairs.count, 0);
     lbd.stop().unwrap();
     assert_eq!(node.run("ipvsadm", &["-L", "--daemon"]).unwrap(), "");
 }

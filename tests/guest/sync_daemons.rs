@@ -89,6 +89,16 @@ fn a_killed_daemon_leaves_its_own_alone() {
             assert!(!state_path(&runtime(lab).socket).exists());
             run(Command::new("ipvsadm").args(["--stop-daemon", theirs])).unwrap();
         }
+
+        // One that could not be started is nobody's.
+        let mut nowhere = plan(Some(0));
+        nowhere.sync.as_mut().unwrap().0.interface = "sync9".to_owned();
+        let mut ipvs = Ipvs::start(&timeouts(), &runtime(lab)).unwrap();
+        ipvs.apply(&nowhere).unwrap();
+        drop(ipvs);
+        start("master");
+        assert!(remove_leftovers(&runtime(lab)).unwrap());
+        assert_eq!(daemons(), ["master 9"]);
     });
 }
 

@@ -12,7 +12,7 @@ use super::{
     codec::{Command, SyncDaemon, SyncState},
     connections, feed,
     handover::{SHORT, from_kernel, to_kernel},
-    kernel::{KernelError, describe},
+    kernel::{KernelError, Table, describe},
     own::is_own,
     reconcile, state_error,
     sync::Message,
@@ -68,11 +68,13 @@ impl Ipvs {
             return Ok(());
         }
         let state = wanted.as_ref().map(|wanted| wanted.state);
-        if let Some(state) = state {
+        let index = wanted.as_ref().and_then(index_of);
+        // Without an interface none is started: one that runs is of somebody else.
+        if let (Some(state), Some(_)) = (state, index) {
             self.state.claim_sync(state).map_err(state_error)?;
         }
         let was_well = self.sharing.trouble.is_none();
-        match self.bring_sync(plan, wanted.as_ref(), &ours) {
+        match self.bring_sync(plan, wanted.as_ref(), index, &ours) {
             Ok(changes) => {
                 // What became possible was changed by nobody.
                 if was_well {
@@ -94,24 +96,27 @@ impl Ipvs {
         }
     }
 
+    /// Returns what had to be done, but for what only an interface that was made again demanded: that is no change of
+    /// IPVS by others, and told here.
     fn bring_sync(
         &mut self,
         plan: &Plan,
         wanted: Option<&SyncDaemon>,
+        index: Option<u32>,
         ours: &BTreeSet<SyncState>,
     ) -> Result<Vec<String>, KernelError> {
-        let index = wanted.and_then(|wanted| if_nametoindex(wanted.interface.as_str()).ok());
         let made_again =
             matches!((self.sharing.bound, index), (Some(old), Some(new)) if old != new);
         let held = self.kernel.daemons()?;
-        let mut changes = Vec::new();
         let yields = wanted.is_some_and(|wanted| wanted.state == SyncState::Backup);
         let telling = held.iter().find(|held| held.state == SyncState::Master);
         let tells = ours.contains(&SyncState::Master);
         if let (true, true, Some(telling)) = (yields, tells, telling) {
             self.tell_at_the_end(plan, telling);
         }
-        for command in reconcile::sync_steps(wanted, &held, ours, made_again) {
+        let steps = |is_deaf| reconcile::sync_steps(wanted, &held, ours, is_deaf);
+        let mut changes = Vec::new();
+        for command in steps(made_again) {
             if matches!(command, Command::NewDaemon(_)) && index.is_none() {
                 continue;
             }
@@ -124,6 +129,15 @@ impl Ipvs {
                     "stopped the {} sync daemon of somebody else: it is not the one of [lvs_sync_daemon]",
                     state.name()
                 );
+            }
+        }
+        if made_again {
+            tracing::info!(
+                changes = changes.join("; "),
+                "the interface of the kernel's sync daemon was made again"
+            );
+            if steps(false).is_empty() {
+                changes.clear();
             }
         }
         match (wanted, index) {
@@ -139,10 +153,7 @@ impl Ipvs {
     /// come, a second or two later, and forgets what it has not told yet when it is stopped
     /// (`sync_thread_master` of net/netfilter/ipvs/ip_vs_sync.c).
     fn tell_at_the_end(&self, plan: &Plan, daemon: &SyncDaemon) {
-        let servers = self.held.iter().flat_map(|(_, servers)| servers);
-        let count: u64 = servers
-            .map(|s| u64::from(s.active) + u64::from(s.inactive))
-            .sum();
+        let count = entries(&self.held);
         if count > MOST_TOLD {
             tracing::info!(
                 count,
@@ -168,5 +179,57 @@ impl Ipvs {
                 "other directors are not told of the youngest connections"
             ),
         }
+    }
+}
+
+fn index_of(daemon: &SyncDaemon) -> Option<u32> {
+    if_nametoindex(daemon.interface.as_str()).ok()
+}
+
+/// Connections to the real servers of a table, and clients that stick to them.
+fn entries(table: &Table) -> u64 {
+    let servers = table.iter().flat_map(|(_, servers)| servers);
+    let counts = servers.flat_map(|server| [server.active, server.inactive, server.persistent]);
+    counts.map(u64::from).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::ipvs::codec::{
+        Destination, DestinationEntry, Forward, Key, Service, ServiceEntry, Stats, Wrapping,
+    };
+
+    #[test]
+    fn clients_that_stick_are_told_as_well() {
+        let service = |servers: &[[u32; 3]]| {
+            let key = Key::Mark { mark: 1, v6: false };
+            let entry = ServiceEntry {
+                service: Service::bare(key),
+                stats: Stats::default(),
+            };
+            let server = |counts: &[u32; 3]| DestinationEntry {
+                destination: Destination {
+                    address: [10, 1, 15, 45].into(),
+                    port: 80,
+                    forward: Forward::Route,
+                    wrapping: Wrapping::default(),
+                    weight: 1,
+                    upper: 0,
+                    lower: 0,
+                },
+                active: counts[0],
+                inactive: counts[1],
+                persistent: counts[2],
+                stats: Stats::default(),
+            };
+            (entry, servers.iter().map(server).collect())
+        };
+        let table = vec![
+            service(&[[1, 20, 300], [4_000, 0, 0]]),
+            service(&[]),
+            service(&[[0, 0, u32::MAX]]),
+        ];
+        assert_eq!(entries(&table), 4_321 + u64::from(u32::MAX));
     }
 }
