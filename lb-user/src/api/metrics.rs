@@ -16,7 +16,7 @@ use prometheus_client::{
 use super::proto::{
     BackendSnapshot, FlowTableSnapshot, InstanceStatus, Peer, ServiceSnapshot, Status,
 };
-use crate::model::VrrpState;
+use crate::{dataplane::Snapshot, model::VrrpState};
 
 /// `GET`: the metrics.
 pub const PATH: &str = "/metrics";
@@ -115,7 +115,7 @@ pub fn render(status: &Status) -> String {
     services(&mut registry, status);
     pools::pools(&mut registry, status);
     checks::checks(&mut registry, status);
-    data_plane(&mut registry, status);
+    data_plane(&mut registry, &status.data_plane);
     let mut out = String::new();
     match text::encode(&mut out, &registry) {
         Ok(()) => out,
@@ -341,8 +341,7 @@ fn servers_of_services(registry: &mut Registry, status: &Status) {
     );
 }
 
-fn data_plane(registry: &mut Registry, status: &Status) {
-    let plane = &status.data_plane;
+fn data_plane(registry: &mut Registry, plane: &Snapshot) {
     let chosen = Chosen {
         kind: plane.kind.clone(),
         reason: plane.choice.clone(),
@@ -368,9 +367,10 @@ fn data_plane(registry: &mut Registry, status: &Status) {
         help,
         [(Nothing {}, ready)],
     );
-    let help = "Packets that XDP left to the kernel, and IPVS took for the real server that XDP had chosen";
-    let slow = plane.slow_path.as_ref();
-    let taken = [(Nothing {}, slow.map_or(0, |slow| slow.packets))];
+    let help = "Packets that XDP left to IPVS, which takes care of them for the real server that XDP chose";
+    // While IPVS forwards there is none: 0 would look like a counter that began again.
+    let slow = plane.slow_path.iter();
+    let taken = slow.map(|slow| (Nothing {}, slow.packets));
     counter(registry, "slow_path_packets", help, taken);
     let attached = plane.interfaces.iter().map(|one| {
         let labels = OfInterface {
@@ -416,4 +416,50 @@ fn service_name(service: &ServiceSnapshot) -> String {
 
 fn is_up(server: &BackendSnapshot) -> bool {
     server.state == "up"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{
+        Repairs,
+        switching::{SlowPath, Switching},
+    };
+
+    /// A sample that is absent for a while goes on where it was; one that falls to 0 would be counted again.
+    #[test]
+    fn packets_of_the_slow_path_never_begin_again() {
+        let slow = |packets| SlowPath {
+            packets,
+            ..SlowPath::default()
+        };
+        for (slow_path, expected) in [
+            (Some(slow(0)), Some("lbd_slow_path_packets_total{} 0")),
+            (Some(slow(12)), Some("lbd_slow_path_packets_total{} 12")),
+            (None, None),
+        ] {
+            let plane = Snapshot {
+                kind: "xdp".to_owned(),
+                choice: String::new(),
+                interfaces: Vec::new(),
+                generation: 1,
+                flow_slots: 0,
+                flow_tables: Vec::new(),
+                services: Vec::new(),
+                passed: Vec::new(),
+                sync: None,
+                repairs: Repairs::default(),
+                trouble: None,
+                switching: Switching::default(),
+                slow_path,
+            };
+            let mut registry = Registry::with_prefix("lbd");
+            data_plane(&mut registry, &plane);
+            let mut text = String::new();
+            text::encode(&mut text, &registry).unwrap();
+            let mut lines = text.lines();
+            let sample = lines.find(|line| line.starts_with("lbd_slow_path_packets_total"));
+            assert_eq!(sample, expected);
+        }
+    }
 }
