@@ -4,7 +4,7 @@
 use super::{
     DataPlaneError, ipvs,
     ipvs::Ipvs,
-    switching::{Pair, Planes},
+    switching::{Alone, Pair, Planes},
     xdp::{self, Hook, Xdp},
 };
 use crate::model::{Config, Mode, Runtime, VirtualService};
@@ -66,7 +66,7 @@ const fn is_final(error: &DataPlaneError) -> bool {
 }
 
 /// The data plane, with another one beside it where that may take over; else why there is none.
-fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlaneError> {
+fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, Option<Alone>), DataPlaneError> {
     let (dataplane, runtime) = (&config.dataplane, &config.runtime);
     match attempt {
         Attempt::Xdp(hook) => {
@@ -74,7 +74,8 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
             let plane = Box::new(Xdp::start(dataplane, runtime, hook, after_ipvs)?);
             if dataplane.mode != Mode::Auto {
                 remove_ipvs_leftovers(runtime);
-                return Ok(with_slow_path(plane, config));
+                let (pair, alone) = with_slow_path(plane, config);
+                return Ok((pair, Some(alone)));
             }
             // Without services that forwarded there are no connections that would have to come first.
             if !ipvs::was_left(runtime) {
@@ -99,8 +100,7 @@ fn try_one(attempt: Attempt, config: &Config) -> Result<(Pair, String), DataPlan
                 Ok(false) | Err(DataPlaneError::PinPath { .. }) => {}
                 Err(error) => return Err(error),
             }
-            let alone = "XDP was not loaded at the start".to_owned();
-            Ok((Pair::Ipvs(Box::new(plane)), alone))
+            Ok((Pair::Ipvs(Box::new(plane)), Some(Alone::NoXdp)))
         }
     }
 }
@@ -117,10 +117,9 @@ fn remove_ipvs_leftovers(runtime: &Runtime) {
 }
 
 /// XDP, with IPVS beside it for the slow path alone, if the kernel has it already: `mode` permits no fallback.
-fn with_slow_path(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
+fn with_slow_path(xdp: Box<Xdp>, config: &Config) -> (Pair, Alone) {
     let mode = config.dataplane.mode;
-    let name = Mode::ALL.iter().find(|(_, m)| *m == mode);
-    let alone = format!("mode = \"{}\"", name.map_or("", |(name, _)| name));
+    let alone = |ipvs| Alone::Mode { mode, ipvs };
     let ipvs = ipvs::is_loaded().then(|| Ipvs::start(&config.dataplane.timeouts, &config.runtime));
     match ipvs {
         Some(Ok(ipvs)) => {
@@ -129,18 +128,18 @@ fn with_slow_path(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
                 ipvs: Box::new(ipvs),
                 forwarding: super::switching::Kind::Xdp,
             };
-            (pair, alone)
+            (pair, alone(None))
         }
         Some(Err(error)) => {
             tracing::warn!(%error, "no slow path through IPVS for what XDP leaves to the kernel");
-            (Pair::Xdp(xdp), alone)
+            (Pair::Xdp(xdp), alone(Some(error)))
         }
-        None => (Pair::Xdp(xdp), alone),
+        None => (Pair::Xdp(xdp), alone(None)),
     }
 }
 
 /// XDP, with IPVS beside it if the kernel has it.
-fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
+fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, Option<Alone>) {
     match Ipvs::start(&config.dataplane.timeouts, &config.runtime) {
         Ok(ipvs) => {
             let pair = Pair::Both {
@@ -148,12 +147,11 @@ fn with_fallback(xdp: Box<Xdp>, config: &Config) -> (Pair, String) {
                 ipvs: Box::new(ipvs),
                 forwarding: super::switching::Kind::Xdp,
             };
-            (pair, String::new())
+            (pair, None)
         }
         Err(error) => {
-            let alone = error.to_string();
-            tracing::info!(reason = alone, "nothing would take over if XDP were lost");
-            (Pair::Xdp(xdp), alone)
+            tracing::info!(reason = %error, "nothing would take over if XDP were lost");
+            (Pair::Xdp(xdp), Some(Alone::NoIpvs(error)))
         }
     }
 }

@@ -89,7 +89,7 @@ impl Site {
             forwarding: Kind::Xdp,
         };
         let ifindex = nix::net::if_::if_nametoindex(INTERFACE).unwrap();
-        let mut planes = Planes::new(pair, String::new(), String::new());
+        let mut planes = Planes::new(pair, String::new(), None);
         planes.set_own_addresses(&[(ifindex, DIRECTOR_MAC)], &[]);
         Self {
             planes,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Kind, News, Order, Planes, SlowPath, Turn, slow};
+use super::{Alone, Kind, News, Order, Planes, SlowPath, Turn, slow};
 use crate::dataplane::{
     DataPlane, DataPlaneError, Plan,
     ipvs::{Fed, Ipvs},
@@ -43,12 +43,9 @@ impl Planes {
 
     /// Follows an operator's order. Says what is so now.
     pub fn order(&mut self, order: Order) -> Result<String, String> {
-        if !self.alone.is_empty() {
-            return Err(format!(
-                "there is only {}: {}",
-                self.forwarding().label(),
-                self.alone
-            ));
+        if let Some(alone) = &self.alone {
+            let only = self.forwarding().label();
+            return Err(format!("there is only {only}: {alone}"));
         }
         match (order, self.forwarding()) {
             (Order::Only(Kind::Ipvs), Kind::Xdp) => {
@@ -94,9 +91,10 @@ impl Planes {
     /// What would take over from XDP, or why nothing would.
     pub(super) fn fallback(&self) -> Result<(), String> {
         use super::Pair;
+        let alone = self.alone.as_ref();
         match (&self.pair, self.order) {
-            _ if !self.alone.is_empty() => Err(self.alone.clone()),
-            (Pair::Xdp(_) | Pair::Ipvs(_), _) => Err("there is no other data plane".to_owned()),
+            _ if alone.is_some() => Err(Alone::words(alone)),
+            (Pair::Xdp(_) | Pair::Ipvs(_), _) => Err(Alone::words(None)),
             (Pair::Both { .. }, Order::Only(kind)) => {
                 Err(format!("an operator wants {}", kind.label()))
             }
@@ -139,7 +137,7 @@ impl Planes {
         self.settling = None;
         let (plan, present) = (self.plan.clone(), self.present.clone());
         let Some((xdp, ipvs)) = self.pair.both() else {
-            return Err(DataPlaneError::NoneWorks(self.alone.clone()));
+            return Err(DataPlaneError::NoneWorks(Alone::words(self.alone.as_ref())));
         };
         xdp.set_handover(false);
         let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan) {
@@ -168,7 +166,7 @@ impl Planes {
         let begin = Instant::now();
         let (plan, present) = (self.plan.clone(), self.present.clone());
         let Some((xdp, ipvs)) = self.pair.both() else {
-            return Err(DataPlaneError::NoneWorks(self.alone.clone()));
+            return Err(DataPlaneError::NoneWorks(Alone::words(self.alone.as_ref())));
         };
         match move_to_xdp(xdp, ipvs, &plan, &present) {
             Ok((connections, inner)) => {

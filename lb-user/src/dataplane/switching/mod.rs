@@ -14,6 +14,7 @@
 //! connection nor belongs to one that it knows. Then it learns the kernel's connections, and a moment later
 //! once more, for those that were on their way. Then IPVS's services go.
 
+mod alone;
 mod change;
 mod pace;
 mod pair;
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 
 use self::pace::Pace;
 pub use self::{
+    alone::Alone,
     pair::Pair,
     show::{LastSwitch, Switching},
     slow::SlowPath,
@@ -90,8 +92,8 @@ struct Turn {
 /// Both data planes.
 pub struct Planes {
     pair: Pair,
-    /// Why no other one may forward; empty where one may.
-    alone: String,
+    /// Why no other one may forward; none where one may.
+    alone: Option<Alone>,
     order: Order,
     /// Why this one forwards.
     reason: String,
@@ -121,8 +123,8 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// `reason` is why that one forwards, `alone` why no other one may; empty where there is one that may.
-    pub fn new(pair: Pair, reason: String, alone: String) -> Self {
+    /// `reason` is why that one forwards, `alone` why no other one may.
+    pub fn new(pair: Pair, reason: String, alone: Option<Alone>) -> Self {
         let inherits = match &pair {
             Pair::Both { ipvs, .. } => ipvs.took_over(),
             Pair::Xdp(_) | Pair::Ipvs(_) => false,
@@ -198,7 +200,7 @@ impl DataPlane for Planes {
     fn apply(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         let inner = self.pair.active_mut().apply(plan)?;
         self.plan = plan.clone();
-        if self.alone.is_empty()
+        if self.alone.is_none()
             && let Some((_, ipvs)) = self.pair.both()
         {
             ipvs.load_schedulers(plan);

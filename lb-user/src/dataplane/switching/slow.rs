@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, News, Pair, Planes};
+use super::{Alone, Kind, News, Pair, Planes};
 use crate::dataplane::{
     Plan,
     ipvs::{self, Ipvs},
@@ -17,7 +17,7 @@ use crate::dataplane::{
 pub struct SlowPath {
     /// Real servers that it takes packets for; 0 where there is no slow path.
     pub servers: u64,
-    /// Packets that it was given since the start.
+    /// Packets that XDP left to it since the start.
     pub packets: u64,
     /// Why there is none.
     pub obstacle: Option<String>,
@@ -38,10 +38,10 @@ impl Planes {
         let (plan, is_in_force) = (&self.plan, self.has_slow_path());
         let result = match &mut self.pair {
             Pair::Both { xdp, ipvs, .. } => bring_about(xdp, ipvs, plan, is_in_force),
-            Pair::Xdp(_) | Pair::Ipvs(_) => Err(match self.alone.starts_with("mode") {
-                true => format!("{}, and IPVS was not loaded at the start", self.alone),
-                false => self.alone.clone(),
-            }),
+            Pair::Xdp(_) | Pair::Ipvs(_) => {
+                let alone = self.alone.as_ref();
+                Err(alone.map_or_else(|| Alone::words(None), Alone::no_slow_path))
+            }
         };
         self.note_slow_path(result);
     }
