@@ -2,6 +2,7 @@
 //! by an operator's order, and where XDP cannot be any more.
 
 mod load;
+mod losses;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

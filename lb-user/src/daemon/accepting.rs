@@ -30,14 +30,16 @@ impl Daemon {
                 open: self.open_ports(prefix.address),
             })
             .collect();
-        let guarded = self.guarded();
+        let (guarded, is_all) = self.guarded();
         let closes = !closed.is_empty();
         self.leads_to_ipvs = self.data_plane.has_slow_path();
         let for_ipvs = self.leads_to_ipvs.then_some(ForIpvs {
             mark: slow::MARK,
             mask: slow::MARK_MASK,
         });
-        match self.firewall.hold(closed, guarded, for_ipvs) {
+        let held = self.firewall.hold(closed, guarded, for_ipvs);
+        self.data_plane.set_guarded(is_all && held.is_ok());
+        match held {
             Ok(()) => {
                 self.not_closed = None;
                 self.unguarded = None;
@@ -66,14 +68,15 @@ impl Daemon {
 
     /// Services whose packets neither this host's own stack nor IPVS may see while XDP forwards: the moment XDP
     /// is lost the one would answer them with resets, and the other refuse connections of a service that has no
-    /// real servers yet. Not while connections come back from IPVS, which forwards them meanwhile.
-    fn guarded(&self) -> Vec<Guarded> {
+    /// real servers yet. Not while connections come back from IPVS, which forwards them meanwhile. Says too whether
+    /// these are all of those that have real servers.
+    fn guarded(&self) -> (Vec<Guarded>, bool) {
         let stands_ready = self.data_plane.has_fallback()
             && !self.data_plane.is_settling()
             && self.data_plane.forwarding() == Kind::Xdp
             && self.config.services.len() <= MAX_GUARDED;
         if !stands_ready {
-            return Vec::new();
+            return (Vec::new(), false);
         }
         // Where nobody could answer, clients are to know at once.
         let plan = self.plan(&self.config, &self.roles);
@@ -88,14 +91,16 @@ impl Daemon {
             .map(|service| service.id)
             .collect();
         let services = self.config.services.iter();
-        services
+        let guarded: Vec<Guarded> = services
             .filter(|service| served.contains(&service.id) && !self.may_be_ours(service))
             .map(|service| Guarded {
                 address: service.id.address,
                 protocol: service.id.protocol.number(),
                 ports: service.id.ports.first..=service.id.ports.last,
             })
-            .collect()
+            .collect();
+        let is_all = guarded.len() == served.len();
+        (guarded, is_all)
     }
 
     /// Protocols and ports of an address whose services this host may have to answer itself.

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Ipvs,
-    codec::{Command, Forward, SyncDaemon, SyncState},
+    codec::{Command, Destination, Forward, SyncDaemon, SyncState},
     connections::{self, Connection as Entry, Services},
     desired,
     feed::{self, Fed},
@@ -23,9 +23,9 @@ use crate::{
     dataplane::{
         DataPlaneError, Plan,
         carried::{Carried, Phase},
-        plan::{PlannedBackend, PlannedService},
+        plan::PlannedBackend,
     },
-    model::{Protocol, ServiceId},
+    model::{Protocol, ServiceId, Target},
 };
 
 /// Bytes of a message to a daemon of somebody else's that does not say what it takes: it reads no more than
@@ -161,20 +161,23 @@ fn own_daemon() -> SyncDaemon {
 /// Connections as the kernel's sync daemons tell them. Those of real servers that it does not hold are left
 /// out.
 pub(super) fn to_kernel(plan: &Plan, list: &[Carried]) -> Vec<Connection> {
-    let services: HashMap<ServiceId, &PlannedService> =
-        plan.services.iter().map(|s| (s.id, s)).collect();
+    let mut servers: HashMap<(ServiceId, Target, bool), Destination> = HashMap::new();
+    for service in &plan.services {
+        let held = service.backends.iter().filter(|b| !b.state.is_out());
+        for backend in held {
+            servers
+                .entry((service.id, backend.target, backend.sorry))
+                .or_insert_with(|| desired::server(service, backend));
+        }
+    }
     let one = |carried: &Carried| {
-        let service = services.get(&carried.service)?;
-        let is = |b: &&PlannedBackend| (b.target, b.sorry) == (carried.target, carried.sorry);
-        let backend = service.backends.iter().find(is)?;
-        let is_held = !backend.state.is_out();
-        is_held.then(|| message(service, backend, carried))
+        let key = (carried.service, carried.target, carried.sorry);
+        Some(message(servers.get(&key)?, carried))
     };
     list.iter().filter_map(one).collect()
 }
 
-fn message(service: &PlannedService, backend: &PlannedBackend, carried: &Carried) -> Connection {
-    let server = desired::server(service, backend);
+fn message(server: &Destination, carried: &Carried) -> Connection {
     let port = match server.port {
         0 => carried.vip_port,
         port => port,
@@ -184,13 +187,14 @@ fn message(service: &PlannedService, backend: &PlannedBackend, carried: &Carried
         Forward::Masquerade => 0,
         _ => flags::ROUTE | flags::NO_OUTPUT,
     };
-    let (state, kind) = state_of(service.id.protocol, carried.phase);
+    let service = carried.service;
+    let (state, kind) = state_of(service.protocol, carried.phase);
     Connection {
-        protocol: service.id.protocol.number(),
+        protocol: service.protocol.number(),
         flags: way | kind,
         state,
         client: carried.client,
-        vip: SocketAddr::new(service.id.address, carried.vip_port),
+        vip: SocketAddr::new(service.address, carried.vip_port),
         server: SocketAddr::new(server.address, port),
         mark: 0,
         timeout_s: carried.seconds_left(),
@@ -253,8 +257,8 @@ fn by_server(plan: &Plan) -> HashMap<(ServiceId, IpAddr, u16), &PlannedBackend> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::plan::BackendState;
-    use crate::model::{Forwarding, Persistence, Scheduler, Target, Tunnel};
+    use crate::dataplane::plan::{BackendState, PlannedService};
+    use crate::model::{Forwarding, Persistence, Scheduler, Tunnel};
 
     const PHASES: [Phase; 4] = [
         Phase::Opening,

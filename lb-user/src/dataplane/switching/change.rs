@@ -136,11 +136,12 @@ impl Planes {
         let begin = Instant::now();
         self.settling = None;
         let (plan, present) = (self.plan.clone(), self.present.clone());
+        let guarded = self.guarded;
         let Some((xdp, ipvs)) = self.pair.both() else {
             return Err(DataPlaneError::NoneWorks(Alone::words(self.alone.as_ref())));
         };
         xdp.set_handover(false);
-        let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan) {
+        let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan, guarded) {
             Ok(moved) => moved,
             Err(error) => {
                 slow::close(xdp);
@@ -274,20 +275,28 @@ fn lack_of_ipvs(plan: &Plan) -> Option<String> {
     })
 }
 
-/// What the kernel was told, and IPVS's number of the plan.
-fn move_to_ipvs(xdp: &mut Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<(Fed, u64), DataPlaneError> {
-    // Before its services appear: from then on it would schedule datagrams of connections that it does not
-    // know.
-    let known = ipvs.learn(plan, &xdp.connections())?;
+/// What the kernel was told, and IPVS's number of the plan. `guarded` is whether no packet of a service comes to
+/// IPVS before this has returned.
+fn move_to_ipvs(
+    xdp: &mut Xdp,
+    ipvs: &mut Ipvs,
+    plan: &Plan,
+    guarded: bool,
+) -> Result<(Fed, u64), DataPlaneError> {
+    if !guarded {
+        // Before its services appear: from then on it schedules datagrams of connections that it does not know.
+        // What fails here is told again below.
+        ipvs.learn(plan, &xdp.connections())?;
+    }
     ipvs.prepare(plan)?;
     xdp.release();
-    // What has changed since; and those told before now belong to real servers of the services.
-    let fed = ipvs.learn(plan, &xdp.connections())?;
+    // They belong to real servers of the services now, those of before too.
+    let mut fed = ipvs.learn(plan, &xdp.connections())?;
+    if let Some(trouble) = &fed.trouble {
+        tracing::warn!("{trouble}; telling it again");
+        fed = ipvs.learn(plan, &xdp.connections())?;
+    }
     let inner = ipvs.serve(plan)?;
-    let fed = Fed {
-        trouble: fed.trouble.or(known.trouble),
-        ..fed
-    };
     Ok((fed, inner))
 }
 

@@ -5,10 +5,10 @@
 //! ready can begin at once; plans go to the one that forwards only, and to both while connections are still
 //! coming from IPVS.
 //!
-//! The way to IPVS: the kernel learns the connections of XDP's flow tables, services appear, XDP is taken off
-//! what is left to it, and the kernel learns the rest; only then are segments scheduled that it still does
-//! not know. Whoever owns this keeps packets from the host's own stack meanwhile, which would answer them
-//! with resets.
+//! The way to IPVS: services appear, XDP is taken off what is left to it, and the kernel learns the connections of
+//! its flow tables; only then are segments scheduled that it still does not know. Whoever owns this keeps packets
+//! from IPVS and from the host's own stack meanwhile, which would answer them with resets. Where that cannot be,
+//! the kernel learns the connections once more before services appear: it would schedule their datagrams.
 //!
 //! The way back: XDP begins with empty flow tables, and passes to the kernel what neither begins a
 //! connection nor belongs to one that it knows. Then it learns the kernel's connections, and a moment later
@@ -113,6 +113,8 @@ pub struct Planes {
     refusal: Option<String>,
     /// When XDP was put back at once for the last time.
     put_back: Option<Instant>,
+    /// What is for a service comes neither to IPVS nor to this host's own stack while XDP forwards.
+    guarded: bool,
     generation: u64,
     /// The forwarding plane's own number of that generation.
     inner: u64,
@@ -144,6 +146,7 @@ impl Planes {
             trouble: None,
             refusal: None,
             put_back: None,
+            guarded: false,
             generation: 0,
             inner: 0,
             plan: Plan::default(),
@@ -170,6 +173,12 @@ impl Planes {
     /// Whether XDP forwards and connections are still coming from IPVS.
     pub const fn is_settling(&self) -> bool {
         self.settling.is_some() || self.inherits
+    }
+
+    /// Notes whether packets of all services that have real servers are kept from IPVS and from this host's own
+    /// stack until the way to IPVS has ended. It is shorter then: the kernel is told of connections only once.
+    pub const fn set_guarded(&mut self, guarded: bool) {
+        self.guarded = guarded;
     }
 
     /// Whether an operator's order is in force.

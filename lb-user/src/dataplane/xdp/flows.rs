@@ -205,7 +205,9 @@ impl Flows {
         for table in self.tables.iter().chain(previous) {
             table.walk(|chunk, bucket, way| {
                 let value = FlowValue(chunk.value(bucket, way).load(Ordering::Acquire));
-                if !value.is_busy()
+                // Most slots are empty.
+                if value.0 != 0
+                    && !value.is_busy()
                     && !value.is_free(now)
                     && let Some(flow) = table.read(chunk, bucket, way, value)
                     && wanted(&flow)
