@@ -17,6 +17,7 @@ mod doctor;
 mod events;
 mod flows;
 mod fuzz;
+mod guarding;
 mod guide;
 mod hammer;
 mod handover;

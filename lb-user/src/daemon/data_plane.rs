@@ -32,7 +32,10 @@ impl Daemon {
 
     /// Whatever depends on which one forwards.
     fn after_switch(&mut self) {
-        // The guard is for the time before IPVS forwards.
+        if self.data_plane.forwarding() == Kind::Ipvs {
+            // The guard is for the time before. The rest has time.
+            self.firewall.unguard();
+        }
         self.follow_accept_mode();
         let reason = self.data_plane.reason().to_owned();
         self.apply_or_stay(&reason);

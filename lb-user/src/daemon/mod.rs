@@ -92,7 +92,7 @@ const REPORTS_IN_A_ROW: u32 = 64;
 /// counting, for tables that must grow, and for slots whose writer was lost.
 const SWEEP: Duration = Duration::from_secs(1);
 /// The data plane is asked so often whether it still runs: one question to the kernel for each interface.
-const WATCH: Duration = Duration::from_millis(20);
+const WATCH: Duration = Duration::from_millis(10);
 /// How long scripts of the shut-down may run on.
 const SCRIPTS_AT_STOP: Duration = Duration::from_secs(5);
 

@@ -53,6 +53,19 @@ impl Firewall {
         self.held = wanted;
         Ok(())
     }
+
+    /// Guards no service any more, and keeps all else: sooner than with [`Self::hold`], which makes the table anew. Where
+    /// the kernel refuses that, the guard stays until then.
+    pub fn unguard(&mut self) {
+        if let Some(socket) = &self.socket
+            && !self.held.1.is_empty()
+        {
+            match request(socket, &nft::unguard(self.held.2)) {
+                Ok(()) => self.held.1.clear(),
+                Err(error) => tracing::debug!(%error, "the guard goes with its table"),
+            }
+        }
+    }
 }
 
 /// Sends a batch. The kernel has dealt with it when the call returns, and has answered if it refuses.

@@ -21,6 +21,7 @@ const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = NEW_TABLE | 2;
 const NEW_CHAIN: u16 = NEW_TABLE | 3;
 const NEW_RULE: u16 = NEW_TABLE | 6;
+const DELETE_RULE: u16 = NEW_TABLE | 8;
 const REQUEST: u16 = 0x1;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
@@ -93,12 +94,8 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded], for_ipvs: Option<ForIpvs>
             chain(message, CHAIN, BEHIND_IPVS);
         });
         if let Some(marked) = for_ipvs {
-            for (chain, code) in [(GUARD, ACCEPT), (CHAIN, DROP)] {
-                batch.rule(chain, |rule| {
-                    mark_is(rule, marked);
-                    verdict(rule, code);
-                });
-            }
+            batch.marked(GUARD, marked, ACCEPT);
+            batch.marked(CHAIN, marked, DROP);
         }
         batch.rule(CHAIN, |rule| {
             meta_is(rule, META_NFPROTO, NFPROTO_IPV6);
@@ -142,6 +139,23 @@ pub fn replace(closed: &[Closed], guarded: &[Guarded], for_ipvs: Option<ForIpvs>
     batch.bytes
 }
 
+/// One batch that leaves nothing guarded in a table that has something to hold. Chains stay where they are: that is
+/// done at once, while the kernel waits for its other processors when one goes.
+pub fn unguard(for_ipvs: Option<ForIpvs>) -> Vec<u8> {
+    let mut batch = Batch::default();
+    batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, |_| {});
+    // All of the chain's.
+    batch.message(DELETE_RULE, 0, NFPROTO_INET, 0, |message| {
+        string(message, 1, TABLE);
+        string(message, 2, GUARD);
+    });
+    if let Some(marked) = for_ipvs {
+        batch.marked(GUARD, marked, ACCEPT);
+    }
+    batch.message(BATCH_END, 0, 0, SUBSYSTEM, |_| {});
+    batch.bytes
+}
+
 /// Messages one behind the other.
 #[derive(Default)]
 struct Batch {
@@ -172,6 +186,14 @@ impl Batch {
         fill(&mut self.bytes);
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// What to do with marked packets.
+    fn marked(&mut self, chain: &str, marked: ForIpvs, code: u32) {
+        self.rule(chain, |rule| {
+            mark_is(rule, marked);
+            verdict(rule, code);
+        });
     }
 
     fn rule(&mut self, chain: &str, expressions: impl FnOnce(&mut Vec<u8>)) {
@@ -359,6 +381,8 @@ mod tests {
             mask: 0xffff_0000,
         };
         assert_eq!(kinds(&replace(&[], &[], Some(marked))).len(), 10);
+        let unguarded = [BATCH_BEGIN, DELETE_RULE, NEW_RULE, BATCH_END];
+        assert_eq!(kinds(&unguard(Some(marked))), unguarded);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::{
     fs, io,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
     thread,
     time::{Duration, Instant},
@@ -46,14 +46,14 @@ pub struct Fed {
 }
 
 /// Sends messages to a daemon that listens on this host. What goes wrong is returned; the rest has arrived.
-pub fn all(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> Option<String> {
+pub fn all(daemon: &SyncDaemon, messages: impl Iterator<Item = Vec<u8>>) -> Option<String> {
     send(daemon, messages)
         .err()
         .map(|error| format!("the kernel could not be told of all connections: {error}"))
 }
 
 /// Sends messages to the other directors that `daemon` speaks to. Whether they arrive is not known.
-pub fn others(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
+pub fn others(daemon: &SyncDaemon, mut messages: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
     let port = daemon.port.unwrap_or(PORT);
     let to = match daemon.group.unwrap_or(GROUP.into()) {
         IpAddr::V4(group) => SocketAddr::from((group, port)),
@@ -72,16 +72,23 @@ pub fn others(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     }
     // A full queue of the interface would hold up whoever waits for the end.
     socket.set_write_timeout(Some(PATIENCE))?;
-    for batch in messages.chunks(AT_ONCE) {
-        for message in batch {
+    loop {
+        let batch = some(&mut messages, AT_ONCE);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for message in &batch {
             socket.send_to(message, &SockAddr::from(to))?;
         }
         thread::sleep(BREATH);
     }
-    Ok(())
 }
 
-fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
+fn some(messages: &mut impl Iterator<Item = Vec<u8>>, most: usize) -> Vec<Vec<u8>> {
+    messages.take(most).collect()
+}
+
+fn send(daemon: &SyncDaemon, mut messages: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
     let group = match daemon.group {
         None => GROUP,
         Some(IpAddr::V4(group)) => group,
@@ -101,12 +108,17 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     // Without it the daemon is told all the same, and nobody knows what has arrived.
     let witness = Witness::listen(to, &daemon.interface);
     let mut arrived = Ok(());
-    for batch in messages.chunks(WAITING) {
-        for message in batch {
+    let mut count = 0;
+    let mut next = some(&mut messages, WAITING);
+    while !next.is_empty() {
+        for message in &next {
             socket.send_to(message, &SockAddr::from(to))?;
         }
+        count += next.len();
+        // While the kernel reads these, more are made.
+        let batch = mem::replace(&mut next, some(&mut messages, WAITING));
         // What misses one is not waited for again: the rest may arrive all the same.
-        for message in batch {
+        for message in &batch {
             if let (Ok(witness), Ok(())) = (&witness, &arrived) {
                 arrived = witness.hear(message);
             }
@@ -119,8 +131,7 @@ fn send(daemon: &SyncDaemon, messages: &[Vec<u8>]) -> io::Result<()> {
     match lost {
         0 => arrived,
         lost => Err(io::Error::other(format!(
-            "{lost} of {} messages found no room",
-            messages.len()
+            "{lost} of {count} messages found no room"
         ))),
     }
 }
@@ -231,6 +242,8 @@ fn queues(table: &str, at: SocketAddrV4) -> Queues {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
     use crate::dataplane::ipvs::codec::SyncState;
 
@@ -266,7 +279,8 @@ mod tests {
         };
         let messages: Vec<Vec<u8>> = (0..50).map(|n| vec![n; 9_000 + usize::from(n)]).collect();
         assert!(
-            all(&daemon, &messages).is_some_and(|trouble| trouble.contains("nobody listens")),
+            all(&daemon, messages.iter().cloned())
+                .is_some_and(|trouble| trouble.contains("nobody listens")),
             "our own ear is nobody's daemon"
         );
         let at = SocketAddrV4::new(GROUP, 38_848);
@@ -283,13 +297,13 @@ mod tests {
             }
             (ear, heard)
         });
-        assert_eq!(all(&daemon, &messages), None);
+        assert_eq!(all(&daemon, messages.iter().cloned()), None);
         let (ear, heard) = reader.join().unwrap();
         assert_eq!(heard, messages);
         drop(ear);
 
         let deaf = Witness::listen(at, "lo").unwrap();
-        let trouble = all(&daemon, &messages).unwrap();
+        let trouble = all(&daemon, messages.iter().cloned()).unwrap();
         assert!(trouble.contains("does not read"), "{trouble}");
         drop(deaf);
     }
@@ -346,7 +360,7 @@ mod tests {
             let mut message = [0; 100];
             ear.recv(&mut message).map(|length| (ear, length))
         });
-        let trouble = all(&daemon, &[vec![7; 20]]).unwrap();
+        let trouble = all(&daemon, iter::once(vec![7; 20])).unwrap();
         assert!(trouble.contains("in use"), "{trouble}");
         assert_eq!(reader.join().unwrap().unwrap().1, 20);
     }
@@ -368,7 +382,7 @@ mod tests {
             ..SyncDaemon::bare(SyncState::Master)
         };
         let messages: Vec<Vec<u8>> = (0..70).map(|number| vec![number; 20]).collect();
-        others(&daemon, &messages).unwrap();
+        others(&daemon, messages.iter().cloned()).unwrap();
         let mut bytes = [0; 100];
         for message in &messages {
             let length = socket.recv(&mut bytes).unwrap();

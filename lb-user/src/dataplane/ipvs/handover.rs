@@ -94,7 +94,7 @@ impl Ipvs {
             // What is longer it cuts off.
             (false, length) => length.map_or(SHORT, usize::from).min(SHORT),
         };
-        let trouble = feed::all(&daemon, &Message::encode_all(id, &told, longest));
+        let trouble = feed::all(&daemon, Message::encode_all(id, &told, longest));
         if is_ours {
             self.stop_learning()?;
         }
@@ -131,9 +131,14 @@ impl Ipvs {
     /// Forwards from now on, and returns the plan's number. What nobody told of is scheduled by its next packet.
     pub fn serve(&mut self, plan: &Plan) -> Result<u64, DataPlaneError> {
         self.learning = false;
-        self.slow.leave();
         self.expect_strangers();
         self.put(plan)
+    }
+
+    /// There is no slow path any more: services of its go with the next change, those with connections when they have
+    /// none.
+    pub fn leave_slow_path(&mut self) {
+        self.slow.leave();
     }
 
     /// Goes on with what an earlier daemon left in the kernel, for as long as its connections go elsewhere.

@@ -168,7 +168,7 @@ impl Ipvs {
             let told = to_kernel(plan, &from_kernel(plan, &table));
             let id = u8::try_from(daemon.id).unwrap_or_default();
             let longest = daemon.length.map_or(SHORT, usize::from).min(SHORT);
-            let sent = feed::others(daemon, &Message::encode_all(id, &told, longest));
+            let sent = feed::others(daemon, Message::encode_all(id, &told, longest));
             sent.map(|()| told.len()).map_err(|error| error.to_string())
         });
         match told {

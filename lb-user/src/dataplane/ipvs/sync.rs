@@ -19,7 +19,10 @@
 //! +---------------------------------------------------------------+
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    iter,
+    net::{IpAddr, SocketAddr},
+};
 
 use thiserror::Error;
 
@@ -29,8 +32,6 @@ const HEADER: usize = 8;
 const VERSION: u8 = 1;
 /// A connection's type: STYPE_F_INET6.
 const IS_V6: u8 = 1;
-/// Bytes of a connection before its addresses.
-const FIXED: usize = 24;
 /// Lower bits of its version and size: the size (SVER_MASK).
 const SIZE: u16 = 0x0fff;
 /// Where options can be skipped by those who do not know them (IPVS_OPT_F_PARAM).
@@ -140,46 +141,43 @@ pub struct Sequence {
 
 impl Connection {
     fn encode(&self, out: &mut Vec<u8>) {
-        let mut body = Vec::with_capacity(FIXED + 3 * 16);
-        body.extend(self.flags.to_be_bytes());
-        body.extend(self.state.to_be_bytes());
+        let start = out.len();
+        let kind = if self.vip.is_ipv6() { IS_V6 } else { 0 };
+        // The size is known at the end.
+        out.extend([kind, self.protocol, 0, 0]);
+        out.extend(self.flags.to_be_bytes());
+        out.extend(self.state.to_be_bytes());
         let ends = [self.client, self.vip, self.server];
         for end in ends {
-            body.extend(end.port().to_be_bytes());
+            out.extend(end.port().to_be_bytes());
         }
-        body.extend(self.mark.to_be_bytes());
-        body.extend(self.timeout_s.to_be_bytes());
+        out.extend(self.mark.to_be_bytes());
+        out.extend(self.timeout_s.to_be_bytes());
         for end in ends {
             match end.ip() {
-                IpAddr::V4(address) => body.extend(address.octets()),
-                IpAddr::V6(address) => body.extend(address.octets()),
+                IpAddr::V4(address) => out.extend(address.octets()),
+                IpAddr::V6(address) => out.extend(address.octets()),
             }
         }
         if let Some(sequences) = self.sequences {
-            body.extend([SEQUENCES, SEQUENCES_SIZE as u8]);
+            out.extend([SEQUENCES, SEQUENCES_SIZE as u8]);
             for sequence in sequences {
                 for word in [sequence.first, sequence.delta, sequence.previous_delta] {
-                    body.extend(word.to_be_bytes());
+                    out.extend(word.to_be_bytes());
                 }
             }
         }
         // What the kernel does not take is cut.
         if let Some(data) = &self.engine_data {
-            option(&mut body, ENGINE_DATA | OPTIONAL, data, LONGEST_DATA);
+            option(out, ENGINE_DATA | OPTIONAL, data, LONGEST_DATA);
         }
         if let Some(name) = &self.engine {
-            option(
-                &mut body,
-                ENGINE_NAME | OPTIONAL,
-                name.as_bytes(),
-                LONGEST_NAME,
-            );
+            option(out, ENGINE_NAME | OPTIONAL, name.as_bytes(), LONGEST_NAME);
         }
-        let size = u16::try_from(4 + body.len()).unwrap_or(SIZE) & SIZE;
-        let kind = if self.vip.is_ipv6() { IS_V6 } else { 0 };
-        out.extend([kind, self.protocol]);
-        out.extend(size.to_be_bytes());
-        out.extend(body);
+        let size = u16::try_from(out.len() - start).unwrap_or(SIZE) & SIZE;
+        out[start + 2..start + 4].copy_from_slice(&size.to_be_bytes());
+        // Padding is not part of it.
+        out.resize(out.len().next_multiple_of(4), 0);
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, SyncError> {
@@ -258,43 +256,43 @@ fn sequences(kind: u8, value: &[u8]) -> Result<[Sequence; 2], SyncError> {
 impl Message {
     /// The bytes of a message.
     pub fn encode(&self) -> Vec<u8> {
+        Self::fill(self.sync_id, &self.connections, usize::MAX).0
+    }
+
+    /// As many messages as `connections` need if none may be longer than `limit` bytes, each made when it is asked for.
+    pub fn encode_all(
+        sync_id: u8,
+        connections: &[Connection],
+        limit: usize,
+    ) -> impl Iterator<Item = Vec<u8>> {
+        let mut rest = connections;
+        iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let (message, count) = Self::fill(sync_id, rest, limit);
+            rest = &rest[count..];
+            Some(message)
+        })
+    }
+
+    /// A message with the first of these connections, as many as it may hold, but at least one; and how many.
+    fn fill(sync_id: u8, connections: &[Connection], limit: usize) -> (Vec<u8>, usize) {
         let mut out = vec![0; HEADER];
-        let count = self.connections.len().min(usize::from(u8::MAX));
-        for connection in &self.connections[..count] {
+        let mut count = 0_u8;
+        for connection in &connections[..connections.len().min(usize::from(u8::MAX))] {
+            let before = out.len();
             connection.encode(&mut out);
-            out.resize(out.len().next_multiple_of(4), 0);
+            if out.len() > limit && count > 0 {
+                out.truncate(before);
+                break;
+            }
+            count += 1;
         }
         let size = u16::try_from(out.len()).unwrap_or(u16::MAX);
         let [high, low] = size.to_be_bytes();
-        out[..HEADER].copy_from_slice(&[0, self.sync_id, high, low, count as u8, VERSION, 0, 0]);
-        out
-    }
-
-    /// As many messages as `connections` need if none may be longer than `limit` bytes.
-    pub fn encode_all(sync_id: u8, connections: &[Connection], limit: usize) -> Vec<Vec<u8>> {
-        let mut messages = Vec::new();
-        let mut message = Self {
-            sync_id,
-            connections: Vec::new(),
-        };
-        let mut length = HEADER;
-        for connection in connections {
-            let mut bytes = Vec::new();
-            connection.encode(&mut bytes);
-            let size = bytes.len().next_multiple_of(4);
-            let full = length + size > limit || message.connections.len() == usize::from(u8::MAX);
-            if full && !message.connections.is_empty() {
-                messages.push(message.encode());
-                message.connections.clear();
-                length = HEADER;
-            }
-            message.connections.push(connection.clone());
-            length += size;
-        }
-        if !message.connections.is_empty() {
-            messages.push(message.encode());
-        }
-        messages
+        out[..HEADER].copy_from_slice(&[0, sync_id, high, low, count, VERSION, 0, 0]);
+        (out, usize::from(count))
     }
 
     /// Reads a message.
@@ -474,9 +472,9 @@ mod tests {
         fn connections_come_back(sync_id: u8, connections in prop::collection::vec(connection(), 0..20)) {
             let messages = Message::encode_all(sync_id, &connections, 1_400);
             let mut read = Vec::new();
-            for bytes in &messages {
+            for bytes in messages {
                 prop_assert!(bytes.len() <= 1_400 && bytes.len() % 4 == 0);
-                let message = Message::decode(bytes).unwrap();
+                let message = Message::decode(&bytes).unwrap();
                 prop_assert_eq!(message.sync_id, sync_id);
                 read.extend(message.connections);
             }

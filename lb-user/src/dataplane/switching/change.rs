@@ -152,6 +152,7 @@ impl Planes {
             }
         };
         slow::close(xdp);
+        ipvs.leave_slow_path();
         self.slow = SlowPath::default();
         if let Some(trouble) = &fed.trouble {
             tracing::error!("{trouble}");
@@ -256,7 +257,7 @@ impl Planes {
     }
 
     fn tell(&mut self, text: String, is_bad: bool) {
-        /// More than this in 20 ms is not worth telling.
+        /// More than this between two looks is not worth telling.
         const AT_ONCE: usize = 16;
         if is_bad {
             self.trouble = Some(text.clone());
@@ -283,21 +284,30 @@ fn move_to_ipvs(
     plan: &Plan,
     guarded: bool,
 ) -> Result<(Fed, u64), DataPlaneError> {
-    if !guarded {
-        // Before its services appear: from then on it schedules datagrams of connections that it does not know.
-        // What fails here is told again below.
-        ipvs.learn(plan, &xdp.connections())?;
+    if guarded {
+        let inner = ipvs.serve(plan)?;
+        xdp.release();
+        let fed = tell(xdp, ipvs, plan)?;
+        return Ok((fed, inner));
     }
+    // Before its services appear: from then on it schedules datagrams of connections that it does not know. What fails
+    // here is told again below.
+    ipvs.learn(plan, &xdp.connections())?;
     ipvs.prepare(plan)?;
     xdp.release();
-    // They belong to real servers of the services now, those of before too.
-    let mut fed = ipvs.learn(plan, &xdp.connections())?;
-    if let Some(trouble) = &fed.trouble {
-        tracing::warn!("{trouble}; telling it again");
-        fed = ipvs.learn(plan, &xdp.connections())?;
-    }
+    let fed = tell(xdp, ipvs, plan)?;
     let inner = ipvs.serve(plan)?;
     Ok((fed, inner))
+}
+
+/// The kernel learns all connections, and binds them to real servers of its services: those that it knew before too.
+fn tell(xdp: &Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<Fed, DataPlaneError> {
+    let fed = ipvs.learn(plan, &xdp.connections())?;
+    let Some(trouble) = &fed.trouble else {
+        return Ok(fed);
+    };
+    tracing::warn!("{trouble}; telling it again");
+    ipvs.learn(plan, &xdp.connections())
 }
 
 /// How many connections came, and XDP's number of the plan.

@@ -6,9 +6,9 @@
 //! coming from IPVS.
 //!
 //! The way to IPVS: services appear, XDP is taken off what is left to it, and the kernel learns the connections of
-//! its flow tables; only then are segments scheduled that it still does not know. Whoever owns this keeps packets
-//! from IPVS and from the host's own stack meanwhile, which would answer them with resets. Where that cannot be,
-//! the kernel learns the connections once more before services appear: it would schedule their datagrams.
+//! its flow tables. Whoever owns this keeps packets from IPVS and from the host's own stack meanwhile, which would
+//! answer them with resets. Where that cannot be, the kernel learns the connections once more before services appear,
+//! because it would schedule their datagrams, and schedules segments that it does not know last of all.
 //!
 //! The way back: XDP begins with empty flow tables, and passes to the kernel what neither begins a
 //! connection nor belongs to one that it knows. Then it learns the kernel's connections, and a moment later
