@@ -406,13 +406,22 @@ fn every_scheduler() {
             let wanted = plan(vec![service("10.1.15.50:80", scheduler, servers)]);
             let module = format!("ip_vs_{name}");
             let exists = Command::new("modprobe").args(["-n", &module]).output();
+            ipvs.load_schedulers(&wanted);
+            let lacks = ipvs.lacks_for(&wanted);
             match ipvs.apply(&wanted) {
                 Ok(_) => {
                     let lines = listed(&[]);
                     assert_eq!(lines[0], format!("TCP  10.1.15.50:80 {name}"));
                     assert_eq!(lines.len(), 3, "{lines:?}");
+                    assert_eq!(lacks, None);
                 }
                 Err(error) => {
+                    // It was known before.
+                    let lacks = lacks.unwrap();
+                    assert!(
+                        lacks.contains(&format!("Module {module} not found")),
+                        "{lacks}"
+                    );
                     assert!(!exists.unwrap().status.success(), "{name}: {error}");
                     let text = error.to_string();
                     assert!(text.contains(&format!("modprobe {module}")), "{text}");

@@ -194,6 +194,11 @@ impl Daemon {
                 plane.choice
             ));
         }
+        if let Some(lacking) = &plane.switching.lacking {
+            problems.push(format!(
+                "IPVS may not be able to take over from XDP: {lacking}"
+            ));
+        }
         problems.extend(self.not_in_force(plane));
         for section in &self.waiting {
             problems.push(format!(

@@ -24,12 +24,14 @@ pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
         ));
     }
     if switching.ready {
-        lines.push(match &switching.unguarded {
-            None => "fallback    IPVS takes over when XDP is lost".to_owned(),
-            Some(why) => format!(
-                "fallback    IPVS takes over when XDP is lost, but this host resets connections meanwhile: {why}"
-            ),
-        });
+        let mut line = "fallback    IPVS takes over when XDP is lost".to_owned();
+        if let Some(why) = &switching.unguarded {
+            line += &format!(", but this host resets connections meanwhile: {why}");
+        }
+        if let Some(why) = &switching.lacking {
+            line += &format!("; perhaps it cannot: {why}");
+        }
+        lines.push(line);
     }
     if let Some(why) = &switching.obstacle {
         lines.push(format!("fallback    none: {why}"));

@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    process::{Command as Program, Stdio},
     time::Duration,
 };
 
@@ -51,20 +50,18 @@ mod state {
 }
 
 impl Ipvs {
-    /// Loads the modules of schedulers before they are needed in a hurry. One that there is no module for may be
-    /// built in; the kernel says so when it matters.
+    /// Loads the modules of schedulers before they are needed in a hurry.
     pub fn load_schedulers(&mut self, plan: &Plan) {
         for service in &plan.services {
-            let name = service.scheduler.to_string();
-            if !self.loaded.contains(&name) {
-                let module = format!("ip_vs_{name}");
-                let _ = Program::new("modprobe")
-                    .args(["--quiet", &module])
-                    .stdin(Stdio::null())
-                    .output();
-                self.loaded.insert(name);
-            }
+            self.modules.load(&service.scheduler.to_string());
         }
+    }
+
+    /// What the kernel lacks to hold `plan`, as far as that can be known before, and what to do.
+    pub fn lacks_for(&self, plan: &Plan) -> Option<String> {
+        plan.services
+            .iter()
+            .find_map(|service| self.modules.missing(&service.scheduler.to_string()))
     }
 
     /// Makes the kernel hold the services of `plan`. Further packets of TCP connections that it does not know

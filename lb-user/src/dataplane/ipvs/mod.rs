@@ -17,6 +17,7 @@ mod handover;
 pub mod kernel;
 mod leftovers;
 mod looking;
+mod modules;
 mod own;
 mod probes;
 mod reconcile;
@@ -44,6 +45,7 @@ use self::{
     desired::Wanted,
     kernel::{Kernel, Table},
     looking::Looking,
+    modules::Modules,
     own::is_own,
     probes::Probes,
     sharing::Sharing,
@@ -90,7 +92,7 @@ pub struct Ipvs {
     /// Connections are still being told to the kernel: those that it does not know are not new.
     learning: bool,
     /// Schedulers whose modules were asked for.
-    loaded: HashSet<String>,
+    modules: Modules,
     /// What the kernel was made to hold last; nothing after a change of ours that was not done in full.
     expected: Option<Expected>,
     held: Table,
@@ -128,7 +130,7 @@ impl Ipvs {
             timeouts: seconds(timeouts),
             takes_over_until: None,
             learning: false,
-            loaded: HashSet::new(),
+            modules: Modules::default(),
             expected: None,
             held,
             read: Instant::now(),

@@ -14,6 +14,9 @@ pub struct Switching {
     pub ready: bool,
     /// Why it would not, where XDP forwards.
     pub obstacle: Option<String>,
+    /// Why it may not be able to, where that is known before.
+    #[serde(default)]
+    pub lacking: Option<String>,
     /// Why this host's own stack would reset connections until IPVS has taken over, if it would.
     #[serde(default)]
     pub unguarded: Option<String>,
@@ -47,16 +50,20 @@ pub struct LastSwitch {
 }
 
 impl Planes {
-    pub(super) fn show(&self) -> Switching {
+    pub(super) fn show(&mut self) -> Switching {
         let obstacle = self.fallback().err();
         let is_xdp = self.forwarding() == Kind::Xdp;
         let retry = self.retry_in();
+        let ready = is_xdp && obstacle.is_none();
+        let ipvs = self.pair.ipvs().filter(|_| ready);
+        let lacking = ipvs.and_then(|ipvs| ipvs.lacks_for(&self.plan));
         Switching {
             ordered: match self.order {
                 Order::Auto => None,
                 Order::Only(kind) => Some(kind.label().to_owned()),
             },
-            ready: is_xdp && obstacle.is_none(),
+            ready,
+            lacking,
             obstacle: obstacle.filter(|_| is_xdp),
             unguarded: None,
             settling: self.settling.is_some(),
