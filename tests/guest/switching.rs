@@ -131,6 +131,15 @@ fn to(port: u16) -> SocketAddr {
     (VIP, port).into()
 }
 
+impl Drop for Site {
+    /// What lbd has to say, where a test has failed.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{}", self.lbd.log());
+        }
+    }
+}
+
 impl Site {
     /// Returns the first status that says so.
     fn wait_for(&self, kind: &str) -> Status {

@@ -319,8 +319,11 @@ fn move_to_xdp(
 ) -> Result<(usize, u64), DataPlaneError> {
     let inner = xdp.apply(plan)?;
     xdp.forget_connections();
+    // Before a packet comes: a SYN that is repeated would be scheduled once more, and a client that sticks go elsewhere.
+    take_connections(xdp, ipvs).map_err(DataPlaneError::NoneWorks)?;
     xdp.set_handover(true);
     xdp.attach_again(present)?;
+    // What has begun meanwhile.
     match take_connections(xdp, ipvs) {
         Ok(taken) => Ok((taken, inner)),
         Err(error) => {
