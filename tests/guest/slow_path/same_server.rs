@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::Command};
 
 use lab::network::run;
 use lb_user::dataplane::{
-    DataPlane,
+    DataPlane, WhyQuery,
     plan::BackendState::{Down, Up},
 };
 
@@ -163,6 +163,22 @@ fn without_neighbours(site: &mut Site, flows: &Flows) {
     assert!(
         connections.contains("TCP ") && !connections.contains("UDP "),
         "{connections}"
+    );
+    // Whoever asks is told.
+    let (port, _) = flows.web.iter().find(|(_, last)| **last != 1).unwrap();
+    let why = site
+        .planes
+        .why(&WhyQuery {
+            client: format!("{CLIENT}:{port}"),
+            vip: format!("{VIP}:{WEB}"),
+            protocol: None,
+        })
+        .unwrap();
+    assert_eq!(why.because, "neighbour_unknown");
+    let step = why.steps.last().unwrap();
+    assert!(
+        step.contains("sends the packet there (slow path)"),
+        "{step}"
     );
 }
 

@@ -280,9 +280,15 @@ impl Xdp {
             ));
             return Err("reset");
         }
+        let slow = self.has_slow_way(backend);
         if flags & BackendFlags::RESOLVED == 0 {
-            why.steps
-                .push("its MAC address is not known: the packet passes".to_owned());
+            let end = match slow {
+                true => " to IPVS, which finds it out and sends the packet there (slow path)",
+                false => "",
+            };
+            why.steps.push(format!(
+                "its MAC address is not known: the packet passes{end}"
+            ));
             return Err("neighbour_unknown");
         }
         let way = if flags & BackendFlags::TUNNEL != 0 {
@@ -294,8 +300,12 @@ impl Xdp {
             .push(format!("forwarded to {} {way}", host(self, backend)));
         if flags & BackendFlags::NO_REDIRECT != 0 {
             let index = self.backends.load(usize::from(backend)).ifindex;
+            let end = match slow {
+                true => " to IPVS, which sends them there (slow path)",
+                false => "",
+            };
             why.steps.push(format!(
-                "only if it came in by {}: its driver cannot send what XDP redirects, and other packets pass (no_redirect)",
+                "only if it came in by {}: its driver cannot send what XDP redirects, and other packets pass                  (no_redirect){end}",
                 super::ways::name(index as u32)
             ));
         }

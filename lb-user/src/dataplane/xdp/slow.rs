@@ -74,6 +74,11 @@ impl Xdp {
         self.slow_ways.packets()
     }
 
+    /// Whether IPVS handles what the program leaves to the kernel of a backend's packets.
+    pub(super) fn has_slow_way(&self, backend: u16) -> bool {
+        self.has_slow_path() && self.slow_ways.of(backend).mark != 0
+    }
+
     /// Whether packets that pass are handled by IPVS.
     pub fn has_slow_path(&self) -> bool {
         self.control.load().features & Features::SLOW_PATH != 0
