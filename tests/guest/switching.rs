@@ -6,7 +6,7 @@ mod losses;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -47,7 +47,18 @@ struct Site {
     lab: Lab,
 }
 
+/// What such a test measures suffers from another one.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn site() -> Site {
+    site_of(&config())
+}
+
+fn site_of(config: &str) -> Site {
     load::allow_many_sockets();
     let lab = Lab::new().unwrap();
     let client = lab.node("client", [10, 1, 15, 1]).unwrap();
@@ -65,7 +76,7 @@ fn site() -> Site {
     }
     node.sysctl("ipv4.conf.all.rp_filter", "0").unwrap();
     hold_vip(&node);
-    let mut lbd = Director::new(&lab, &node, &config()).unwrap();
+    let mut lbd = Director::new(&lab, &node, config).unwrap();
     lbd.launch(&lab).unwrap();
     wait::until("lbd answers", LOADING, || Ok(lbd.status().ok())).unwrap();
     wait::until_true(
@@ -179,7 +190,7 @@ impl Site {
 /// The whole way under load. Connections that were open before stay open, and each request is answered.
 #[test]
 fn no_connection_breaks() {
-    let _modules = with_modules();
+    let (_modules, _alone) = (with_modules(), alone());
     let mut site = site();
     let text = site.lbd.ctl(&["status"]).unwrap();
     assert!(

@@ -79,12 +79,12 @@ impl Daemon {
             return (Vec::new(), false);
         }
         // Where nobody could answer, clients are to know at once.
-        let plan = self.plan(&self.config, &self.roles);
         let has_server = |service: &&PlannedService| {
             let mut backends = service.backends.iter();
             backends.any(|backend| !backend.state.is_out())
         };
-        let served: HashSet<ServiceId> = plan
+        let served: HashSet<ServiceId> = self
+            .planned
             .services
             .iter()
             .filter(has_server)

@@ -14,6 +14,10 @@ impl Daemon {
         let mut any = false;
         while let Some(news) = self.data_plane.watch() {
             any = true;
+            if self.data_plane.forwarding() == Kind::Ipvs {
+                // The guard is for the time before. All else has time.
+                self.firewall.unguard();
+            }
             if news.is_bad {
                 tracing::error!("{}", news.text);
             } else {
@@ -32,10 +36,6 @@ impl Daemon {
 
     /// Whatever depends on which one forwards.
     fn after_switch(&mut self) {
-        if self.data_plane.forwarding() == Kind::Ipvs {
-            // The guard is for the time before. The rest has time.
-            self.firewall.unguard();
-        }
         self.follow_accept_mode();
         let reason = self.data_plane.reason().to_owned();
         self.apply_or_stay(&reason);

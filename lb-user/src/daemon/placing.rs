@@ -144,6 +144,8 @@ impl Daemon {
             .map(|interface| (interface.name.clone(), interface.ifindex))
             .collect();
         self.data_plane.follow_interfaces(&present);
+        // XDP may be lost by that.
+        self.watch_data_plane();
     }
 
     /// Puts back what was removed by others.

@@ -31,6 +31,12 @@ impl Firewall {
         for_ipvs: Option<ForIpvs>,
     ) -> io::Result<()> {
         let wanted = (closed, guarded, for_ipvs);
+        if wanted == Default::default() {
+            // The table goes with its socket.
+            self.socket = None;
+            self.held = wanted;
+            return Ok(());
+        }
         if wanted == self.held {
             return Ok(());
         }
@@ -45,11 +51,8 @@ impl Firewall {
                 socket
             }
         };
-        if !wanted.0.is_empty() || !wanted.1.is_empty() || wanted.2.is_some() {
-            request(&socket, &nft::replace(&wanted.0, &wanted.1, wanted.2))?;
-            self.socket = Some(socket);
-        }
-        // With nothing to hold the socket, and with it the table, ends here.
+        request(&socket, &nft::replace(&wanted.0, &wanted.1, wanted.2))?;
+        self.socket = Some(socket);
         self.held = wanted;
         Ok(())
     }

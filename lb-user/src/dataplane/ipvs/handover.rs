@@ -50,20 +50,6 @@ mod state {
 }
 
 impl Ipvs {
-    /// Loads the modules of schedulers before they are needed in a hurry.
-    pub fn load_schedulers(&mut self, plan: &Plan) {
-        for service in &plan.services {
-            self.modules.load(&service.scheduler.to_string());
-        }
-    }
-
-    /// What the kernel lacks to hold `plan`, as far as that can be known before, and what to do.
-    pub fn lacks_for(&self, plan: &Plan) -> Option<String> {
-        plan.services
-            .iter()
-            .find_map(|service| self.modules.missing(&service.scheduler.to_string()))
-    }
-
     /// Makes the kernel hold the services of `plan`. Further packets of TCP connections that it does not know
     /// are not scheduled yet.
     pub fn prepare(&mut self, plan: &Plan) -> Result<(), DataPlaneError> {
@@ -71,8 +57,8 @@ impl Ipvs {
         self.put(&Plan::of(plan.services.clone())).map(drop)
     }
 
-    /// Makes the kernel know connections. It forwards them whether or not it holds their service; to make it
-    /// count them with their real servers, they are told again when it does.
+    /// Makes the kernel know connections. It forwards them whether or not it holds their service, and counts those with
+    /// their real servers that it was told when it did.
     pub fn learn(&mut self, plan: &Plan, list: &[Carried]) -> Result<Fed, DataPlaneError> {
         let told = to_kernel(plan, list);
         if told.is_empty() {
@@ -82,8 +68,11 @@ impl Ipvs {
         let theirs = running.into_iter().find(|d| d.state == SyncState::Backup);
         let is_ours = theirs.is_none();
         let daemon = theirs.unwrap_or_else(own_daemon);
-        if is_ours {
-            self.start_learning(&daemon)?;
+        if is_ours && let Err(error) = self.start_learning(&daemon) {
+            return Ok(Fed {
+                connections: 0,
+                trouble: Some(format!("the kernel knows no connection of XDP's: {error}")),
+            });
         }
         let id = u8::try_from(daemon.id).unwrap_or_default();
         let longest = match (is_ours, daemon.length) {
@@ -132,6 +121,11 @@ impl Ipvs {
         self.put(plan)
     }
 
+    /// Notes whether XDP's connections are still being told: a daemon that dies meanwhile leaves them in XDP's flow tables.
+    pub fn set_telling(&mut self, telling: bool) -> Result<(), DataPlaneError> {
+        self.state.set_telling(telling).map_err(state_error)
+    }
+
     /// There is no slow path any more: services of its go with the next change, those with connections when they have
     /// none.
     pub fn leave_slow_path(&mut self) {
@@ -174,7 +168,10 @@ pub(super) fn to_kernel(plan: &Plan, list: &[Carried]) -> Vec<Connection> {
     }
     let one = |carried: &Carried| {
         let key = (carried.service, carried.target, carried.sorry);
-        Some(message(servers.get(&key)?, carried))
+        let server = servers.get(&key)?;
+        // A message has addresses of one version of IP.
+        let fits = server.address.is_ipv6() == carried.service.address.is_ipv6();
+        fits.then(|| message(server, carried))
     };
     list.iter().filter_map(one).collect()
 }

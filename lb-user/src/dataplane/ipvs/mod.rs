@@ -17,10 +17,10 @@ mod handover;
 pub mod kernel;
 mod leftovers;
 mod looking;
-mod modules;
 mod own;
 mod probes;
 mod reconcile;
+mod schedulers;
 mod sharing;
 mod slow;
 mod slow_path;
@@ -45,9 +45,9 @@ use self::{
     desired::Wanted,
     kernel::{Kernel, Table},
     looking::Looking,
-    modules::Modules,
     own::is_own,
     probes::Probes,
+    schedulers::Schedulers,
     sharing::Sharing,
     slow::Slow,
     state::StateFile,
@@ -92,7 +92,7 @@ pub struct Ipvs {
     /// Connections are still being told to the kernel: those that it does not know are not new.
     learning: bool,
     /// Schedulers whose modules were asked for.
-    modules: Modules,
+    schedulers: Schedulers,
     /// What the kernel was made to hold last; nothing after a change of ours that was not done in full.
     expected: Option<Expected>,
     held: Table,
@@ -130,7 +130,7 @@ impl Ipvs {
             timeouts: seconds(timeouts),
             takes_over_until: None,
             learning: false,
-            modules: Modules::default(),
+            schedulers: Schedulers::default(),
             expected: None,
             held,
             read: Instant::now(),

@@ -203,6 +203,15 @@ impl Slow {
         self.all().map(Way::service_key)
     }
 
+    /// What identifies a service of the slow path's that no packet comes to.
+    pub fn spare(&mut self) -> Key {
+        let number = self.next(&mut self.taken());
+        Key::Mark {
+            mark: MARK | u32::from(number),
+            v6: false,
+        }
+    }
+
     fn all(&self) -> impl Iterator<Item = &Way> {
         self.ways.values().chain(&self.former)
     }

@@ -43,6 +43,8 @@ struct State {
     sync: bool,
     /// Those of the services that only took what the XDP program left.
     slow: BTreeSet<String>,
+    /// IPVS does not know XDP's connections yet.
+    telling: bool,
 }
 
 impl State {
@@ -54,9 +56,9 @@ impl State {
         self
     }
 
-    /// Whether IPVS forwarded: there is more than what XDP left.
+    /// Whether IPVS forwarded: there is more than what XDP left, and it knew the connections.
     fn has_forwarded(&self) -> bool {
-        self.services.difference(&self.slow).next().is_some()
+        !self.telling && self.services.difference(&self.slow).next().is_some()
     }
 }
 
@@ -103,6 +105,7 @@ impl StateFile {
             sync_daemons,
             sync: _,
             slow: _,
+            telling: _,
         } = &self.state;
         services.is_empty() && sysctls.is_empty() && timeouts.is_none() && sync_daemons.is_empty()
     }
@@ -124,12 +127,26 @@ impl StateFile {
         })
     }
 
+    /// Notes that this one is not ours any more. Comes after it was removed.
+    pub fn forget_service(&mut self, key: &Key) -> io::Result<()> {
+        let name = key.to_string();
+        self.change(|state| {
+            state.services.remove(&name);
+            state.slow.remove(&name);
+        })
+    }
+
     /// Notes that only these are ours. Comes after the others were removed.
     pub fn keep(&mut self, keys: impl Iterator<Item = Key>) -> io::Result<()> {
         self.change(|state| {
             state.services = keys.map(|key| key.to_string()).collect();
             state.slow.retain(|key| state.services.contains(key));
         })
+    }
+
+    /// Notes whether IPVS does not know yet the connections of what forwarded before.
+    pub fn set_telling(&mut self, telling: bool) -> io::Result<()> {
+        self.change(|state| state.telling = telling)
     }
 
     /// Notes how a sysctl was before us, unless that is known.
@@ -260,6 +277,14 @@ mod tests {
         second.forget("sloppy_tcp").unwrap();
         assert_eq!(second.before("sloppy_tcp"), None);
         assert!(!second.is_empty());
+        // Until IPVS knows the connections of what forwarded before, it has not.
+        assert!(StateFile::open(&socket).was_left());
+        second.set_telling(true).unwrap();
+        assert!(!StateFile::open(&socket).was_left());
+        second.set_telling(false).unwrap();
+        assert!(StateFile::open(&socket).was_left());
+        second.forget_service(&key(80)).unwrap();
+        assert!(!second.has(&key(80)));
         second.keep([].into_iter()).unwrap();
         assert!(second.is_empty());
         second.remember_timeouts([900, 120, 300]).unwrap();

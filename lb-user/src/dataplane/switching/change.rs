@@ -166,11 +166,12 @@ impl Planes {
     /// XDP forwards from now on, with the connections of IPVS.
     fn turn_to_xdp(&mut self, reason: &str) -> Result<(), DataPlaneError> {
         let begin = Instant::now();
+        let is_likely = self.refusal.is_none();
         let (plan, present) = (self.plan.clone(), self.present.clone());
         let Some((xdp, ipvs)) = self.pair.both() else {
             return Err(DataPlaneError::NoneWorks(Alone::words(self.alone.as_ref())));
         };
-        match move_to_xdp(xdp, ipvs, &plan, &present) {
+        match move_to_xdp(xdp, ipvs, &plan, &present, is_likely) {
             Ok((connections, inner)) => {
                 self.settling = Some(Instant::now() + SETTLE);
                 let now = self.now();
@@ -277,22 +278,28 @@ fn lack_of_ipvs(plan: &Plan) -> Option<String> {
 }
 
 /// What the kernel was told, and IPVS's number of the plan. `guarded` is whether no packet of a service comes to
-/// IPVS before this has returned.
+/// IPVS before this has returned, but for those of the slow path, which have their real server.
 fn move_to_ipvs(
     xdp: &mut Xdp,
     ipvs: &mut Ipvs,
     plan: &Plan,
     guarded: bool,
 ) -> Result<(Fed, u64), DataPlaneError> {
+    ipvs.set_telling(guarded)?;
     if guarded {
-        let inner = ipvs.serve(plan)?;
+        // Other directors hear of them when it knows them.
+        let services = Plan::of(plan.services.clone());
+        let inner = ipvs.serve(&services)?;
         xdp.release();
         let fed = tell(xdp, ipvs, plan)?;
+        ipvs.set_telling(false)?;
         return Ok((fed, inner));
     }
     // Before its services appear: from then on it schedules datagrams of connections that it does not know. What fails
     // here is told again below.
-    ipvs.learn(plan, &xdp.connections())?;
+    if let Some(trouble) = ipvs.learn(plan, &xdp.connections())?.trouble {
+        tracing::warn!("{trouble}; datagrams may go to another real server");
+    }
     ipvs.prepare(plan)?;
     xdp.release();
     let fed = tell(xdp, ipvs, plan)?;
@@ -316,11 +323,15 @@ fn move_to_xdp(
     ipvs: &Ipvs,
     plan: &Plan,
     present: &[(String, u32)],
+    is_likely: bool,
 ) -> Result<(usize, u64), DataPlaneError> {
     let inner = xdp.apply(plan)?;
     xdp.forget_connections();
-    // Before a packet comes: a SYN that is repeated would be scheduled once more, and a client that sticks go elsewhere.
-    take_connections(xdp, ipvs).map_err(DataPlaneError::NoneWorks)?;
+    if is_likely {
+        // Before a packet comes: a SYN that is repeated would be scheduled once more, and a client that sticks go
+        // elsewhere. But the list is not read in vain time and again.
+        take_connections(xdp, ipvs).map_err(DataPlaneError::NoneWorks)?;
+    }
     xdp.set_handover(true);
     xdp.attach_again(present)?;
     // What has begun meanwhile.

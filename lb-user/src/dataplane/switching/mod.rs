@@ -10,9 +10,9 @@
 //! answer them with resets. Where that cannot be, the kernel learns the connections once more before services appear,
 //! because it would schedule their datagrams, and schedules segments that it does not know last of all.
 //!
-//! The way back: XDP begins with empty flow tables, and passes to the kernel what neither begins a
-//! connection nor belongs to one that it knows. Then it learns the kernel's connections, and a moment later
-//! once more, for those that were on their way. Then IPVS's services go.
+//! The way back: XDP begins with the kernel's connections, and passes to the kernel what neither begins a
+//! connection nor belongs to one that it knows. Then it learns the kernel's connections again, for those that began
+//! meanwhile, and a moment later once more, for those that were on their way. Then IPVS's services go.
 
 mod alone;
 mod change;

@@ -305,7 +305,8 @@ impl Xdp {
                 false => "",
             };
             why.steps.push(format!(
-                "only if it came in by {}: its driver cannot send what XDP redirects, and other packets pass                  (no_redirect){end}",
+                "only if it came in by {}: its driver cannot send what XDP redirects, and other packets pass \
+                 (no_redirect){end}",
                 super::ways::name(index as u32)
             ));
         }

@@ -1,0 +1,118 @@
+//! Schedulers of the kernel's, each a module, which are loaded before they are needed in a hurry.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io, iter,
+    path::Path,
+};
+
+use super::{
+    Ipvs,
+    codec::{Command, Service},
+    kernel::KernelError,
+};
+use crate::dataplane::Plan;
+
+/// What is known of them.
+#[derive(Debug, Default)]
+pub struct Schedulers {
+    loaded: HashSet<String>,
+    /// By name, what to do about those that the kernel does not find.
+    missing: HashMap<String, String>,
+}
+
+impl Schedulers {
+    fn note(&mut self, name: String, service: String, tried: Result<(), KernelError>) {
+        match tried {
+            Ok(()) => {
+                self.missing.remove(&name);
+                self.loaded.insert(name);
+            }
+            Err(KernelError::NoScheduler { scheduler, .. }) => {
+                let error = KernelError::NoScheduler { service, scheduler };
+                self.missing.insert(name, error.to_string());
+            }
+            // Nobody knows.
+            Err(error) => tracing::debug!(%error, name, "cannot try a scheduler"),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Option<String> {
+        let text = self.missing.get(name)?;
+        // Somebody may have loaded it since.
+        let module = format!("/sys/module/ip_vs_{name}");
+        (!Path::new(&module).exists()).then(|| text.clone())
+    }
+}
+
+impl Ipvs {
+    /// Makes the kernel load the schedulers of `plan`. It does that for a service, which is there for a moment, by a mark
+    /// of the slow path's that no packet has. Those that it does not find are tried again with the next plan.
+    pub fn load_schedulers(&mut self, plan: &Plan) {
+        for service in &plan.services {
+            let name = service.scheduler.to_string();
+            if self.schedulers.loaded.contains(&name) {
+                continue;
+            }
+            match self.try_scheduler(&name) {
+                Ok(tried) => self.schedulers.note(name, service.id.to_string(), tried),
+                Err(error) => tracing::debug!(%error, name, "cannot try a scheduler"),
+            }
+        }
+    }
+
+    /// What the kernel lacks to hold `plan`, as far as that is known before, and what to do.
+    pub fn lacks_for(&self, plan: &Plan) -> Option<String> {
+        let mut services = plan.services.iter();
+        services.find_map(|service| self.schedulers.missing(&service.scheduler.to_string()))
+    }
+
+    /// An error is one of the file that says which services are ours.
+    fn try_scheduler(&mut self, name: &str) -> io::Result<Result<(), KernelError>> {
+        let key = self.slow.spare();
+        self.state.claim(iter::once(key))?;
+        let service = Service {
+            scheduler: name.to_owned(),
+            ..Service::bare(key)
+        };
+        let made = self.kernel.change(&Command::NewService(service));
+        let is_there = made.is_ok();
+        let tried = made.and_then(|()| self.kernel.change(&Command::DeleteService(key)));
+        // One that cannot be removed now is removed by the next change.
+        if !is_there || tried.is_ok() {
+            self.state.forget_service(&key)?;
+        }
+        Ok(tried)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_until_it_is_there() {
+        let mut schedulers = Schedulers::default();
+        let refused = |name: &str| KernelError::NoScheduler {
+            service: "FWM 7".to_owned(),
+            scheduler: name.to_owned(),
+        };
+        let mut note = |name: &str, tried| {
+            schedulers.note(name.to_owned(), "tcp 10.1.15.50:80".to_owned(), tried);
+            schedulers.missing(name)
+        };
+        assert_eq!(note("of_all", Ok(())), None);
+        assert_eq!(note("of_some", Err(KernelError::NoPermission)), None);
+        let text = note("of_nobody", Err(refused("of_nobody"))).unwrap();
+        assert!(
+            text.starts_with("tcp 10.1.15.50:80: the kernel does not find scheduler `of_nobody`"),
+            "{text}"
+        );
+        assert_eq!(
+            note("of_nobody", Err(KernelError::NoPermission)),
+            Some(text)
+        );
+        assert_eq!(note("of_nobody", Ok(())), None);
+        assert_eq!(schedulers.loaded.len(), 2);
+    }
+}
