@@ -40,16 +40,27 @@ pub enum Forward {
     Route,
     /// Past the service, to where the client wanted.
     Bypass,
+    /// One that this program does not know.
+    Other(u8),
 }
 
 impl Forward {
-    const ALL: [Self; 5] = [
-        Forward::Masquerade,
-        Forward::Local,
-        Forward::Tunnel,
-        Forward::Route,
-        Forward::Bypass,
-    ];
+    /// What a number of the kernel's means; it has three bits. A way that nobody has heard of is somebody else's, and no
+    /// reason not to read the rest.
+    fn of(number: u32) -> Result<Self, CodecError> {
+        match number {
+            0 => Ok(Forward::Masquerade),
+            1 => Ok(Forward::Local),
+            2 => Ok(Forward::Tunnel),
+            3 => Ok(Forward::Route),
+            4 => Ok(Forward::Bypass),
+            5..=7 => Ok(Forward::Other(number as u8)),
+            _ => Err(CodecError::Value {
+                kind: attr::FORWARD,
+                value: number,
+            }),
+        }
+    }
 
     /// The kernel's number.
     pub const fn number(self) -> u32 {
@@ -59,6 +70,7 @@ impl Forward {
             Forward::Tunnel => 2,
             Forward::Route => 3,
             Forward::Bypass => 4,
+            Forward::Other(number) => number as u32,
         }
     }
 
@@ -70,6 +82,7 @@ impl Forward {
             Forward::Tunnel => "Tunnel",
             Forward::Route => "Route",
             Forward::Bypass => "Bypass",
+            Forward::Other(_) => "Other",
         }
     }
 }
@@ -182,13 +195,7 @@ impl DestinationEntry {
         entry.destination.address = ip(&address.ok_or(missing(attr::ADDRESS))?, v6)?;
         entry.destination.port = port.ok_or(missing(attr::PORT))?;
         let number = forward.ok_or(missing(attr::FORWARD))?;
-        entry.destination.forward = Forward::ALL
-            .into_iter()
-            .find(|forward| forward.number() == number)
-            .ok_or(CodecError::Value {
-                kind: attr::FORWARD,
-                value: number,
-            })?;
+        entry.destination.forward = Forward::of(number)?;
         entry.stats = wide.unwrap_or(entry.stats);
         Ok(entry)
     }

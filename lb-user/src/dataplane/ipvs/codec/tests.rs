@@ -364,7 +364,9 @@ fn what_means_nothing_is_an_error() {
     };
     assert_eq!(read(&|_| {}), Ok(80));
     let value = |kind, value| Err(CodecError::Value { kind, value });
-    assert_eq!(read(&|w| w.put_u32(3, 5)), value(3, 5));
+    // A way to forward that nobody has heard of is read, a number that no kernel has is not.
+    assert_eq!(read(&|w| w.put_u32(3, 5)), Ok(80));
+    assert_eq!(read(&|w| w.put_u32(3, 8)), value(3, 8));
     assert_eq!(read(&|w| w.put_u16(11, 1)), value(11, 1));
     assert_eq!(read(&|w| w.put_u16(4, 1)), Err(CodecError::Size(4)));
     assert_eq!(read(&|w| w.put_u16(1, 1)), Err(CodecError::Size(1)));
@@ -396,11 +398,11 @@ proptest! {
 
     #[test]
     fn servers_come_back(
-        address in address(), port: u16, forward in 0_usize..5, weight: u32, upper: u32, lower: u32, v6: bool,
+        address in address(), port: u16, forward in 0_usize..8, weight: u32, upper: u32, lower: u32, v6: bool,
         tunnel: (u8, u16, u16),
     ) {
         use Forward::*;
-        let forward = [Masquerade, Local, Tunnel, Route, Bypass][forward];
+        let forward = [Masquerade, Local, Tunnel, Route, Bypass, Other(5), Other(6), Other(7)][forward];
         let (kind, tunnel_port, flags) = tunnel;
         let wrapping = Wrapping { kind, port: tunnel_port, flags };
         let server = Destination { address, port, forward, wrapping, weight, upper, lower };
