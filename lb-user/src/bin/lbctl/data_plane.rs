@@ -1,7 +1,7 @@
 //! Which data plane forwards, and what takes over from it, as text for people. Pure.
 
 use clap::ValueEnum;
-use lb_user::api::proto::DataPlaneSnapshot;
+use lb_user::{api::proto::DataPlaneSnapshot, dataplane::switching::Switching};
 
 /// What an operator may want.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -23,16 +23,7 @@ pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
             "ordered     {ordered}, by an operator; `lbctl dataplane auto` ends that"
         ));
     }
-    if switching.ready {
-        let mut line = "fallback    IPVS takes over when XDP is lost".to_owned();
-        if let Some(why) = &switching.unguarded {
-            line += &format!(", but this host resets connections meanwhile: {why}");
-        }
-        if let Some(why) = &switching.lacking {
-            line += &format!("; perhaps it cannot: {why}");
-        }
-        lines.push(line);
-    }
+    lines.extend(fallback(switching));
     if let Some(why) = &switching.obstacle {
         lines.push(format!("fallback    none: {why}"));
     }
@@ -69,4 +60,45 @@ pub fn lines(plane: &DataPlaneSnapshot) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// What takes over, where something does.
+fn fallback(switching: &Switching) -> Option<String> {
+    if !switching.ready {
+        return None;
+    }
+    let mut line = "fallback    IPVS takes over when XDP is lost".to_owned();
+    if let Some(why) = &switching.unguarded {
+        line += &format!(", but this host resets connections meanwhile: {why}");
+    }
+    if let Some(why) = &switching.lacking {
+        line += &format!("; perhaps it cannot: {why}");
+    }
+    Some(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_fallback_lacks_is_told() {
+        let of = |ready, unguarded: Option<&str>, lacking: Option<&str>| {
+            fallback(&Switching {
+                ready,
+                unguarded: unguarded.map(str::to_owned),
+                lacking: lacking.map(str::to_owned),
+                ..Switching::default()
+            })
+        };
+        let ready = "fallback    IPVS takes over when XDP is lost";
+        assert_eq!(of(true, None, None).unwrap(), ready);
+        assert_eq!(
+            of(true, Some("no nf_tables"), Some("no mh")).unwrap(),
+            format!(
+                "{ready}, but this host resets connections meanwhile: no nf_tables; perhaps it cannot: no mh"
+            )
+        );
+        assert_eq!(of(false, Some("no nf_tables"), None), None);
+    }
 }

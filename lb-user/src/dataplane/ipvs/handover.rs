@@ -342,6 +342,29 @@ mod tests {
         );
     }
 
+    /// A message has addresses of one version of IP.
+    #[test]
+    fn what_cannot_be_told() {
+        let mut plan = plan();
+        let list = [carried(
+            &plan,
+            1,
+            "[2001:db8::9]:40000",
+            0,
+            Phase::Datagrams,
+        )];
+        assert_eq!(to_kernel(&plan, &list).len(), 1);
+        plan.services[1].backends[0].target = Target::Host([10, 1, 15, 45].into());
+        let list = [carried(
+            &plan,
+            1,
+            "[2001:db8::9]:40000",
+            0,
+            Phase::Datagrams,
+        )];
+        assert_eq!(to_kernel(&plan, &list), []);
+    }
+
     /// What the kernel was told comes back as the same connections.
     #[test]
     fn there_and_back() {

@@ -53,9 +53,9 @@ pub enum KernelError {
     NoEngine {
         /// The service that wants them.
         service: String,
-        /// Names.
+        /// The scheduler's name.
         scheduler: String,
-        /// Names.
+        /// The persistence engine's name.
         engine: String,
     },
     /// The interface that connections should be shared by is not there.
