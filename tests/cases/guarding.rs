@@ -80,6 +80,11 @@ fn the_guard_goes_and_all_else_stays() {
         firewall.hold(Vec::new(), guarded(), None).unwrap();
         firewall.unguard();
         assert_eq!(seen(), [true; 5]);
+        // A table that is there is its owner's; one with nothing to hold is not there.
+        let mut other = Firewall::default();
+        other.hold(closed(), Vec::new(), None).unwrap_err();
+        firewall.hold(Vec::new(), Vec::new(), None).unwrap();
+        other.hold(closed(), Vec::new(), None).unwrap();
     })
     .unwrap();
 }

@@ -5,6 +5,7 @@ mod load;
 mod losses;
 
 use std::{
+    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
@@ -13,7 +14,7 @@ use std::{
 
 use lab::{Director, Lab, Node, network::INTERFACE, server::accept_vip, wait};
 use lb_common::slow::{MARK, MARK_MASK};
-use lb_user::api::proto::Status;
+use lb_user::{api::proto::Status, dataplane::ipvs::state_path};
 
 use self::load::{Beats, Load, Odd, outage, server_of};
 use crate::with_modules;
@@ -304,8 +305,10 @@ fn no_connection_breaks() {
         "{log}"
     );
 
-    // One that dies while XDP forwards left a slow path, and no connections to be taken over.
+    // One that dies while XDP forwards left a slow path, and no connections to be taken over; as little as one that
+    // dies before IPVS has been told of them.
     site.lbd.kill().unwrap();
+    is_being_told(&site);
     site.lbd.launch(&site.lab).unwrap();
     wait::until("lbd answers", LOADING, || Ok(site.lbd.status().ok())).unwrap();
     site.wait_until_ipvs_is_clean(&clean);
@@ -332,6 +335,20 @@ fn no_connection_breaks() {
     site.lbd.stop().unwrap();
     let left = site.lbd.node.run("ipvsadm", &["-Ln"]).unwrap();
     assert_eq!(left.lines().count(), 3, "{left}");
+}
+
+/// IPVS has a service already, and knows no connection yet.
+fn is_being_told(site: &Site) {
+    let at = format!("{VIP}:{PORT}");
+    let service = ["-A", "-t", &at, "-s", "wrr"];
+    site.lbd.node.run("ipvsadm", &service).unwrap();
+    let path = state_path(site.lbd.socket());
+    let text = fs::read(&path).unwrap();
+    let mut state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let services = state["services"].as_array_mut().unwrap();
+    services.push(format!("TCP {at}").into());
+    state["telling"] = true.into();
+    fs::write(&path, state.to_string()).unwrap();
 }
 
 /// Somebody else's program takes the place, and later the interface is one that has no native XDP. IPVS

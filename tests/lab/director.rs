@@ -1,6 +1,11 @@
 //! A director: lbd on a node, with its files, and lbctl to ask it.
 
-use std::{fs, path::PathBuf, process::Output, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use lb_user::{
@@ -185,6 +190,11 @@ impl Director {
             .iter()
             .find(|(label, _)| label == reason);
         Ok(found.with_context(|| format!("no reason {reason}"))?.1)
+    }
+
+    /// The API's socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Whether anything of lbd is left on the node: program, virtual address, pins, socket.

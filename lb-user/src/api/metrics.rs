@@ -360,7 +360,8 @@ fn data_plane(registry: &mut Registry, plane: &Snapshot) {
     });
     counter(registry, "data_plane_switches", help, switches);
     let help = "Whether IPVS takes over when XDP is lost";
-    let ready = f64::from(u8::from(switching.ready));
+    let ready = switching.ready && switching.lacking.is_none();
+    let ready = f64::from(u8::from(ready));
     gauge(
         registry,
         "data_plane_fallback_ready",

@@ -66,6 +66,7 @@ impl Daemon {
     pub(super) fn forget_data_plane_order(&mut self) {
         if self.data_plane.is_ordered() && self.data_plane.order(Order::Auto).is_ok() {
             self.watch_data_plane();
+            self.follow_accept_mode();
         }
     }
 }

@@ -474,8 +474,10 @@ impl Daemon {
 
     fn install(&mut self, plan: &Plan, reason: &str) -> Result<(), DataPlaneError> {
         let generation = self.data_plane.apply(plan)?;
+        let is_another = self.planned != *plan;
         self.planned.clone_from(plan);
-        if generation != self.switch.generation {
+        let is_new = generation != self.switch.generation;
+        if is_new {
             tracing::info!(
                 generation,
                 reason,
@@ -491,6 +493,9 @@ impl Daemon {
                 reason: reason.to_owned(),
                 at: SystemTime::now(),
             };
+        }
+        if is_another || is_new {
+            // What is guarded depends on the real servers that there are.
             self.follow_accept_mode();
         }
         Ok(())

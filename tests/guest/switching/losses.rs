@@ -10,7 +10,7 @@ use lab::wait;
 use lb_user::dataplane::switching::LastSwitch;
 
 use super::{
-    OPEN, OUTAGE, PORT, RATE, Site, UDP, VIP, alone, config,
+    OPEN, OUTAGE, PORT, RATE, Site, UDP, alone, config,
     load::{Beats, Load, Seen, outage},
     site, site_of, to,
 };
@@ -94,16 +94,18 @@ fn losses_are_short() {
     );
 }
 
-/// A service with a real server on this host is not guarded: then the kernel is told of connections before its
+/// A service that this host may have to answer itself is not guarded: then the kernel is told of connections before its
 /// services appear, and nothing breaks either.
 #[test]
 fn a_loss_without_a_guard_for_all() {
     let (_modules, _alone) = (with_modules(), alone());
-    let own = format!(
-        "[[service]]\naddress = \"{VIP}:{}\"\n[[service.backend]]\naddress = \"10.1.15.43\"\n",
-        UDP + 1
-    );
-    let site = site_of(&(config() + &own));
+    let udp = "protocol = \"udp\"\n";
+    let own = format!("{udp}[[service.backend]]\naddress = \"10.1.15.43\"\nweight = 0\n");
+    let site = site_of(&config().replace(udp, &own));
+    let rules = site.lbd.node.run("nft", &["list", "table", "inet", "lbd"]);
+    let rules = rules.unwrap();
+    let is_guarded = |port: u16| rules.contains(&format!("th dport {port}"));
+    assert!(is_guarded(PORT) && !is_guarded(UDP), "{rules}");
     let clients = Clients::of(&site);
     let (lost, switch) = lose(&site);
     assert!(switch.connections >= u64::from(OPEN));

@@ -71,7 +71,9 @@ impl Ipvs {
         if is_ours && let Err(error) = self.start_learning(&daemon) {
             return Ok(Fed {
                 connections: 0,
-                trouble: Some(format!("the kernel knows no connection of XDP's: {error}")),
+                trouble: Some(format!(
+                    "the kernel could not be told of connections: {error}"
+                )),
             });
         }
         let id = u8::try_from(daemon.id).unwrap_or_default();
@@ -80,9 +82,10 @@ impl Ipvs {
             // What is longer it cuts off.
             (false, length) => length.map_or(SHORT, usize::from).min(SHORT),
         };
-        let trouble = feed::all(&daemon, Message::encode_all(id, &told, longest));
-        if is_ours {
-            self.stop_learning()?;
+        let mut trouble = feed::all(&daemon, Message::encode_all(id, &told, longest));
+        if is_ours && let Err(error) = self.stop_learning() {
+            // It stays noted as ours.
+            trouble.get_or_insert(format!("the daemon that learns is not stopped: {error}"));
         }
         Ok(Fed {
             connections: told.len(),

@@ -113,12 +113,15 @@ impl Ipvs {
     /// Gets ready. Nothing in the kernel changes before a plan is applied.
     pub fn start(timeouts: &FlowTimeouts, runtime: &Runtime) -> Result<Self, DataPlaneError> {
         let mut kernel = Kernel::open()?;
-        let state = StateFile::open(&runtime.socket);
+        let mut state = StateFile::open(&runtime.socket);
+        let took_over = state.has_served();
+        // Whoever had XDP's connections is gone, or has kept them.
+        state.set_telling(false).map_err(state_error)?;
         let held = kernel.table()?;
         Ok(Self {
             table_size: kernel.table_size()?,
             kernel,
-            took_over: state.was_left(),
+            took_over,
             state,
             version: sysctl::kernel_version(),
             plan: None,

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io, iter,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -13,32 +14,54 @@ use super::{
 };
 use crate::dataplane::Plan;
 
+/// One that is not there is not looked for more often: the kernel runs modprobe each time.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// What is known of them.
 #[derive(Debug, Default)]
 pub struct Schedulers {
     loaded: HashSet<String>,
-    /// By name, what to do about those that the kernel does not find.
-    missing: HashMap<String, String>,
+    refused: HashMap<String, Refused>,
+}
+
+/// One that the kernel did not take.
+#[derive(Debug)]
+struct Refused {
+    at: Instant,
+    /// What to do, where it does not find it.
+    missing: Option<String>,
 }
 
 impl Schedulers {
+    fn is_due(&self, name: &str) -> bool {
+        let waits = self
+            .refused
+            .get(name)
+            .is_some_and(|r| r.at.elapsed() < AGAIN);
+        !waits && !self.loaded.contains(name)
+    }
+
     fn note(&mut self, name: String, service: String, tried: Result<(), KernelError>) {
-        match tried {
+        let missing = match tried {
             Ok(()) => {
-                self.missing.remove(&name);
+                self.refused.remove(&name);
                 self.loaded.insert(name);
+                return;
             }
             Err(KernelError::NoScheduler { scheduler, .. }) => {
-                let error = KernelError::NoScheduler { service, scheduler };
-                self.missing.insert(name, error.to_string());
+                Some(KernelError::NoScheduler { service, scheduler }.to_string())
             }
-            // Nobody knows.
-            Err(error) => tracing::debug!(%error, name, "cannot try a scheduler"),
-        }
+            Err(error) => {
+                tracing::debug!(%error, name, "nobody knows whether there is a scheduler");
+                None
+            }
+        };
+        let at = Instant::now();
+        self.refused.insert(name, Refused { at, missing });
     }
 
     fn missing(&self, name: &str) -> Option<String> {
-        let text = self.missing.get(name)?;
+        let text = self.refused.get(name)?.missing.as_ref()?;
         // Somebody may have loaded it since.
         let module = format!("/sys/module/ip_vs_{name}");
         (!Path::new(&module).exists()).then(|| text.clone())
@@ -47,11 +70,11 @@ impl Schedulers {
 
 impl Ipvs {
     /// Makes the kernel load the schedulers of `plan`. It does that for a service, which is there for a moment, by a mark
-    /// of the slow path's that no packet has. Those that it does not find are tried again with the next plan.
+    /// of the slow path's that no packet has. Those that it does not find are tried again with a plan a minute later.
     pub fn load_schedulers(&mut self, plan: &Plan) {
         for service in &plan.services {
             let name = service.scheduler.to_string();
-            if self.schedulers.loaded.contains(&name) {
+            if !self.schedulers.is_due(&name) {
                 continue;
             }
             match self.try_scheduler(&name) {
@@ -69,7 +92,13 @@ impl Ipvs {
 
     /// An error is one of the file that says which services are ours.
     fn try_scheduler(&mut self, name: &str) -> io::Result<Result<(), KernelError>> {
-        let key = self.slow.spare();
+        // Ours may be there of an earlier daemon.
+        let key = loop {
+            let key = self.slow.spare();
+            if !self.state.has(&key) {
+                break key;
+            }
+        };
         self.state.claim(iter::once(key))?;
         let service = Service {
             scheduler: name.to_owned(),
@@ -81,6 +110,9 @@ impl Ipvs {
         // One that cannot be removed now is removed by the next change.
         if !is_there || tried.is_ok() {
             self.state.forget_service(&key)?;
+        }
+        if self.state.is_empty() {
+            self.state.remove()?;
         }
         Ok(tried)
     }
@@ -108,11 +140,13 @@ mod tests {
             text.starts_with("tcp 10.1.15.50:80: the kernel does not find scheduler `of_nobody`"),
             "{text}"
         );
-        assert_eq!(
-            note("of_nobody", Err(KernelError::NoPermission)),
-            Some(text)
-        );
-        assert_eq!(note("of_nobody", Ok(())), None);
+        assert_eq!(note("of_nobody", Err(KernelError::NoPermission)), None);
+        assert!(note("of_few", Err(refused("of_few"))).is_some());
+        assert_eq!(note("of_few", Ok(())), None);
+        let due = |name| schedulers.is_due(name);
+        // Neither what is there nor what was just refused is tried again.
+        let names = ["of_all", "of_some", "of_nobody", "of_few", "of_others"];
+        assert_eq!(names.map(due), [false, false, false, false, true]);
         assert_eq!(schedulers.loaded.len(), 2);
     }
 }

@@ -58,7 +58,11 @@ impl State {
 
     /// Whether IPVS forwarded: there is more than what XDP left, and it knew the connections.
     fn has_forwarded(&self) -> bool {
-        !self.telling && self.services.difference(&self.slow).next().is_some()
+        !self.telling && self.has_served()
+    }
+
+    fn has_served(&self) -> bool {
+        self.services.difference(&self.slow).next().is_some()
     }
 }
 
@@ -93,6 +97,11 @@ impl StateFile {
     /// Whether an earlier daemon left services behind that forwarded, rather than only took what its XDP program left.
     pub const fn was_left(&self) -> bool {
         self.left
+    }
+
+    /// Whether there are services of ours that take packets of clients, whether or not IPVS knew the connections.
+    pub fn has_served(&self) -> bool {
+        self.state.has_served()
     }
 
     /// Whether anything in the kernel is ours or as it was not.
@@ -280,7 +289,8 @@ mod tests {
         // Until IPVS knows the connections of what forwarded before, it has not.
         assert!(StateFile::open(&socket).was_left());
         second.set_telling(true).unwrap();
-        assert!(!StateFile::open(&socket).was_left());
+        let told = StateFile::open(&socket);
+        assert_eq!((told.was_left(), told.has_served()), (false, true));
         second.set_telling(false).unwrap();
         assert!(StateFile::open(&socket).was_left());
         second.forget_service(&key(80)).unwrap();

@@ -141,7 +141,8 @@ impl Planes {
             return Err(DataPlaneError::NoneWorks(Alone::words(self.alone.as_ref())));
         };
         xdp.set_handover(false);
-        let (fed, inner) = match move_to_ipvs(xdp, ipvs, &plan, guarded) {
+        let moved = ipvs.set_telling(true);
+        let (fed, inner) = match moved.and_then(|()| move_to_ipvs(xdp, ipvs, &plan, guarded)) {
             Ok(moved) => moved,
             Err(error) => {
                 slow::close(xdp);
@@ -154,12 +155,16 @@ impl Planes {
         slow::close(xdp);
         ipvs.leave_slow_path();
         self.slow = SlowPath::default();
-        if let Some(trouble) = &fed.trouble {
-            tracing::error!("{trouble}");
+        if let Err(error) = ipvs.set_telling(false) {
+            tracing::warn!(%error, "a daemon that follows this one may not know that IPVS has the connections");
         }
         let now = self.now();
         self.pace.lost(now);
         self.turned(Kind::Ipvs, inner, reason, begin, fed.connections);
+        if let Some(trouble) = fed.trouble {
+            let text = format!("connections may break: {trouble}");
+            self.news.push_back(News { text, is_bad: true });
+        }
         Ok(())
     }
 
@@ -285,14 +290,12 @@ fn move_to_ipvs(
     plan: &Plan,
     guarded: bool,
 ) -> Result<(Fed, u64), DataPlaneError> {
-    ipvs.set_telling(guarded)?;
     if guarded {
         // Other directors hear of them when it knows them.
         let services = Plan::of(plan.services.clone());
         let inner = ipvs.serve(&services)?;
         xdp.release();
         let fed = tell(xdp, ipvs, plan)?;
-        ipvs.set_telling(false)?;
         return Ok((fed, inner));
     }
     // Before its services appear: from then on it schedules datagrams of connections that it does not know. What fails
@@ -314,7 +317,11 @@ fn tell(xdp: &Xdp, ipvs: &mut Ipvs, plan: &Plan) -> Result<Fed, DataPlaneError> 
         return Ok(fed);
     };
     tracing::warn!("{trouble}; telling it again");
-    ipvs.learn(plan, &xdp.connections())
+    let again = ipvs.learn(plan, &xdp.connections())?;
+    Ok(Fed {
+        connections: again.connections.max(fed.connections),
+        ..again
+    })
 }
 
 /// How many connections came, and XDP's number of the plan.
