@@ -86,7 +86,7 @@ fn site_of(config: &str) -> Site {
         || {
             let services = lbd.status()?.data_plane.services;
             let mut backends = services.iter().flat_map(|s| &s.backends);
-            Ok(backends.all(|b| b.state == "up"))
+            Ok(backends.all(|b| b.state == "up" || b.weight == 0))
         },
     )
     .unwrap();
