@@ -104,7 +104,7 @@ fn a_loss_without_a_guard_for_all() {
     let site = site_of(&config().replace(udp, &own));
     let rules = site.lbd.node.run("nft", &["list", "table", "inet", "lbd"]);
     let rules = rules.unwrap();
-    let is_guarded = |port: u16| rules.contains(&format!("th dport {port}"));
+    let is_guarded = |port: u16| rules.contains(&format!(" dport {port}-"));
     assert!(is_guarded(PORT) && !is_guarded(UDP), "{rules}");
     let clients = Clients::of(&site);
     let (lost, switch) = lose(&site);
