@@ -1,9 +1,15 @@
 //! Schedulers of the kernel's, each a module, which are loaded before they are needed in a hurry.
+//!
+//! The kernel loads one itself when a service wants it, and holds the lock of all services meanwhile
+//! (`ip_vs_genl_set_cmd` and `ip_vs_scheduler_get` of net/netfilter/ipvs). A network namespace that ends at that moment
+//! waits for the same lock (`ip_vs_service_nets_cleanup`), and the modules of `lblc` and `lblcr` for the end of that
+//! namespace (`register_pernet_subsys`): nobody goes on then, for good. So modprobe comes first, which holds nothing.
 
 use std::{
     collections::{HashMap, HashSet},
     io, iter,
     path::Path,
+    process::{Command as Program, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,6 +26,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// What is known of them.
 #[derive(Debug, Default)]
 pub struct Schedulers {
+    /// modprobe was asked for these.
+    asked: HashSet<String>,
     loaded: HashSet<String>,
     refused: HashMap<String, Refused>,
 }
@@ -33,6 +41,21 @@ struct Refused {
 }
 
 impl Schedulers {
+    /// Loads the modules of what a plan needs by modprobe, once each. Where it cannot, the kernel may.
+    pub fn ask_for(&mut self, plan: &Plan) {
+        for service in &plan.services {
+            let name = service.scheduler.to_string();
+            if !self.asked.contains(&name) {
+                let module = format!("ip_vs_{name}");
+                let _ = Program::new("modprobe")
+                    .args(["--quiet", &module])
+                    .stdin(Stdio::null())
+                    .output();
+                self.asked.insert(name);
+            }
+        }
+    }
+
     fn is_due(&self, name: &str) -> bool {
         let waits = self
             .refused
@@ -72,6 +95,7 @@ impl Ipvs {
     /// Makes the kernel load the schedulers of `plan`. It does that for a service, which is there for a moment, by a mark
     /// of the slow path's that no packet has. Those that it does not find are tried again with a plan a minute later.
     pub fn load_schedulers(&mut self, plan: &Plan) {
+        self.schedulers.ask_for(plan);
         for service in &plan.services {
             let name = service.scheduler.to_string();
             if !self.schedulers.is_due(&name) {

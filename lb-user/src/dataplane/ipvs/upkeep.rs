@@ -199,6 +199,7 @@ impl Ipvs {
                 what,
             });
         }
+        self.schedulers.ask_for(plan);
         let done = match self.bring_about(plan) {
             Ok(done) => done,
             Err(error) => {
