@@ -93,7 +93,8 @@ impl Schedulers {
 
 impl Ipvs {
     /// Makes the kernel load the schedulers of `plan`. It does that for a service, which is there for a moment, by a mark
-    /// of the slow path's that no packet has. Those that it does not find are tried again with a plan a minute later.
+    /// of the slow path's that no packet has. Those that it does not find are tried again with a plan a minute later, then
+    /// without modprobe before: a module that was not there for modprobe may be there for the kernel.
     pub fn load_schedulers(&mut self, plan: &Plan) {
         self.schedulers.ask_for(plan);
         for service in &plan.services {
